@@ -1,0 +1,31 @@
+"""Text search over very large sets of image embeddings: caption-space centroids, 4-bit codes, sharded faiss files.
+
+The numeric rooms (`neighbors`, `clustering`, `codes`, `routing`, `quality`, `shards`, `search`) are plain functions on arrays and
+paths; `assets` wraps them for Dagster and `cli` for the terminal. docs/architecture.md is the map.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paired_index_assets.clustering.kmeans import train_kmeans as train_kmeans
+    from paired_index_assets.clustering.kmeans import train_paired_kmeans as train_paired_kmeans
+    from paired_index_assets.neighbors.exact import exact_neighbors as exact_neighbors
+    from paired_index_assets.search.sharded import ShardedIndex as ShardedIndex
+
+# Loaded on first use: `exact_neighbors` must import where faiss is absent, and the command line must start fast.
+_HOMES = {
+    "exact_neighbors": "paired_index_assets.neighbors.exact",
+    "train_paired_kmeans": "paired_index_assets.clustering.kmeans",
+    "train_kmeans": "paired_index_assets.clustering.kmeans",
+    "ShardedIndex": "paired_index_assets.search.sharded",
+}
+__all__ = ["ShardedIndex", "exact_neighbors", "train_kmeans", "train_paired_kmeans"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,96 @@
+"""The name of every file under a build's root, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from upath import UPath
+
+from paired_index_assets.storage import as_path
+
+
+@dataclass(frozen=True)
+class BuildRoot:
+    """Where one build keeps its files (docs/architecture.md lists them)."""
+
+    root: UPath
+
+    @classmethod
+    def at(cls, url: str | Path | UPath) -> BuildRoot:
+        return cls(as_path(url))
+
+    @property
+    def settings(self) -> UPath:
+        return self.root / "settings.json"
+
+    @property
+    def embeddings(self) -> UPath:
+        return self.root / "embeddings"
+
+    @property
+    def image_set(self) -> UPath:
+        return self.embeddings / "images.json"
+
+    @property
+    def caption_set(self) -> UPath:
+        return self.embeddings / "captions.json"
+
+    @property
+    def metadata(self) -> UPath:
+        return self.embeddings / "metadata"
+
+    @property
+    def catalog(self) -> UPath:
+        return self.root / "catalog.parquet"
+
+    @property
+    def split(self) -> UPath:
+        return self.root / "pairs" / "split.npz"
+
+    @property
+    def pairs(self) -> UPath:
+        return self.root / "pairs"
+
+    def clusters(self, method: str) -> UPath:
+        return self.root / "clusters" / f"{method}.npz"
+
+    def checkpoint(self, method: str) -> UPath:
+        return self.root / "clusters" / f"{method}.checkpoint.npz"
+
+    @property
+    def trained(self) -> UPath:
+        return self.root / "trained"
+
+    def trained_index(self, nlist: int, codec: str, method: str) -> UPath:
+        return self.trained / f"images.{nlist}.{codec}.{method}.index"
+
+    @property
+    def promoted(self) -> UPath:
+        return self.trained / "promoted.json"
+
+    def segments(self, fingerprint: str) -> UPath:
+        return self.root / "segments" / fingerprint
+
+    @property
+    def shards(self) -> UPath:
+        return self.root / "shards"
+
+    def shard(self, codec: str, number: int) -> UPath:
+        return self.shards / f"knn.paired_{codec}.index{number}"
+
+    @property
+    def manifest(self) -> UPath:
+        return self.root / "manifest.parquet"
+
+    @property
+    def parquet_lengths(self) -> UPath:
+        return self.root / "parquet_lengths_paired.list"
+
+    @property
+    def removed(self) -> UPath:
+        return self.root / "takedown" / "removed.parquet"
+
+    @property
+    def report(self) -> UPath:
+        return self.root / "report"
