@@ -1,0 +1,151 @@
+"""Every setting of a build, once: a flag of `paired-index`, an environment variable and a field of Dagster's `settings` resource each.
+
+`nlist` is `--nlist`, `PAIRED_INDEX_NLIST` and `resources: settings: config: nlist`. What is not given comes from the `settings.json`
+that the last build left in its root, then from the defaults below.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from paired_index_assets.errors import BadInput
+from paired_index_assets.layout import BuildRoot
+from paired_index_assets.storage import read_json, write_json
+
+ENVIRONMENT_PREFIX = "PAIRED_INDEX_"
+DEFAULT_ROOT = "data/build"
+LAION_2B = "laion2b-en"
+
+
+def _field(default: Any, group: str, description: str, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"group": group}, **bounds)
+
+
+class Settings(BaseSettings):
+    """Frozen, validated. Raises pydantic's ValidationError; `load_settings` turns that into one line."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="ignore", frozen=True)
+
+    root: str = _field(DEFAULT_ROOT, "Input and output", "Folder of the build: a path or any fsspec URL.")
+    images: str | None = _field(None, "Input and output", "Pictures: folder, glob, list of paths, webdataset tars, or Parquet with image bytes.")
+    captions: str | None = _field(
+        None, "Input and output", "Captions: text file, Parquet column, webdataset; left out, they come with the pictures."
+    )
+    image_features: str | None = _field(None, "Input and output", "Image embeddings instead of pictures: .npy, tensor, safetensors or Parquet.")
+    caption_features: str | None = _field(None, "Input and output", "Caption embeddings, row i belonging to row i of the image embeddings.")
+    caption_texts: str | None = _field(
+        None, "Input and output", "Parquet whose row i has the `caption` of pair i: shown in results, and equal texts are kept on one side."
+    )
+    landing: str | None = _field(
+        None, "Input and output", "Folder where the embedding files to index land; left out, the image embeddings themselves are indexed."
+    )
+    catalog: str | None = _field(None, "Input and output", f"Catalog of the landing files: a file of `catalog scan`, or `{LAION_2B}`.")
+    sources: str | None = _field(None, "Input and output", "Where to fetch landing files that are not there, in order, separated by commas.")
+
+    model: str = _field("ViT-L-14", "Embeddings", "open_clip model, `local-dir:FOLDER`, or `package.module:factory` of an encoder of your own.")
+    pretrained: str | None = _field("openai", "Embeddings", "open_clip checkpoint name or file.")
+    part_rows: int = _field(100_000, "Embeddings", "Rows of one embedding file.", ge=1)
+    batch_size: int = _field(256, "Embeddings", "Samples encoded at once.", ge=1)
+    workers: int = _field(2, "Embeddings", "Processes that decode pictures.", ge=0)
+    max_bad_share: float = _field(0.05, "Embeddings", "Share of unusable samples above which the embedding assets' checks fail.", ge=0, le=1)
+
+    method: Literal["auto", "paired_kmeans", "kmeans"] = _field(
+        "auto", "Training", "Centroids: `auto` builds every method and promotes the best on validation captions; `paired_kmeans` is the paper's."
+    )
+    routing: Literal["auto", "centroids", "learned"] = _field(
+        "auto", "Training", "Which lists a query probes; `auto` follows the evidence for method `auto`, and is `centroids` otherwise."
+    )
+    nlist: int | None = _field(None, "Training", "Inverted lists; left out, the power of two below 4 sqrt(rows).", ge=1)
+    niter: int = _field(10, "Training", "k-means iterations.", ge=1, le=1000)
+    codec: Literal["QT_4bit", "QT_6bit", "QT_8bit"] = _field("QT_4bit", "Training", "How a vector is stored.")
+    rounding: Literal["query", "nearest", "faiss"] = _field("query", "Training", "How a vector is rounded to its code.")
+    validation_captions: int = _field(2_000, "Training", "Captions kept aside to choose by.", ge=1)
+    test_captions: int = _field(4_000, "Training", "Captions kept aside to report on.", ge=1)
+    seed: int = _field(1234, "Training", "Seed of every random choice.", ge=0)
+    allow_regression: bool = _field(False, "Training", "Let an index through that is worse than image k-means on validation captions.")
+
+    shards: int = _field(58, "Shards", "Shard files.", ge=1, le=10_000)
+    nprobe: int = _field(8, "Search", "Inverted lists a query visits.", ge=1)
+    device: str | None = _field(None, "Hardware", "torch device; left out, the GPU if there is one.")
+
+    @model_validator(mode="after")
+    def _inputs_go_together(self) -> Settings:
+        if (self.image_features is None) != (self.caption_features is None):
+            given, other = ("image", "caption") if self.image_features else ("caption", "image")
+            raise ValueError(f"{given}_features is given without {other}_features: a pair needs both")
+        if self.image_features and self.images:
+            raise ValueError("images and image_features are both given: choose pictures or features")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _LastBuild(settings_cls)
+
+    @property
+    def build_root(self) -> BuildRoot:
+        return BuildRoot.at(self.root)
+
+    def lists_for(self, rows: int) -> int:
+        """`nlist` if given, otherwise the power of two below 4 sqrt(rows): 256 for 12,000 rows, 131,072 for LAION-2B."""
+        return self.nlist or 2 ** max(0, math.floor(math.log2(4 * math.sqrt(max(rows, 1)))))
+
+    def environment(self) -> dict[str, str]:
+        """The same settings as environment variables, for the processes a run starts."""
+        return {f"{ENVIRONMENT_PREFIX}{name.upper()}": str(value) for name, value in self.model_dump().items() if value is not None}
+
+    def save(self) -> None:
+        write_json(self.build_root.settings, self.model_dump(exclude={"root"}))
+
+
+class _LastBuild(PydanticBaseSettingsSource):
+    """What the last build in this root was made with."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False  # abstract in pydantic, and never called on a source with its own __call__
+
+    def __call__(self) -> dict[str, Any]:
+        file = BuildRoot.at(self.current_state.get("root", DEFAULT_ROOT)).settings
+        remembered = read_json(file) if file.exists() else {}
+        given = set(self.current_state)
+        # another kind of input replaces the remembered one whole
+        if given & {"images", "image_features"}:
+            remembered = {k: v for k, v in remembered.items() if k not in {"images", "captions", "image_features", "caption_features"}}
+        return {name: value for name, value in remembered.items() if name in Settings.model_fields}
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings from `given` (None means not given), the environment, the root's last build and the defaults.
+
+    Raises BadInput with one line that names every field that is wrong, what was expected and what was found.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise BadInput("; ".join(_say(problem) for problem in error.errors())) from error
+
+
+def absolute(path: str | None) -> str | None:
+    """A local path made absolute, so that it means the same in another working directory; a URL or None as it is."""
+    return path if path is None or "://" in path or ":" in path.split("/")[0] else str(Path(path).expanduser().absolute())
+
+
+def _say(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "settings"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if problem["type"] == "value_error":
+        return str(message)
+    return f"{where}: expected {message}, found {json.dumps(problem['input'], default=str)}"
