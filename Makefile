@@ -1,0 +1,45 @@
+# `make help` lists what there is. Two commands matter to a new user: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+ROOT   ?= data/demo
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo ui test test-heavy lint benchmarks clean
+
+help:            ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(BIN)/.installed  ## a virtual environment in .venv, with the command paired-index in it
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install    ## the whole pipeline on the shipped sample: pictures and captions to 58 searchable shards
+	$(BIN)/paired-index build --sample --root $(ROOT)
+	$(BIN)/paired-index report --root $(ROOT)
+	$(BIN)/paired-index search --root $(ROOT) -k 5 --text "red heart" --text "shopping cart outline" --text "flag of japan"
+	@echo
+	@echo "Open the Dagster UI on this build:   make ui      (http://127.0.0.1:3000)"
+	@echo "Search it yourself:                  $(BIN)/paired-index search --root $(ROOT) --text 'your words'"
+
+ui: install      ## the Dagster UI on the demo's build (ROOT=folder for another)
+	$(BIN)/paired-index ui --root $(ROOT)
+
+test: install    ## the test suite
+	$(BIN)/python -m pytest -m "not heavy"
+
+test-heavy: install  ## minutes of work: fifty kills, ten thousand requests, the published clients
+	$(BIN)/python -m pytest -m heavy
+
+lint: install    ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+benchmarks: install  ## every benchmark at its small size
+	for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
+
+clean:           ## remove what builds, tests and the demo made here
+	rm -rf data .dagster .pytest_cache .mypy_cache .ruff_cache

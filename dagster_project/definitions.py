@@ -1,0 +1,27 @@
+"""Code location `paired_index`: what is deployed, and with which resources."""
+
+import dagster as dg
+
+from paired_index_assets.assets import embeddings, landing, pairing, report, shards, training
+from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.settings import Settings, load_settings
+
+_MODULES = [embeddings, pairing, training, shards, report]
+
+
+def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
+    """The code location with these settings; `progress` says how assets report how far they are."""
+    return dg.Definitions(
+        assets=[landing.landed_embeddings, *dg.load_assets_from_modules(_MODULES)],
+        asset_checks=dg.load_asset_checks_from_modules(_MODULES),
+        resources={"settings": SettingsResource(**settings.model_dump()), "progress": progress},
+        jobs=[training.train, shards.rebuild_shards],
+        schedules=[shards.nightly_rebuild],
+        sensors=[landing.landed_embeddings_sensor, shards.index_automation],
+        executor=dg.multiprocess_executor.configured({"max_concurrent": 2}),
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    return assemble(load_settings(), ProgressLog())

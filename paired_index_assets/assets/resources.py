@@ -1,0 +1,53 @@
+"""What assets are handed: the settings, and a way to say how far they are."""
+
+import time
+from typing import Any
+
+import dagster as dg
+from pydantic import create_model
+
+from paired_index_assets.progress import Progress
+from paired_index_assets.settings import Settings
+
+LOG_EVERY_SECONDS = 10.0
+
+# The same fields as `Settings`, by construction: a setting added there can be given in the launchpad at once.
+_SettingsFields: Any = create_model(
+    "_SettingsFields", __base__=dg.ConfigurableResource, **{name: (field.annotation, field) for name, field in Settings.model_fields.items()}
+)
+
+
+class SettingsResource(_SettingsFields):  # type: ignore[misc]  # its base is made at run time
+    """The settings of the build, validated again with whatever the launchpad or a backfill's config changed."""
+
+    def read(self) -> Settings:
+        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+
+
+class ProgressLog:
+    """Progress as lines of the run's log; the command line puts bars in its place."""
+
+    def of(self, context: dg.AssetExecutionContext) -> Progress:
+        last: dict[str, float] = {}
+
+        def log(step: str, done: int, total: int, /, **facts: float | int | str) -> None:
+            now = time.monotonic()
+            if done >= total or now - last.get(step, 0.0) >= LOG_EVERY_SECONDS:
+                last[step] = now
+                context.log.info("%s: %s of %s%s", step, f"{done:,}", f"{total:,}", "".join(f", {k} {_short(v)}" for k, v in facts.items()))
+
+        return log
+
+
+class ForwardedProgress(ProgressLog):
+    """Every asset reports to one callback."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def of(self, context: dg.AssetExecutionContext) -> Progress:
+        return self._progress
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)

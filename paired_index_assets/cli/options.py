@@ -1,0 +1,51 @@
+"""Settings as command-line options, by construction: a field of `Settings` is a flag of every command that takes its group."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Optional
+
+import typer
+
+from paired_index_assets.settings import Settings, load_settings
+
+
+def takes_settings(*groups: str, also: tuple[str, ...] = ("root",)) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the settings of `groups` (and those named in `also`) as options; it is called with `settings=Settings(...)`.
+
+    An option that is not given is not set: the environment, the root's last build and the defaults decide, in this order.
+    """
+    names = [n for n, field in Settings.model_fields.items() if n in also or _group(field) in groups]
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in names}
+            command(settings=load_settings(**given), **arguments)
+
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
+        run.__signature__ = inspect.Signature([*own, *map(_option, names)])  # type: ignore[attr-defined]  # typer reads it
+        run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}  # type: ignore[attr-defined]
+        return run
+
+    return wrap
+
+
+def _option(name: str) -> inspect.Parameter:
+    field = Settings.model_fields[name]
+    shown = "" if field.default is None else f" [default: {field.default}]"
+    flag = "--" + name.replace("_", "-")
+    option = typer.Option(flag, help=f"{field.description}{shown}".replace("[", r"\["), rich_help_panel=_group(field), show_default=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[_without_none(field.annotation)], option]  # noqa: UP045
+    )
+
+
+def _without_none(annotation: Any) -> Any:
+    """`str | None` -> `str`: typer wants the one type, and makes it optional by its default."""
+    members = [a for a in getattr(annotation, "__args__", ()) if a is not type(None)]
+    return members[0] if type(None) in getattr(annotation, "__args__", ()) else annotation
+
+
+def _group(field: Any) -> str:
+    return str(field.json_schema_extra["group"])

@@ -1,0 +1,61 @@
+"""Progress bars, tables and one-line errors on a terminal."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from paired_index_assets.progress import Progress as ProgressCallback
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class Bars:
+    """One bar a step, each made when its step first reports; plain lines at every tenth where the output is not a terminal."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+        self._tenths: dict[str, int] = {}
+
+    def __call__(self, step: str, done: int, total: int, /, **facts: float | int | str) -> None:
+        said = "  ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items())
+        if not console.is_terminal:
+            tenth = 10 * done // max(total, 1)
+            if self._tenths.get(step) != tenth:
+                self._tenths[step] = tenth
+                console.print(f"  {step}: {done:,} of {total:,}  {said}", highlight=False)
+            return
+        if step not in self._tasks or self._bars.tasks[self._tasks[step]].finished:
+            self._tasks[step] = self._bars.add_task(step, total=total, facts=said)
+        self._bars.update(self._tasks[step], completed=done, total=total, facts=said)
+
+
+@contextmanager
+def bars() -> Iterator[ProgressCallback]:
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("[dim]{task.fields[facts]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bars(progress)
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(str(cell) for cell in row))
+    console.print(shown)
+
+
+def fail(message: str) -> None:
+    """Print one line on standard error."""
+    errors.print(f"[bold red]error:[/] {message}" if errors.is_terminal else f"error: {message}", highlight=False, soft_wrap=True, markup=errors.is_terminal)
+    sys.stderr.flush()
