@@ -1,0 +1,209 @@
+"""What has landed: which catalogued files are complete in a folder, and the validated rows inside them.
+
+A file is complete when its size is the catalog's. Folders are listed with one call, so that an object store sees one request and not
+one a file. Rows are read through a stream, never a memory map: a file that shrinks while it is read is an error, not a dead process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from upath import UPath
+
+from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.landing.catalog import Catalog, CatalogFile
+from paired_index_assets.landing.npy import read_header
+from paired_index_assets.landing.origin import is_origin, name_of_origin, read_origin
+from paired_index_assets.rows import Bool
+from paired_index_assets.storage import as_path, digest_of_parts, is_local
+
+BLOCK_ROWS = 1 << 16
+# vectors normalised in half precision (LAION's) are off by about 1e-3; ten times that is another kind of vector
+NORM_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class LandedFile:
+    """A file that is there. `stamp` changes when its content does: mtime in ns locally, etag (or what there is) remotely."""
+
+    name: str
+    path: UPath
+    size: int
+    stamp: str
+    lossy: bool = False  # rebuilt from a compressed index, see reconstruct.py
+
+
+Listing = dict[str, LandedFile]
+
+
+def list_folder(folder: UPath | Path | str) -> Listing:
+    """Every file directly in `folder` by name, from one listing call; empty if there is no such folder."""
+    place = as_path(folder)
+    try:
+        entries = place.fs.ls(place.path, detail=True)
+    except FileNotFoundError:
+        return {}
+    files = {_name_of(entry): entry for entry in entries if entry["type"] == "file"}
+    rebuilt = {name_of_origin(name) for name in files if is_origin(name)} if is_local(place) else set()
+    listing = {}
+    for name, entry in files.items():
+        if name.startswith("."):
+            continue
+        size = entry["size"]
+        if size is None:  # some HTTP listings name files without their sizes
+            size = place.fs.size(entry["name"])
+        landed = LandedFile(name, place / name, int(size or 0), _stamp_of(entry))
+        origin = read_origin(Path(landed.path.path)) if name in rebuilt else None
+        listing[name] = LandedFile(name, landed.path, landed.size, landed.stamp, lossy=bool(origin and origin.lossy))
+    return listing
+
+
+def first_complete(listings: Iterable[Listing], catalog: Catalog) -> Listing:
+    """One listing out of several folders': for each catalogued name the first complete file; incomplete files are left out."""
+    chosen: Listing = {}
+    for listing in listings:
+        for name, landed in listing.items():
+            if name not in chosen and is_complete(landed, catalog):
+                chosen[name] = landed
+    return chosen
+
+
+def is_complete(landed: LandedFile, catalog: Catalog) -> bool:
+    slices = catalog.by_name.get(landed.name)
+    return slices is not None and landed.size == slices[0].bytes
+
+
+def landed_by_shard(listing: Listing, catalog: Catalog) -> dict[int, list[LandedFile]]:
+    """Complete files of every shard that has any, in catalog order. A file cut in slices is in each of its shards."""
+    shards: dict[int, list[LandedFile]] = {}
+    for file in catalog:
+        landed = listing.get(file.name)
+        if landed is not None and landed.size == file.bytes:
+            shards.setdefault(file.shard, []).append(landed)
+    return shards
+
+
+def landed_files(folder: UPath | Path | str, catalog: Catalog, shard: int) -> list[LandedFile]:
+    """The complete files of one shard in `folder`, in catalog order."""
+    listing = list_folder(folder)
+    found = ((listing.get(file.name), file) for file in catalog.files(shard))
+    return [landed for landed, file in found if landed is not None and landed.size == file.bytes]
+
+
+def complete_shards(listing: Listing, catalog: Catalog) -> list[int]:
+    """The shards all of whose files are complete."""
+    landed = landed_by_shard(listing, catalog)
+    return [shard for shard in range(catalog.shards) if len(landed.get(shard, ())) == len(catalog.files(shard))]
+
+
+def version_of(files: Iterable[LandedFile]) -> str:
+    """A short digest over names, sizes and stamps, whatever the order of `files`."""
+    parts = sorted((file.name, str(file.size), file.stamp) for file in files)
+    return digest_of_parts(*(part for three in parts for part in three))[:16]
+
+
+@dataclass(frozen=True)
+class LandedBlock:
+    """Consecutive rows of a catalogued file.
+
+    `vectors` (n, d) in the file's dtype; `valid` (n,) is False for rows that must not be searchable (NaN, infinite or all zero).
+    """
+
+    start_row: int  # global id of the first row
+    vectors: npt.NDArray[Any]
+    valid: Bool
+    not_finite: int
+    zero: int
+    off_norm: int  # valid rows whose norm is not within NORM_TOLERANCE of 1
+
+
+def read_blocks(file: CatalogFile, path: UPath | Path | str, *, block_rows: int = BLOCK_ROWS) -> Iterator[LandedBlock]:
+    """The rows of `file` in order, `block_rows` at a time.
+
+    Raises MissingInput if there is no file, BadInput naming it if its size, header, dtype or width are not the catalog's, or if it
+    ends early.
+    """
+    place = as_path(path)
+    try:
+        stream = place.open("rb")
+    except FileNotFoundError as error:
+        raise MissingInput(f"{place}: no such file; it should hold rows {file.start_row} to {file.stop_row - 1}") from error
+    with stream:
+        _seek_first_row(file, stream, str(place))
+        for at in range(0, file.rows, block_rows):
+            count = min(block_rows, file.rows - at)
+            data = stream.read(count * file.row_bytes)
+            if len(data) != count * file.row_bytes:
+                raise BadInput(f"{place}: ended inside row {file.offset + at + len(data) // file.row_bytes}; it changed while it was read")
+            vectors = np.frombuffer(data, dtype=file.dtype).reshape(count, file.dimensions)
+            yield inspect_rows(vectors, file.start_row + at)
+
+
+def read_block(file: CatalogFile, path: UPath | Path | str) -> LandedBlock:
+    """All rows of `file` at once (file.rows x file.dimensions in memory); see read_blocks."""
+    (block,) = read_blocks(file, path, block_rows=file.rows)
+    return block
+
+
+def check_file(file: CatalogFile, path: UPath | Path | str) -> None:
+    """Hold size and header against the catalog; raises as read_blocks does, without reading rows."""
+    place = as_path(path)
+    try:
+        with place.open("rb") as stream:
+            _seek_first_row(file, stream, str(place))
+    except FileNotFoundError as error:
+        raise MissingInput(f"{place}: no such file; it should hold rows {file.start_row} to {file.stop_row - 1}") from error
+
+
+def inspect_rows(vectors: npt.NDArray[Any], start_row: int = 0) -> LandedBlock:
+    """Find the rows that can not be searched. vectors (n, d) float16 or float32."""
+    wide = vectors.astype(np.float32, copy=False)
+    squares = np.einsum("ij,ij->i", wide, wide)
+    # a sum of squares may overflow or vanish where the numbers themselves do not
+    odd = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
+    finite = np.ones(len(vectors), dtype=np.bool_)
+    nonzero = np.ones(len(vectors), dtype=np.bool_)
+    finite[odd] = np.isfinite(wide[odd]).all(axis=1)
+    nonzero[odd] = wide[odd].any(axis=1)
+    valid = finite & nonzero
+    with np.errstate(invalid="ignore"):
+        off = valid & ~(np.abs(np.sqrt(squares) - 1) <= NORM_TOLERANCE)
+    return LandedBlock(start_row, vectors, valid, int((~finite).sum()), int((finite & ~nonzero).sum()), int(off.sum()))
+
+
+def _seek_first_row(file: CatalogFile, stream: BinaryIO, name: str) -> None:
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    header = read_header(stream, name)
+    if (header.dtype, header.dimensions) != (file.dtype, file.dimensions):
+        raise BadInput(
+            f"{name}: rows of {header.dimensions} x {header.dtype}; the catalog expects {file.dimensions} x {file.dtype}. "
+            "Replace the file, or scan a new catalog"
+        )
+    if size != file.bytes or header.file_bytes != size:
+        raise BadInput(
+            f"{name}: {size} bytes and a header that promises {header.file_bytes}; the catalog expects {file.bytes}. "
+            "Copy or download it again"
+        )
+    if header.rows < file.offset + file.rows:
+        raise BadInput(f"{name}: {header.rows} rows; the catalog expects {file.offset + file.rows}. Scan a new catalog")
+    stream.seek(header.header_bytes + file.offset * file.row_bytes)
+
+
+def _name_of(entry: dict[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _stamp_of(entry: dict[str, Any]) -> str:
+    """What changes when the content does, out of a listing entry of any fsspec file system."""
+    if "mtime" in entry and "ino" in entry:  # local: fsspec gives seconds as a float, too coarse for two writes in one tick
+        return str(Path(entry["name"]).stat().st_mtime_ns)
+    for key in ("ETag", "etag", "md5Hash", "content_md5", "version_id", "generation", "blob_id", "last_commit", "LastModified", "mtime"):
+        if entry.get(key):
+            return str(entry[key])
+    return str(entry["size"])

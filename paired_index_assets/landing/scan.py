@@ -1,0 +1,117 @@
+"""Headers of a folder of `.npy` files, and how files are dealt to shards."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from upath import UPath
+
+from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.landing.npy import HEAD_BYTES, NpyHeader, header_of
+from paired_index_assets.progress import Progress, silent
+from paired_index_assets.storage import as_path
+
+HEADERS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [offset, offset + rows) of the .npy file `name` belong to `shard`."""
+
+    name: str
+    header: NpyHeader
+    shard: int
+    offset: int
+    rows: int
+
+
+def scan_headers(url: UPath | Path | str, *, names: str = "*.npy", progress: Progress = silent) -> list[tuple[str, NpyHeader]]:
+    """(name, header) of every .npy file in a folder, or of the one file `url`, in natural order of names.
+
+    Each header is held against the file's size and the others' width. Raises BadInput naming every bad file.
+    """
+    place = as_path(url)
+    fs = place.fs
+    try:
+        entries = [fs.info(place.path)] if place.path.endswith(".npy") and fs.isfile(place.path) else fs.ls(place.path, detail=True)
+    except FileNotFoundError as error:
+        raise MissingInput(f"{url}: no such file or folder") from error
+    sizes = {str(entry["name"]): entry["size"] for entry in entries if entry["type"] == "file" and _wanted(entry["name"], names)}
+    paths = sorted(sizes, key=natural_order)
+    if not paths:
+        raise BadInput(f"{url}: no file matches {names!r}")
+    found: list[tuple[str, NpyHeader]] = []
+    faults: list[str] = []
+    for at in range(0, len(paths), HEADERS_AT_ONCE):
+        some = paths[at : at + HEADERS_AT_ONCE]
+        for path in some:
+            if sizes[path] is None:  # HTTP listings may name files without their sizes
+                sizes[path] = fs.size(path)
+        ends = [HEAD_BYTES if sizes[path] is None else min(HEAD_BYTES, sizes[path]) for path in some]
+        heads = fs.cat_ranges(some, [0] * len(some), ends, on_error="return")
+        for path, head in zip(some, heads, strict=True):
+            try:
+                found.append((_name_of(path), _checked(head, sizes[path], path)))
+            except BadInput as fault:
+                faults.append(str(fault))
+        progress("headers", at + len(some), len(paths))
+    widths = {header.dimensions for _, header in found}
+    if len(widths) > 1:
+        first_name, first = found[0]
+        other_name, other = next((name, header) for name, header in found if header.dimensions != first.dimensions)
+        faults.append(f"{other_name}: {other.dimensions} dimensions; {first_name} has {first.dimensions}. All files must have one width")
+    if faults:
+        raise BadInput("\n".join(faults))
+    return found
+
+
+def natural_order(name: str) -> tuple[tuple[int, int | str], ...]:
+    """A sort key by which part_2 comes before part_10."""
+    parts = re.split(r"(\d+)", name)
+    return (*((1, int(part)) if part.isdigit() else (0, part) for part in parts), (0, name))
+
+
+def _name_of(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _wanted(path: str, names: str) -> bool:
+    return fnmatchcase(_name_of(path), names) and not _name_of(path).startswith(".")
+
+
+def _checked(head: bytes | Exception, size: int | None, path: str) -> NpyHeader:
+    if isinstance(head, Exception):
+        raise BadInput(f"{path}: can not be read ({head})")
+    header = header_of(head, path)
+    if size is not None and size != header.file_bytes:
+        raise BadInput(f"{path}: {size} bytes; its header promises {header.file_bytes}. Copy or download it again")
+    return header
+
+
+def deal(headers: list[tuple[str, NpyHeader]], shards: int) -> list[Piece]:
+    """Whole files in contiguous runs over 1 <= shards <= len(headers) shards, none without a file."""
+    files = len(headers)
+    run = -(-files // shards)
+    equal = -(-files // run) == shards
+    return [
+        Piece(name, header, at // run if equal else at * shards // files, 0, header.rows) for at, (name, header) in enumerate(headers)
+    ]
+
+
+def cut(headers: list[tuple[str, NpyHeader]], shards: int, total: int) -> list[Piece]:
+    """Row slices such that shard s holds rows [s total // shards, (s + 1) total // shards) of all rows, shards <= total."""
+    pieces = []
+    shard, row = 0, 0
+    for name, header in headers:
+        offset = 0
+        while offset < header.rows:
+            count = min(header.rows - offset, (shard + 1) * total // shards - row)
+            pieces.append(Piece(name, header, shard, offset, count))
+            offset += count
+            row += count
+            if row == (shard + 1) * total // shards:
+                shard += 1
+    return pieces
