@@ -34,3 +34,19 @@ class Rows(Protocol):
 
     @overload
     def __getitem__(self, key: Int64) -> npt.NDArray[Any]: ...
+
+
+class Selected:
+    """Some rows of a matrix, in a given order, read only when asked for: `ids` may repeat."""
+
+    def __init__(self, rows: Rows, ids: Int64) -> None:
+        self._rows = rows
+        self._ids = ids
+        self.shape = (len(ids), rows.shape[1])
+        self.dtype = rows.dtype
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, key: slice | Int64) -> npt.NDArray[Any]:
+        return self._rows[self._ids[key]]
