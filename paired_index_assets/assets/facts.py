@@ -1,0 +1,54 @@
+"""What a person looks at in the UI: counts, bytes, seconds, rates, pictures and tables as Dagster metadata."""
+
+import base64
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import dagster as dg
+from upath import UPath
+
+from paired_index_assets.errors import PairedIndexError
+
+Result = TypeVar("Result")
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+
+def rows_and_rate(rows: int, seconds: float) -> dict[str, Any]:
+    return {"dagster/row_count": rows, "seconds": round(seconds, 2), "rows_per_second": round(rows / max(seconds, 1e-9), 1)}
+
+
+def picture(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dg.MarkdownMetadataValue:
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(str(cell) for cell in row) for row in rows)]
+    return dg.MetadataValue.md("\n".join(f"| {line} |" for line in lines))
+
+
+def path(where: UPath) -> dg.PathMetadataValue:
+    return dg.MetadataValue.path(str(where))
+
+
+def column_schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:
+    """`columns`: name -> (type, description)."""
+    return dg.TableSchema([dg.TableColumn(name, kind, description) for name, (kind, description) in columns.items()])
+
+
+def or_fail(work: Callable[[], Result]) -> Result:
+    """The result of `work`; a mistake with a name becomes a failure that says it in one line and is not retried: it will not get better."""
+    try:
+        return work()
+    except PairedIndexError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
