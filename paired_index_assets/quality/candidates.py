@@ -1,0 +1,139 @@
+"""What can be measured: an index as its lists, its order of probing, and its scores by stored codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+
+from paired_index_assets.errors import BadInput
+from paired_index_assets.rows import Float32, Int64, UInt8
+
+ADD_ROWS = 1 << 16  # rows handed to faiss at once
+
+Probe = Callable[[Float32, int], tuple[Float32, Int64]]
+"""(queries (nq, d), nprobe) -> (coarse inner products (nq, nprobe), list numbers (nq, nprobe), best first; -1: no list)."""
+Scan = Callable[[Float32, int, Int64, Float32], Int64]
+"""(queries (nq, d), k, lists (nq, p), -1 where none, coarse (nq, p)) -> image ids (nq, k), best first; -1 where there are no more."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An index to be measured: which images its lists hold, in which order it probes them, and how it scores what it probes.
+
+    `list_of_image` (images,): -1 for an image in no list. `scan` None measures coverage only. `codec` names what is stored a vector,
+    with the way it was rounded; `bytes_per_vector` its code, without the id.
+    """
+
+    name: str
+    method: str
+    routing: str
+    codec: str
+    nlist: int
+    list_of_image: Int64
+    probe: Probe
+    scan: Scan | None = None
+    bytes_per_vector: int = 0
+    build_seconds: float = 0.0
+
+    def list_sizes(self) -> Int64:
+        return np.bincount(self.list_of_image[self.list_of_image >= 0], minlength=self.nlist).astype(np.int64)
+
+
+class Codec(Protocol):
+    """The part of `codes.codec.TrainedCodec` that names it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def rounding(self) -> str: ...
+    @property
+    def code_size(self) -> int: ...
+
+
+class Trained(Protocol):
+    """The part of `trained.artifact.TrainedIndex` that a measurement needs (that room imports this one)."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def nlist(self) -> int: ...
+    @property
+    def codec(self) -> Codec: ...
+    @property
+    def routing(self) -> object | None: ...
+    def probe(self, queries: Float32, nprobe: int, /) -> tuple[Float32, Int64]: ...
+    def empty_index(self) -> Any: ...
+
+
+def candidate_from(
+    trained: Trained, lists: Int64, codes: UInt8 | None, *, name: str | None = None, build_seconds: float = 0.0
+) -> Candidate:
+    """A trained index holding images that were encoded once: (lists (n,) int64, codes (n, code_size) uint8) of `trained.encode(images)`.
+
+    Image i gets id i. List -1 leaves an image out. codes None measures coverage only. To measure another routing of the same lists and
+    codes without filling a second index, use `with_probe`.
+    """
+    routing = "centroids" if trained.routing is None else "learned"
+    codec = f"{trained.codec.name} {trained.codec.rounding}"
+    return Candidate(
+        name=name or f"{trained.method}, {routing}, {codec}",
+        method=trained.method,
+        routing=routing,
+        codec=codec,
+        nlist=trained.nlist,
+        list_of_image=lists,
+        probe=trained.probe,
+        scan=None if codes is None else faiss_scan(filled(trained.empty_index(), lists, codes)),
+        bytes_per_vector=trained.codec.code_size,
+        build_seconds=build_seconds,
+    )
+
+
+def with_probe(candidate: Candidate, probe: Probe, routing: str, name: str, build_seconds: float | None = None) -> Candidate:
+    """The same lists and codes, probed in another order. Not for an index of residuals: its scores are sums with the coarse scores."""
+    seconds = candidate.build_seconds if build_seconds is None else build_seconds
+    return replace(candidate, name=name, routing=routing, probe=probe, build_seconds=seconds)
+
+
+def filled(index: Any, lists: Int64, codes: UInt8) -> Any:
+    """A trained empty faiss IVF with codes put in lists, ids = row numbers; rows of list -1 are left out. Returns `index`."""
+    if codes.shape != (len(lists), index.code_size) or lists.max(initial=-1) >= index.nlist:
+        raise BadInput(
+            f"codes {codes.shape} for {len(lists)} vectors in lists up to {lists.max(initial=-1)}; "
+            f"expected ({len(lists)}, {index.code_size}) and lists below {index.nlist}"
+        )
+    number_bytes = index.coarse_code_size()
+    for start in range(0, len(lists), ADD_ROWS):
+        ids = start + np.flatnonzero(lists[start : start + ADD_ROWS] >= 0)
+        numbers = lists[ids].astype("<i8")[:, None].view(np.uint8)[:, :number_bytes]
+        index.add_sa_codes(np.hstack([numbers, codes[ids]]), ids)
+    return index
+
+
+def faiss_scan(index: Any) -> Scan:
+    """Scan with a faiss IVF over inner products whose ids are row numbers."""
+
+    def scan(queries: Float32, k: int, lists: Int64, coarse: Float32) -> Int64:
+        queries, lists = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(lists, np.int64)
+        coarse = np.ascontiguousarray(coarse, np.float32)
+        scores, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        parameters = faiss.SearchParametersIVF()  # not index.nprobe: another thread may be measuring with it
+        parameters.nprobe = lists.shape[1]
+        index.search_preassigned_c(
+            len(queries),
+            faiss.swig_ptr(queries),
+            k,
+            faiss.swig_ptr(lists),
+            faiss.swig_ptr(coarse),
+            faiss.swig_ptr(scores),
+            faiss.swig_ptr(ids),
+            False,
+            parameters,
+        )
+        return ids
+
+    return scan
