@@ -1,0 +1,1 @@
+"""Scalar codes any faiss can read, rounded so that the scores of captions suffer least."""

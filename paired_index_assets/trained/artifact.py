@@ -1,0 +1,153 @@
+"""`TrainedIndex`: centroids, codec and routing of a build, as one value with a fingerprint and three files.
+
+``X.index``  an empty, trained faiss IVF (flat inner-product coarse quantizer, scalar codes, no residual): any faiss can fill and read it;
+``X.index.npz``  the arrays, among them those faiss knows nothing of (rounding, routing);
+``X.index.json``  what they are: method, model, evidence, fingerprint, digests of the other two. Written last: without it there is no index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+from upath import UPath
+
+from paired_index_assets.codes.codec import TrainedCodec
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.neighbors.exact import exact_neighbors, nearest
+from paired_index_assets.routing.table import RoutingTable
+from paired_index_assets.rows import Float32, Int64, UInt8
+from paired_index_assets.storage import as_path, atomic_file, digest_of, digest_of_parts, read_json, write_json
+
+FORMAT = 1
+LEFT_OUT = -1  # the list of a row that must not be searchable
+
+
+@dataclass(frozen=True)
+class TrainedIndex:
+    """What every shard of a build shares. `centroids` (nlist, d) float32 assign vectors; `routing`, if any, orders lists for queries."""
+
+    method: str
+    nlist: int
+    d: int
+    centroids: Float32
+    codec: TrainedCodec
+    routing: RoutingTable | None = None
+    model: str = ""
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.centroids.shape != (self.nlist, self.d) or self.codec.d != self.d:
+            raise BadInput(f"trained index: centroids {self.centroids.shape}, codec of {self.codec.d}: expected ({self.nlist}, {self.d})")
+        if self.routing is not None and self.routing.weights.shape != self.centroids.shape:
+            raise BadInput(f"trained index: routing {self.routing.weights.shape}, expected {self.centroids.shape}; train it on these lists")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of a sha256 over names and arrays; two equal ones code and route every vector alike."""
+        parts: list[str | bytes] = [str(FORMAT), self.method, self.model, self.codec.name, self.codec.rounding]
+        for name, array in sorted(self._arrays().items()):
+            parts += [name, str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes()]
+        return digest_of_parts(*parts)[:16]
+
+    def encode(self, vectors: npt.NDArray[Any]) -> tuple[Int64, UInt8]:
+        """List numbers (n,) and codes (n, code_size) of `vectors` (n, d) float16/32; a row that is zero or not finite gets list -1."""
+        vectors = np.asarray(vectors)
+        usable = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+        lists = np.full(len(vectors), LEFT_OUT, np.int64)
+        codes = np.zeros((len(vectors), self.codec.code_size), np.uint8)
+        kept = np.ascontiguousarray(vectors if usable.all() else vectors[usable], dtype=np.float32)
+        if len(kept):
+            lists[usable] = nearest(kept, self.centroids)[1]
+            codes[usable] = self.codec.encode(kept)
+        return lists, codes
+
+    def probe(self, queries: Float32, nprobe: int) -> tuple[Float32, Int64]:
+        """Scores (nq, nprobe), descending, and lists to look in: by the routing table if there is one, else by the centroids."""
+        if self.routing is not None:
+            return self.routing.probe(queries, nprobe)
+        return exact_neighbors(queries, self.centroids, min(nprobe, self.nlist))
+
+    def empty_index(self) -> faiss.IndexIVFScalarQuantizer:
+        """A trained faiss index with no vectors; `add_sa_codes` and `encode` fill it, any faiss searches it."""
+        coarse = faiss.IndexFlatIP(self.d)
+        coarse.add(np.ascontiguousarray(self.centroids, dtype=np.float32))
+        index = faiss.IndexIVFScalarQuantizer(coarse, self.d, self.nlist, self.codec.format.qtype, faiss.METRIC_INNER_PRODUCT, False)
+        ranges = np.concatenate([self.codec.vmin, self.codec.vdiff]).astype(np.float32)
+        faiss.copy_array_to_vector(ranges, index.sq.trained)
+        index.is_trained = True
+        return index
+
+    def save(self, path: str | Path | UPath) -> None:
+        """Write the three files beside each other; the JSON, which makes them one artifact, comes last."""
+        index, arrays, card = _files(path)
+        card.unlink(missing_ok=True)
+        with atomic_file(index) as temporary:
+            faiss.write_index(self.empty_index(), str(temporary))
+        with atomic_file(arrays) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **self._arrays())  # type: ignore[arg-type]
+        content = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "method": self.method,
+            "model": self.model,
+            "nlist": self.nlist,
+            "d": self.d,
+            "codec": self.codec.name,
+            "rounding": self.codec.rounding,
+            "routing": "learned" if self.routing is not None else "centroids",
+            "evidence": self.evidence,
+            "sha256": {index.name: digest_of(index), arrays.name: digest_of(arrays)},
+        }
+        write_json(card, content)
+
+    @classmethod
+    def load(cls, path: str | Path | UPath) -> TrainedIndex:
+        """Read what `save` wrote. Raises MissingInput, or DamagedArtifact if a file is not the one that was saved."""
+        index, arrays, card = _files(path)
+        content = read_json(card)
+        try:
+            if content["format"] != FORMAT:
+                raise DamagedArtifact(f"{card}: format {content['format']}, expected {FORMAT}; build with this version again")
+            for file in (index, arrays):
+                if not file.exists():
+                    raise MissingInput(f"{file}: no such file, but {card} names it; build the trained index again")
+                if (found := digest_of(file)) != content["sha256"][file.name]:
+                    raise DamagedArtifact(f"{file}: sha256 {found}, expected {content['sha256'][file.name]}; delete {card} and build again")
+            with arrays.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+                parts = {name: stored[name] for name in stored.files}
+            trained = cls(
+                content["method"],
+                content["nlist"],
+                content["d"],
+                parts["centroids"],
+                TrainedCodec.from_arrays(content["codec"], content["rounding"], _under("codec.", parts)),
+                RoutingTable.from_arrays(_under("routing.", parts)) if content["routing"] == "learned" else None,
+                content["model"],
+                content["evidence"],
+            )
+        except (KeyError, TypeError) as error:
+            raise DamagedArtifact(f"{card}: {type(error).__name__} on {error}; delete it and build the trained index again") from error
+        if trained.fingerprint != content["fingerprint"]:
+            raise DamagedArtifact(f"{card}: fingerprint {content['fingerprint']}, but its arrays make {trained.fingerprint}; build again")
+        return trained
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        arrays = {"centroids": self.centroids} | {f"codec.{name}": array for name, array in self.codec.arrays().items()}
+        if self.routing is not None:
+            arrays |= {f"routing.{name}": array for name, array in self.routing.arrays().items()}
+        return arrays
+
+
+def _files(path: str | Path | UPath) -> tuple[UPath, UPath, UPath]:
+    index = as_path(path)
+    return index, index.with_name(index.name + ".npz"), index.with_name(index.name + ".json")
+
+
+def _under(prefix: str, parts: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in parts.items() if name.startswith(prefix)}
