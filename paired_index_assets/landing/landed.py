@@ -49,18 +49,21 @@ def list_folder(folder: UPath | Path | str) -> Listing:
     except FileNotFoundError:
         return {}
     files = {_name_of(entry): entry for entry in entries if entry["type"] == "file"}
-    rebuilt = {name_of_origin(name) for name in files if is_origin(name)} if is_local(place) else set()
+    described = {name_of_origin(name) for name in files if is_origin(name)} if is_local(place) else set()
     listing = {}
     for name, entry in files.items():
         if name.startswith("."):
             continue
-        size = entry["size"]
-        if size is None:  # some HTTP listings name files without their sizes
-            size = place.fs.size(entry["name"])
-        landed = LandedFile(name, place / name, int(size or 0), _stamp_of(entry))
-        origin = read_origin(Path(landed.path.path)) if name in rebuilt else None
-        listing[name] = LandedFile(name, landed.path, landed.size, landed.stamp, lossy=bool(origin and origin.lossy))
+        if entry["size"] is None:  # some HTTP listings name files without their sizes
+            entry = entry | {"size": place.fs.size(entry["name"]) or 0}
+        listing[name] = _landed(place / name, entry, lossy=name in described and _is_lossy(place / name))
     return listing
+
+
+def landed_file(path: UPath | Path | str) -> LandedFile:
+    """One file that is there. Raises FileNotFoundError."""
+    place = as_path(path)
+    return _landed(place, place.fs.info(place.path), lossy=is_local(place) and _is_lossy(place))
 
 
 def first_complete(listings: Iterable[Listing], catalog: Catalog) -> Listing:
@@ -195,11 +198,20 @@ def _seek_first_row(file: CatalogFile, stream: BinaryIO, name: str) -> None:
     stream.seek(header.header_bytes + file.offset * file.row_bytes)
 
 
+def _landed(path: UPath, entry: dict[str, Any], *, lossy: bool) -> LandedFile:
+    return LandedFile(path.name, path, int(entry["size"]), stamp_of(entry), lossy)
+
+
+def _is_lossy(path: UPath) -> bool:
+    origin = read_origin(Path(path.path))
+    return origin is not None and origin.lossy
+
+
 def _name_of(entry: dict[str, Any]) -> str:
     return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
 
 
-def _stamp_of(entry: dict[str, Any]) -> str:
+def stamp_of(entry: dict[str, Any]) -> str:
     """What changes when the content does, out of a listing entry of any fsspec file system."""
     if "mtime" in entry and "ino" in entry:  # local: fsspec gives seconds as a float, too coarse for two writes in one tick
         return str(Path(entry["name"]).stat().st_mtime_ns)

@@ -51,10 +51,7 @@ def read_origin(file: Path) -> Origin | None:
     return origin if (origin.size, origin.mtime_ns) == (facts.st_size, facts.st_mtime_ns) else None
 
 
-def release(file: Path) -> bool:
-    """Delete `file` if it is ours; True if it was."""
-    if read_origin(file) is None:
-        return False
-    file.unlink(missing_ok=True)
-    origin_path(file).unlink(missing_ok=True)
-    return True
+def origins_in(folder: Path) -> dict[str, Origin]:
+    """Our own finished files in `folder` by name."""
+    named = ((record.name[len(_PREFIX) : -len(_SUFFIX)], record) for record in folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+    return {name: origin for name, record in named if (origin := read_origin(record.with_name(name)))}
