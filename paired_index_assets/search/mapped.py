@@ -1,0 +1,100 @@
+"""The inverted lists of a shard file, mapped: 24 bytes of memory a list, whatever the lists hold.
+
+faiss's own flags fall short at 58 shards of 131,072 lists: IO_FLAG_MMAP reads each shard's quantizer into memory (23 GB), and
+IO_FLAG_MMAP_IFC keeps two vector objects a list (more than 1 GB). So the table of list sizes is found from the end of the file, where
+faiss writes it (`write_InvertedLists`, unchanged since 2018), and handed to faiss's `OnDiskInvertedLists`, which maps the rest:
+
+    "IwSq" | d int32 | ntotal int64 | ... | "ilar" | nlist | code size | "full" or "sprs" | sizes | codes and ids, list after list
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from paired_index_assets.errors import DamagedArtifact, MissingInput
+from paired_index_assets.rows import Int64
+
+ID_BYTES = 8
+HEADER = struct.Struct("<4siq")  # IwSq, d, ntotal
+SCALAR_IVF = b"IwSq"
+WORD = np.dtype("<u8")
+ONE_LIST = np.dtype([("size", WORD), ("capacity", WORD), ("offset", WORD)])  # faiss::OnDiskOneList
+
+
+@dataclass(frozen=True)
+class MappedLists:
+    """`lists` is a faiss.OnDiskInvertedLists over the file; the mapping lives as long as it does, even if the file is replaced or deleted."""
+
+    path: Path
+    d: int
+    ntotal: int
+    lists: faiss.OnDiskInvertedLists
+
+
+def map_lists(path: Path, nlist: int, code_size: int) -> MappedLists:
+    """Map the lists of an IndexIVFScalarQuantizer file without reading them.
+
+    Raises MissingInput, or DamagedArtifact for a file that is truncated, padded, or made of other lists or codes.
+    """
+    try:
+        with path.open("rb") as stream:
+            length = stream.seek(0, 2)
+            stream.seek(0)
+            kind, d, ntotal = HEADER.unpack(stream.read(HEADER.size))
+            body = length - ntotal * (code_size + ID_BYTES)
+            if kind != SCALAR_IVF or ntotal < 0 or body < HEADER.size:
+                raise ValueError(f"{ntotal} vectors of kind {kind!r} in {length} bytes")
+            tail = len(_mark(nlist, code_size, b"full")) + WORD.itemsize * (nlist + 1)
+            stream.seek(max(0, body - tail))
+            sizes = _sizes(stream.read(min(tail, body)), nlist, code_size)
+    except FileNotFoundError as error:
+        raise MissingInput(f"{path}: no such shard; build it, or open the index with partial=True") from error
+    except (struct.error, ValueError) as error:
+        expected = f"an IVF of {nlist} lists of {code_size}-byte codes"
+        raise DamagedArtifact(f"{path}: expected {expected}, found {error}; delete the file and build the shard again") from error
+    if sizes.sum() != ntotal:
+        raise DamagedArtifact(f"{path}: lists of {int(sizes.sum())} vectors, but the header says {ntotal}; delete it and build the shard again")
+    return MappedLists(path, d, ntotal, _on_disk(path, length, body, sizes, code_size))
+
+
+def _mark(nlist: int, code_size: int, kind: bytes) -> bytes:
+    return b"ilar" + struct.pack("<QQ", nlist, code_size) + kind
+
+
+def _sizes(tail: bytes, nlist: int, code_size: int) -> Int64:
+    """(nlist,) vectors in each list, from the table that `tail` ends with."""
+    sizes = np.zeros(nlist, np.int64)
+    for kind in (b"full", b"sprs"):
+        mark = _mark(nlist, code_size, kind)
+        at = tail.rfind(mark)
+        if at < 0:
+            continue
+        table = np.frombuffer(tail[at + len(mark) :], WORD).astype(np.int64)  # ValueError if cut in the middle of a number
+        if len(table) == 0 or table[0] != len(table) - 1:
+            break
+        if kind == b"full" and table[0] == nlist:
+            return table[1:]
+        lists, counts = table[1::2], table[2::2]
+        if kind == b"sprs" and len(lists) == len(counts) and ((lists >= 0) & (lists < nlist)).all():
+            sizes[lists] = counts
+            return sizes
+    raise ValueError("no table of these list sizes before the lists")
+
+
+def _on_disk(path: Path, length: int, body: int, sizes: Int64, code_size: int) -> faiss.OnDiskInvertedLists:
+    table = np.empty(len(sizes), ONE_LIST)
+    table["size"] = table["capacity"] = sizes
+    table["offset"] = body + np.concatenate([[0], np.cumsum(sizes[:-1] * (code_size + ID_BYTES))])
+    lists = faiss.OnDiskInvertedLists()
+    lists.nlist, lists.code_size = len(sizes), code_size
+    lists.filename, lists.totsize, lists.read_only = str(path), length, True
+    lists.prefetch_nthread = 0  # 32 threads a shard for each search cost more than the page faults they save
+    lists.lists.resize(len(sizes))
+    faiss.memcpy(lists.lists.data(), faiss.swig_ptr(table.view(np.uint8)), table.nbytes)
+    lists.do_mmap()
+    return lists

@@ -1,0 +1,70 @@
+"""Ids that must not be returned: those of the takedown log, seen as soon as it is written, and those a caller adds."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from paired_index_assets.errors import BadInput
+from paired_index_assets.layout import BuildRoot
+from paired_index_assets.rows import Int64
+from paired_index_assets.shards.takedown import read_removed
+
+
+class RemovedIds:
+    """The takedown log of a build as a faiss selector; the file is looked at in each search and read when it has changed."""
+
+    def __init__(self, build: BuildRoot) -> None:
+        self._build = build
+        self._lock = threading.Lock()
+        self._read: tuple[tuple[int, ...], Int64, NoneOf | None] | None = None
+        self._current()
+
+    @property
+    def ids(self) -> Int64:
+        """(n,) ascending."""
+        return self._current()[0]
+
+    def selector(self, also: npt.ArrayLike | None = None) -> faiss.IDSelector | None:
+        """What lets every id through but those; None lets all through. Raises BadInput if `also` is not a list of ids."""
+        ids, selector = self._current()
+        if also is None:
+            return selector
+        more = np.asarray(also)
+        if more.ndim != 1 or not (np.issubdtype(more.dtype, np.integer) or more.size == 0):
+            raise BadInput(f"exclude: expected a list of ids, found shape {more.shape} of {more.dtype}")
+        return _none_of(np.union1d(ids, more.astype(np.int64)))
+
+    def _current(self) -> tuple[Int64, NoneOf | None]:
+        stamp = _stamp(self._build.removed.path)
+        read = self._read
+        if read is None or read[0] != stamp:
+            with self._lock:
+                ids = read_removed(self._build)
+                read = self._read = (stamp, ids, _none_of(ids))
+        return read[1], read[2]
+
+
+class NoneOf(faiss.IDSelectorNot):  # type: ignore[misc]  # faiss has no types
+    """Keeps alive the selector it negates, which faiss holds by a bare pointer."""
+
+    def __init__(self, ids: Int64) -> None:
+        self.batch = faiss.IDSelectorBatch(np.ascontiguousarray(ids, dtype=np.int64))
+        super().__init__(self.batch)
+
+
+def _none_of(ids: Int64) -> NoneOf | None:
+    return NoneOf(ids) if len(ids) else None
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """What changes when a file is replaced; empty where there is none."""
+    try:
+        facts = os.stat(path)
+    except FileNotFoundError:
+        return ()
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
