@@ -1,0 +1,215 @@
+"""Segments -> one plain faiss IVF file, streamed: no list is ever whole in memory beside its neighbours.
+
+faiss writes an IVF index as everything but the lists, then the lists: a table of their sizes, and for each list its codes followed by
+its ids (`write_InvertedLists` in faiss/impl/index_write.cpp, unchanged since 2018 because memory-mapped reading relies on it). Here
+faiss itself writes the first part from the empty index, and the lists are merged from the segments, which are already in list order.
+tests/shards compares the result byte for byte with `faiss.write_index` of an index filled by `add_with_ids`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from paired_index_assets.errors import DamagedArtifact
+from paired_index_assets.progress import Progress, silent
+from paired_index_assets.rows import Bool, Float32, Int32, Int64, UInt8
+from paired_index_assets.shards.segment import Segment
+
+FaissIvf = Any  # faiss.IndexIVF, whose stubs do not declare what is in it
+
+MERGE_BYTES = 1 << 26  # lists merged at once
+ID_BYTES = 8
+EMPTY_LISTS = struct.Struct("<4sQQ4sQ")  # "ilar", nlist, code size, "sprs", number of sizes (0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one segment that go into the lists, in list order; `places` are theirs in the segment (None: all of them)."""
+
+    segment: Segment
+    start_row: int  # global id of the file's first row
+    lists: Int32
+    rows: Int32
+    places: Int64 | None
+
+    def ids(self, rows: slice) -> Int64:
+        return self.rows[rows].astype(np.int64) + self.start_row
+
+    def codes(self, rows: slice) -> UInt8:
+        return self.segment.codes[rows] if self.places is None else self.segment.codes[self.places[rows]]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished shard file."""
+
+    indexed: int
+    bytes: int
+    sha256: str
+
+
+def part_of(segment: Segment, start_row: int, removed: Int64) -> Part:
+    """The rows of a segment whose global ids are not in `removed` (sorted int64)."""
+    first, stop = np.searchsorted(removed, [start_row, start_row + segment.header.rows])
+    if first == stop:
+        return Part(segment, start_row, segment.lists, segment.rows, None)
+    gone: Bool = np.zeros(segment.header.rows, dtype=np.bool_)
+    gone[removed[first:stop] - start_row] = True
+    places = np.flatnonzero(~gone[segment.rows])
+    return Part(segment, start_row, segment.lists[places], segment.rows[places], places)
+
+
+def write_shard(path: Path, empty: FaissIvf, parts: Sequence[Part], *, progress: Progress = silent) -> Written:
+    """Write the index that `empty` would be after `add_with_ids` of all parts, in order.
+
+    Memory: the quantizer three times, 8 bytes a row, and `MERGE_BYTES` or the largest list.
+    """
+    sizes = np.zeros(empty.nlist, dtype=np.int64)
+    for part in parts:
+        sizes += np.bincount(part.lists, minlength=empty.nlist)
+    total = int(sizes.sum())
+    sha, written = hashlib.sha256(), 0
+    with path.open("wb") as stream:
+
+        def put(data: Any) -> None:
+            nonlocal written
+            sha.update(data)
+            stream.write(data)
+            written += memoryview(data).nbytes
+
+        put(_head(empty, total))
+        put(_sizes(sizes, empty.code_size))
+        done = 0
+        for first, stop in _runs(sizes, empty.code_size + ID_BYTES):
+            ids, codes = _merged(parts, first, stop)
+            at = 0
+            for size in sizes[first:stop]:
+                if size:
+                    put(codes[at : at + size])
+                    put(ids[at : at + size])
+                at += size
+            done += at
+            progress("assemble", done, total)
+    return Written(total, written, sha.hexdigest())
+
+
+def check_shard(path: Path, empty: FaissIvf, parts: Sequence[Part], name: str) -> FaissIvf:
+    """Read a written shard with stock faiss (mapped) and hold it against its parts; returns the mapped index.
+
+    Raises DamagedArtifact unless the list sizes sum to the indexed rows and the ids are exactly those of the parts, each once.
+    """
+    index: FaissIvf = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    expected = sum(len(part.rows) for part in parts)
+    found = (index.d, index.nlist, index.code_size, index.ntotal)
+    if found != (empty.d, empty.nlist, empty.code_size, expected):
+        raise DamagedArtifact(f"{name}: faiss reads d, nlist, code size, rows = {found}; {expected} rows were written. Build it again")
+    starts = np.array([part.start_row for part in parts], dtype=np.int64)
+    seen = [np.zeros(part.segment.header.rows, dtype=np.bool_) for part in parts]
+    count = 0
+    for number in range(index.nlist):
+        ids = list_ids(index, number)
+        if not len(ids):
+            continue
+        count += len(ids)
+        owners = np.searchsorted(starts, ids, side="right") - 1
+        for owner in np.unique(owners):
+            rows = ids[owners == owner] - starts[owner]
+            if owner < 0 or rows.max() >= len(seen[owner]):
+                raise DamagedArtifact(f"{name}: list {number} has an id outside the shard's rows; build it again")
+            seen[owner][rows] = True
+    for part, marks in zip(parts, seen, strict=True):
+        marks[part.rows] ^= True
+    if count != expected or any(marks.any() for marks in seen):
+        raise DamagedArtifact(f"{name}: {count} ids in its lists, not the {expected} expected ones once each; build it again")
+    return index
+
+
+def list_ids(index: FaissIvf, number: int) -> Int64:
+    """(n,) the ids in one list, a view that lives as long as the index."""
+    size = index.invlists.list_size(number)
+    if size == 0:
+        return np.empty(0, dtype=np.int64)
+    view: Int64 = faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
+    return view
+
+
+def stored_code(index: FaissIvf, number: int, row_id: int) -> UInt8:
+    """(code_size,) the code of one id in one list."""
+    place = int(np.flatnonzero(list_ids(index, number) == row_id)[0])
+    size = index.invlists.list_size(number) * index.code_size
+    codes: UInt8 = faiss.rev_swig_ptr(index.invlists.get_codes(number), size)
+    code: UInt8 = codes.reshape(-1, index.code_size)[place].copy()
+    return code
+
+
+def share_near_source(decoded: Float32, sources: Float32, *, tolerance: float = 0.1) -> float:
+    """The share of decoded rows (m, d) whose cosine with their own source (m, d) is within `tolerance` of that with the best source.
+
+    1.0 for right codes whatever the codec; about 1/m if codes and ids are out of step.
+    """
+    cosines = _unit(decoded) @ _unit(sources).T
+    return float(np.mean(np.diagonal(cosines) >= cosines.max(axis=1) - tolerance))
+
+
+def _unit(vectors: Float32) -> Float32:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, np.finfo(np.float32).tiny), dtype=np.float32)
+
+
+def _head(empty: FaissIvf, total: int) -> UInt8:
+    """What faiss writes before the lists of an index with `total` rows."""
+    if empty.invlists.compute_ntotal():
+        raise DamagedArtifact(f"the trained index is not empty: {empty.invlists.compute_ntotal()} rows in its lists")
+    empty.ntotal = total
+    head: UInt8 = faiss.serialize_index(empty)
+    empty.ntotal = 0
+    tail = EMPTY_LISTS.pack(b"ilar", empty.nlist, empty.code_size, b"sprs", 0)
+    if head[-EMPTY_LISTS.size :].tobytes() != tail:
+        raise DamagedArtifact(f"faiss {faiss.__version__} writes inverted lists in another way than this release knows; use faiss 1.15")
+    return head[: -EMPTY_LISTS.size]
+
+
+def _sizes(sizes: Int64, code_size: int) -> bytes:
+    """The size table: of all lists where more than half have rows, else (list, size) of those that have."""
+    filled = np.flatnonzero(sizes)
+    full = len(filled) > len(sizes) // 2
+    table = sizes if full else np.stack([filled, sizes[filled]], axis=1).ravel()
+    head = EMPTY_LISTS.pack(b"ilar", len(sizes), code_size, b"full" if full else b"sprs", len(table))
+    return head + table.astype("<u8").tobytes()
+
+
+def _runs(sizes: Int64, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of lists of about `MERGE_BYTES` each."""
+    ends = np.cumsum(sizes) * row_bytes
+    first = 0
+    while first < len(sizes):
+        before = ends[first - 1] if first else 0
+        stop = max(first + 1, int(np.searchsorted(ends, before + MERGE_BYTES, side="right")))
+        yield first, stop
+        first = stop
+
+
+def _merged(parts: Sequence[Part], first: int, stop: int) -> tuple[Int64, UInt8]:
+    """ids (n,) and codes (n, code_size) of lists [first, stop), by list, then part, then row."""
+    spans = [slice(*np.searchsorted(part.lists, [first, stop])) for part in parts]
+    lists = np.concatenate([part.lists[span] for part, span in zip(parts, spans, strict=True)])
+    order = np.argsort(lists, kind="stable")
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    ids = np.empty(len(lists), dtype=np.int64)
+    codes = np.empty((len(lists), parts[0].segment.header.code_size), dtype=np.uint8)
+    at = 0
+    for part, span in zip(parts, spans, strict=True):
+        here = places[at : at + span.stop - span.start]
+        ids[here] = part.ids(span)
+        codes[here] = part.codes(span)
+        at += len(here)
+    return ids, codes

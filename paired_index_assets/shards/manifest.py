@@ -1,0 +1,112 @@
+"""`manifest.parquet`: one row a catalogued file that is in a shard, or that kept one from being built.
+
+The only module that names its columns.
+
+Beside it `parquet_lengths_paired.list` for readers written for the paper's shards (github Chris210634/mudg, scripts/retrieve.py): a
+tuple of three lists saved by torch, Parquet file names, their row counts, and index files, all relative to the build's root.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from upath import UPath
+
+from paired_index_assets.errors import DamagedArtifact, MissingInput
+from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.layout import BuildRoot
+from paired_index_assets.shards.record import finished_record, read_failure, shard_path
+from paired_index_assets.storage import atomic_file
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("file_id", pa.int32(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),  # of the landed file
+        pa.field("offset", pa.int64(), nullable=False),  # first row of the slice inside it
+        pa.field("start_row", pa.int64(), nullable=False),  # global id of its first row
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("indexed", pa.int64()),  # rows that can be found; null while the file is in no finished shard
+        pa.field("left_out", pa.int64()),  # rows - indexed, the sum of the next three
+        pa.field("not_finite", pa.int64()),
+        pa.field("zero", pa.int64()),
+        pa.field("taken_down", pa.int64()),
+        pa.field("lossy", pa.bool_()),  # rebuilt from another index because the file itself is gone
+        pa.field("file_bytes", pa.int64()),
+        pa.field("file_content", pa.string()),  # sha256 of the slice's rows
+        pa.field("trained", pa.string()),  # fingerprint of the trained index
+        pa.field("method", pa.string()),
+        pa.field("model", pa.string()),  # identity of the encoder
+        pa.field("shard_file", pa.string()),  # relative to the root
+        pa.field("shard_sha256", pa.string()),
+        pa.field("shard_bytes", pa.int64()),
+        pa.field("problem", pa.string()),  # why the shard's last build refused this file; null if it did not
+    ]
+)
+
+
+def write_manifest(root: BuildRoot, codec: str, catalog: Catalog, *, metadata_names: list[str] | None = None) -> pa.Table:
+    """Collect the records of all finished shards, and the faults of unfinished ones, into the manifest; returns it.
+
+    Also writes the list for mudg-style readers: every catalogued file in order, so that lengths add up to global ids. Its Parquet
+    names are `metadata_names` (one a file), by default the landed names with `img_emb` read as `metadata`, as LAION names them.
+    """
+    rows, index_files = [], []
+    for shard in range(catalog.shards):
+        path = shard_path(root, codec, shard)
+        record, problems = finished_record(path), read_failure(path)
+        done = {file.file_id: file for file in record.files} if record else {}
+        if record:
+            index_files.append(_relative(root, path))
+        for file in catalog.files(shard):
+            row = {name: getattr(file, name) for name in ("shard", "file_id", "name", "offset", "start_row", "rows")}
+            if record and file.file_id in done:
+                mine = done[file.file_id]
+                row |= {name: getattr(mine, name) for name in ("start_row", "rows", "indexed", "not_finite", "zero", "taken_down", "lossy")}
+                row |= {"left_out": mine.rows - mine.indexed, "file_bytes": mine.size, "file_content": mine.content}
+                row |= {"trained": record.trained, "method": record.method, "model": record.model}
+                row |= {"shard_file": _relative(root, path), "shard_sha256": record.sha256, "shard_bytes": record.bytes}
+            if file.file_id in done or file.file_id in problems:
+                rows.append(row | {"problem": problems.get(file.file_id)})
+    table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+    with atomic_file(root.manifest) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    _write_lengths(root, catalog, index_files, metadata_names)
+    return table
+
+
+def read_manifest(root: BuildRoot) -> pa.Table:
+    """Raises MissingInput before the first build, DamagedArtifact for a file of another schema."""
+    try:
+        with root.manifest.open("rb") as stream:
+            table = pq.read_table(stream)
+    except FileNotFoundError as error:
+        raise MissingInput(f"{root.manifest}: no manifest yet; build the shards first") from error
+    except pa.ArrowException as error:
+        raise DamagedArtifact(f"{root.manifest}: not a Parquet file ({error}); build the manifest again") from error
+    if table.schema.names != MANIFEST_SCHEMA.names:
+        raise DamagedArtifact(f"{root.manifest}: columns {table.schema.names}, expected {MANIFEST_SCHEMA.names}; build the manifest again")
+    return table
+
+
+def read_lengths(path: UPath | Path) -> tuple[list[str], list[int], list[str]]:
+    """(Parquet file names, rows of each, index files) from a `parquet_lengths_paired.list`."""
+    with path.open("rb") as stream:
+        names, lengths, indices = torch.load(stream, weights_only=True)
+    return names, lengths, indices
+
+
+def _write_lengths(root: BuildRoot, catalog: Catalog, index_files: list[str], metadata_names: list[str] | None) -> None:
+    names, lengths = [], []
+    for name, slices in catalog.by_name.items():
+        names.append(Path(name.replace("img_emb", "metadata")).with_suffix(".parquet").name)
+        lengths.append(sum(file.rows for file in slices))
+    with atomic_file(root.parquet_lengths) as temporary:
+        torch.save((metadata_names or names, lengths, index_files), temporary)
+
+
+def _relative(root: BuildRoot, path: Path) -> str:
+    return path.relative_to(Path(root.root.path)).as_posix()

@@ -1,0 +1,179 @@
+"""The segment: what one landed file became under one trained index. This module alone knows its bytes.
+
+    magic      8 bytes   b"PIXSEG01"
+    length     8 bytes   little-endian int64: bytes of the header, padding included
+    header     JSON (keys sorted), padded with spaces so that what follows starts at a multiple of 64
+    lists      int32 (kept,)            list number of each kept row, ascending
+    rows       int32 (kept,)            its row in the file; ascending inside a list
+    codes      uint8 (kept, code_size)  its faiss code
+    left_rows  int32 (left,)            rows that can not be searched, ascending; they keep their id and are in no list
+    left_why   uint8 (left,)            `NOT_FINITE` or `ZERO`
+    sha256     32 bytes                 of everything before
+
+Rows lie in list order, so that assembling a shard reads every segment once from front to back. What was taken down is not marked
+here: a removal changes the shards and encodes nothing again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from paired_index_assets.errors import DamagedArtifact, MissingInput
+from paired_index_assets.rows import Int32, Int64, UInt8
+from paired_index_assets.storage import CHUNK_BYTES, atomic_file
+
+MAGIC = b"PIXSEG01"
+ALIGNMENT = 64
+DIGEST_BYTES = 32
+PREFIX = struct.Struct("<8sq")
+LEFT_OUT = -1  # the list number of a row that is in no list
+
+NOT_FINITE, ZERO = 1, 2
+REASONS = {NOT_FINITE: "not_finite", ZERO: "zero"}
+
+
+@dataclass(frozen=True)
+class SegmentHeader:
+    """What a segment was made from: enough to decide, without its source, whether it is still the right one."""
+
+    trained: str  # fingerprint of the trained index
+    name: str  # of the landed file
+    offset: int  # first row of the slice inside the file
+    rows: int  # rows of the slice, kept and left out
+    size: int  # bytes of the whole landed file
+    stamp: str  # its stamp when it was read (time of modification, or the store's tag)
+    content: str  # sha256 of the slice's rows as they lie in the file
+    lossy: bool  # the rows were rebuilt from another index, not read from the original
+    code_size: int  # bytes
+    kept: int
+    left: int
+
+    @property
+    def body_bytes(self) -> int:
+        return self.kept * (8 + self.code_size) + self.left * 5
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment mapped from its file; the arrays are read-only views."""
+
+    path: Path
+    header: SegmentHeader
+    lists: Int32  # (kept,) ascending
+    rows: Int32  # (kept,)
+    codes: UInt8  # (kept, code_size)
+    left_rows: Int32  # (left,)
+    left_why: UInt8  # (left,)
+
+    def lists_by_row(self) -> Int32:
+        """(rows,) the list number of every row of the file, `LEFT_OUT` where it has none."""
+        out = np.full(self.header.rows, LEFT_OUT, dtype=np.int32)
+        out[self.rows] = self.lists
+        return out
+
+    def left_out(self) -> dict[str, int]:
+        """How many rows were left out, by reason."""
+        return {name: int(np.count_nonzero(self.left_why == code)) for code, name in REASONS.items()}
+
+
+def write_segment(path: Path, header: SegmentHeader, lists: Int64, codes: UInt8, why: UInt8) -> SegmentHeader:
+    """Write rows 0..n-1 of a file: `lists` int64 (n,), `codes` uint8 (n, code_size), `why` uint8 (n,), 0 where the row is kept.
+
+    `header.kept` and `header.left` are set here. Lists and codes of left-out rows are ignored. Returns the header as written.
+    """
+    kept = np.flatnonzero(why == 0)
+    order = kept[np.argsort(lists[kept], kind="stable")]
+    left = np.flatnonzero(why)
+    header = SegmentHeader(**{**asdict(header), "kept": len(kept), "left": len(left)})
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        sha = hashlib.sha256()
+        for part in (_packed(header), lists[order].astype("<i4").tobytes(), order.astype("<i4").tobytes()):
+            sha.update(part)
+            stream.write(part)
+        step = max(1, CHUNK_BYTES // max(1, header.code_size))
+        for start in range(0, len(order), step):
+            part = codes[order[start : start + step]].tobytes()
+            sha.update(part)
+            stream.write(part)
+        for part in (left.astype("<i4").tobytes(), why[left].astype(np.uint8).tobytes()):
+            sha.update(part)
+            stream.write(part)
+        stream.write(sha.digest())
+    return header
+
+
+def read_header(path: Path) -> SegmentHeader:
+    """The header alone, the file's length checked and its bytes not. Raises MissingInput, DamagedArtifact."""
+    try:
+        with path.open("rb") as stream:
+            header, start = _unpacked(path, stream)
+            length = stream.seek(0, io.SEEK_END)
+    except FileNotFoundError as error:
+        raise MissingInput(f"{path}: no such segment; build its shard") from error
+    expected = start + header.body_bytes + DIGEST_BYTES
+    if length != expected:
+        raise DamagedArtifact(f"{path}: {length} bytes where its header promises {expected}; build its shard again")
+    return header
+
+
+def open_segment(path: Path) -> Segment:
+    """Map a segment and check every byte of it against its checksum. Raises MissingInput, DamagedArtifact."""
+    header = read_header(path)
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    if _digest(data[:-DIGEST_BYTES]) != data[-DIGEST_BYTES:].tobytes():
+        raise DamagedArtifact(f"{path}: its bytes do not match its checksum; build its shard again")
+    at = len(data) - DIGEST_BYTES - header.body_bytes
+    ends = at + np.cumsum([4 * header.kept, 4 * header.kept, header.code_size * header.kept, 4 * header.left, header.left])
+    lists, rows, codes, left_rows, left_why = (data[a:b] for a, b in zip([at, *ends[:-1]], ends, strict=True))
+    return Segment(
+        path=path,
+        header=header,
+        lists=lists.view("<i4"),
+        rows=rows.view("<i4"),
+        codes=codes.reshape(header.kept, header.code_size),
+        left_rows=np.frombuffer(left_rows.tobytes(), dtype="<i4"),  # copied: they need not lie at a multiple of four
+        left_why=left_why,
+    )
+
+
+def segments_in(folder: Path) -> Iterator[Path]:
+    """Every segment in a folder, by name."""
+    return iter(sorted(folder.glob("*.segment")))
+
+
+def segment_name(file_id: int) -> str:
+    return f"{file_id:06d}.segment"
+
+
+def _packed(header: SegmentHeader) -> bytes:
+    text = json.dumps(asdict(header), sort_keys=True).encode()
+    padding = -(PREFIX.size + len(text)) % ALIGNMENT
+    return PREFIX.pack(MAGIC, len(text) + padding) + text + b" " * padding
+
+
+def _unpacked(path: Path, stream: io.BufferedReader) -> tuple[SegmentHeader, int]:
+    prefix = stream.read(PREFIX.size)
+    try:
+        magic, length = PREFIX.unpack(prefix)
+        if magic != MAGIC or not 0 < length < CHUNK_BYTES:
+            raise ValueError(f"starts with {prefix[:8]!r}, not {MAGIC!r}")
+        header = SegmentHeader(**json.loads(stream.read(length)))
+    except (struct.error, ValueError, TypeError) as error:
+        raise DamagedArtifact(f"{path}: not a segment ({error}); delete it and build its shard again") from error
+    return header, PREFIX.size + length
+
+
+def _digest(data: UInt8) -> bytes:
+    sha = hashlib.sha256()
+    for start in range(0, len(data), CHUNK_BYTES):
+        sha.update(data[start : start + CHUNK_BYTES].data)
+    return sha.digest()
+

@@ -1,0 +1,3 @@
+from shard_world import trained_index, world
+
+__all__ = ["trained_index", "world"]

@@ -1,0 +1,325 @@
+"""A shard is what faiss itself would have made of the same files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from shard_world import NLIST, World, land, train, unit_rows
+
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.landing.catalog import Catalog, CatalogFile
+from paired_index_assets.landing.landed import list_folder
+from paired_index_assets.layout import BuildRoot
+from paired_index_assets.shards import assemble
+from paired_index_assets.shards.build import ShardSummary, build_shard
+from paired_index_assets.shards.encode import encode_file, segment_path
+from paired_index_assets.shards.record import read_failure, read_record, record_path, verify_shard
+from paired_index_assets.shards.segment import LEFT_OUT, open_segment, read_header
+from paired_index_assets.shards.state import shard_states, stale_shards, sweep_segments
+from paired_index_assets.storage import digest_of
+
+
+def build_all(world: World, **options: object) -> list[ShardSummary]:
+    return [build_shard(world.root, world.trained, world.catalog, s, world.landing, **options) for s in range(world.catalog.shards)]
+
+
+def filled_by_faiss(world: World, shard: int, leave_out: tuple[int, ...] = ()) -> bytes:
+    """The bytes faiss writes for an index that was given every row's list and code one file after another."""
+    index = world.trained.empty_index()
+    for file in world.catalog.files(shard):
+        vectors = np.load(world.landing / file.name)[file.offset : file.offset + file.rows].astype(np.float32)
+        ids = np.arange(file.start_row, file.stop_row)
+        keep = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1) & ~np.isin(ids, leave_out)
+        lists, codes = world.trained.encode(vectors[keep])
+        for number, code, row_id in zip(lists, codes, ids[keep], strict=True):
+            index.invlists.add_entries(int(number), 1, faiss.swig_ptr(np.array([row_id])), faiss.swig_ptr(code))
+    index.ntotal = index.invlists.compute_ntotal()
+    return faiss.serialize_index(index).tobytes()
+
+
+def test_a_shard_has_the_bytes_faiss_would_write(world: World) -> None:
+    for summary in build_all(world):
+        assert summary.path.read_bytes() == filled_by_faiss(world, summary.shard)
+        assert summary.record.sha256 == digest_of(summary.path)
+
+
+@pytest.mark.parametrize("merge_bytes", [1, 100, 5000])
+def test_the_bytes_do_not_depend_on_how_many_lists_are_merged_at_once(world: World, merge_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assemble, "MERGE_BYTES", merge_bytes)
+    assert build_all(world)[0].path.read_bytes() == filled_by_faiss(world, 0)
+
+
+def test_a_shard_with_most_lists_empty_has_the_bytes_faiss_would_write(world: World, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    one.mkdir()
+    np.save(one / "a.npy", np.repeat(unit_rows(1, 5), 20, axis=0))
+    few = dataclasses.replace(world, landing=one, catalog=Catalog.scan(one, shards=1), root=BuildRoot.at(tmp_path / "few"))
+    assert build_all(few)[0].path.read_bytes() == filled_by_faiss(few, 0)
+
+
+def test_stock_faiss_finds_what_decoding_and_inner_products_find(world: World) -> None:
+    build_all(world)
+    queries = unit_rows(20, 9, gap=0.5)
+    for shard in range(world.catalog.shards):
+        index = faiss.read_index(str(world.shard_file(shard)))
+        index.nprobe = NLIST
+        scores, ids = index.search(queries, 10)
+        codes, all_ids = zip(
+            *[
+                (world.trained.encode(np.load(world.landing / f.name).astype(np.float32))[1], np.arange(f.start_row, f.stop_row))
+                for f in world.catalog.files(shard)
+            ],
+            strict=True,
+        )
+        exact = queries @ world.trained.codec.decode(np.concatenate(codes)).T
+        best = np.argsort(-exact, axis=1, kind="stable")[:, :10]
+        np.testing.assert_allclose(scores, np.take_along_axis(exact, best, axis=1), atol=1e-5)
+        assert np.mean(ids == np.concatenate(all_ids)[best]) > 0.99  # the rest are ties of equal scores
+
+
+def test_ids_beyond_int32_are_kept(world: World, tmp_path: Path) -> None:
+    first = 2_170_000_000
+    files = [CatalogFile(0, "absent.npy", 0, 0, first, 0, 32, "<f2", 1)]
+    names = [f.name for f in world.catalog.files(0)]
+    start = first
+    for number, name in enumerate(names, start=1):
+        rows = len(np.load(world.landing / name))
+        files.append(CatalogFile(number, name, 1, start, rows, 0, 32, "<f2", (world.landing / name).stat().st_size))
+        start += rows
+    high = dataclasses.replace(world, catalog=Catalog.of(files))
+    build_shard(high.root, high.trained, high.catalog, 1, high.landing)
+    index = faiss.read_index(str(high.shard_file(1)))
+    index.nprobe = NLIST
+    assert index.search(unit_rows(50, 3), 5)[1].min() >= first
+    assert high.shard_file(1).read_bytes() == filled_by_faiss(high, 1)
+
+
+def test_slices_of_one_big_file_become_shards(world: World, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.mkdir()
+    np.save(big / "all.npy", unit_rows(1003, 4).astype(np.float16))
+    sliced = dataclasses.replace(world, landing=big, catalog=Catalog.scan(big / "all.npy", shards=5), root=BuildRoot.at(tmp_path / "sliced"))
+    for summary in build_all(sliced):
+        assert summary.path.read_bytes() == filled_by_faiss(sliced, summary.shard)
+    assert sum(read_record(sliced.shard_file(s)).indexed for s in range(5)) == 1003
+
+
+def test_rows_that_can_not_be_searched_are_left_out_and_counted(world: World) -> None:
+    name = world.catalog.files(1)[0].name
+    vectors = np.load(world.landing / name)
+    vectors[[3, 7]] = 0
+    vectors[11, 5] = np.nan
+    vectors[12, 0] = np.inf
+    np.save(world.landing / name, vectors)
+    gone = (world.catalog.files(1)[0].start_row, world.catalog.files(1)[0].start_row + 3, world.catalog.files(1)[1].start_row)
+    summary = build_shard(world.root, world.trained, world.catalog, 1, world.landing, removed=np.array(gone))
+    assert summary.left_out == {"not_finite": 2, "zero": 2, "taken_down": 2}
+    assert summary.record.files[0].indexed + 5 == summary.record.files[0].rows
+    assert summary.path.read_bytes() == filled_by_faiss(world, 1, gone)
+    segment = open_segment(segment_path(world.root, world.trained.fingerprint, world.catalog.files(1)[0]))
+    assert np.flatnonzero(segment.lists_by_row() == LEFT_OUT).tolist() == [3, 7, 11, 12]
+    assert segment.left_out() == {"not_finite": 2, "zero": 2}
+
+
+def test_an_unchanged_shard_is_not_touched(world: World) -> None:
+    before = {s.path: (s.path.stat().st_mtime_ns, record_path(s.path).stat().st_mtime_ns) for s in build_all(world)}
+    again = build_all(world)
+    assert all(s.unchanged and not s.encoded for s in again)
+    assert {s.path: (s.path.stat().st_mtime_ns, record_path(s.path).stat().st_mtime_ns) for s in again} == before
+
+
+def test_a_changed_file_costs_its_own_segment_and_shard(world: World) -> None:
+    build_all(world)
+    digests = [digest_of(world.shard_file(s)) for s in range(3)]
+    changed = world.catalog.files(1)[1]
+    np.save(world.landing / changed.name, unit_rows(changed.rows, 77).astype(np.float16))
+    assert stale_shards(world.root, "QT_4bit", world.trained.fingerprint, world.catalog, list_folder(world.landing)) == [1]
+    again = build_all(world)
+    assert [s.unchanged for s in again] == [True, False, True]
+    assert again[1].encoded == (changed.name,)
+    assert [digest_of(world.shard_file(s)) == digests[s] for s in range(3)] == [True, False, True]
+    assert world.shard_file(1).read_bytes() == filled_by_faiss(world, 1)
+
+
+def test_a_touched_file_changes_nothing(world: World) -> None:
+    build_all(world)
+    path, before = world.shard_file(2), world.shard_file(2).stat().st_mtime_ns
+    touched = world.landing / world.catalog.files(2)[0].name
+    np.save(touched, np.load(touched))
+    assert stale_shards(world.root, "QT_4bit", world.trained.fingerprint, world.catalog, list_folder(world.landing)) == [2]
+    assert build_all(world)[2].unchanged
+    assert path.stat().st_mtime_ns == before
+    assert stale_shards(world.root, "QT_4bit", world.trained.fingerprint, world.catalog, list_folder(world.landing)) == []
+
+
+def test_an_appended_file_extends_the_last_shard_alone(world: World) -> None:
+    build_all(world)
+    np.save(world.landing / "img_emb_0009.npy", unit_rows(75, 88).astype(np.float16))
+    longer = dataclasses.replace(world, catalog=world.catalog.extend(world.landing))
+    again = build_all(longer)
+    assert [s.unchanged for s in again] == [True, True, False]
+    assert again[2].encoded == ("img_emb_0009.npy",)
+    assert again[2].path.read_bytes() == filled_by_faiss(longer, 2)
+
+
+def test_a_new_trained_index_makes_everything_stale_and_its_old_segments_can_go(world: World) -> None:
+    build_all(world)
+    newer = dataclasses.replace(world, trained=train(seed=1))
+    states = shard_states(world.root, "QT_4bit", newer.trained.fingerprint, world.catalog, list_folder(world.landing))
+    assert [state.state for state in states] == ["stale"] * 3
+    assert world.trained.fingerprint in states[0].why
+    again = build_all(newer)
+    assert not any(s.unchanged for s in again)
+    assert sum(len(s.encoded) for s in again) == 9
+    assert sweep_segments(world.root, {newer.trained.fingerprint}) == [world.trained.fingerprint]
+    assert all(s.unchanged for s in build_all(newer))
+
+
+def test_a_takedown_rebuilds_the_shards_it_touches_and_encodes_nothing(world: World) -> None:
+    build_all(world)
+    gone = world.catalog.files(1)[0].start_row + 2
+    again = build_all(world, removed=np.array([gone]))
+    assert [(s.unchanged, s.encoded) for s in again] == [(True, ()), (False, ()), (True, ())]
+    assert again[1].path.read_bytes() == filled_by_faiss(world, 1, (gone,))
+
+
+def test_finished_segments_stand_when_their_files_are_gone(world: World) -> None:
+    files = world.catalog.files(0)
+    for file in files:
+        encode_file(world.root, world.trained, file, list_folder(world.landing)[file.name])
+    expected = filled_by_faiss(world, 0)
+    for file in files:
+        (world.landing / file.name).unlink()
+    summary = build_shard(world.root, world.trained, world.catalog, 0, world.landing)
+    assert summary.encoded == ()
+    assert summary.path.read_bytes() == expected
+    assert build_shard(world.root, world.trained, world.catalog, 0, world.landing).unchanged
+
+
+def test_a_shard_waits_for_missing_files_and_keeps_what_it_has(world: World) -> None:
+    late = world.catalog.files(0)[1]
+    content = (world.landing / late.name).read_bytes()
+    (world.landing / late.name).unlink()
+    states = shard_states(world.root, "QT_4bit", world.trained.fingerprint, world.catalog, list_folder(world.landing))
+    assert [state.state for state in states] == ["waiting", "stale", "stale"]
+    assert late.name in states[0].why
+    with pytest.raises(MissingInput, match=late.name):
+        build_shard(world.root, world.trained, world.catalog, 0, world.landing)
+    assert not world.shard_file(0).exists()
+    (world.landing / late.name).write_bytes(content)
+    assert build_shard(world.root, world.trained, world.catalog, 0, world.landing).encoded == (late.name,)
+
+
+@pytest.mark.parametrize("cut", [1, 40, 1000, -1])
+def test_a_truncated_segment_is_recognised_and_made_again(world: World, cut: int) -> None:
+    build_all(world)
+    file = world.catalog.files(0)[0]
+    path = segment_path(world.root, world.trained.fingerprint, file)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    with pytest.raises(DamagedArtifact, match=path.name):
+        open_segment(path)
+    world.shard_file(0).unlink()
+    assert build_shard(world.root, world.trained, world.catalog, 0, world.landing).encoded == (file.name,)
+    assert path.read_bytes() == whole
+    assert world.shard_file(0).read_bytes() == filled_by_faiss(world, 0)
+
+
+def test_an_altered_segment_is_recognised_and_made_again(world: World) -> None:
+    build_all(world)
+    path = segment_path(world.root, world.trained.fingerprint, world.catalog.files(0)[0])
+    whole = path.read_bytes()
+    for place in (len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        read_header(path)
+        world.shard_file(0).unlink()
+        build_shard(world.root, world.trained, world.catalog, 0, world.landing)
+        assert path.read_bytes() == whole
+        assert world.shard_file(0).read_bytes() == filled_by_faiss(world, 0)
+
+
+def test_an_altered_shard_is_made_again(world: World) -> None:
+    build_all(world)
+    path = world.shard_file(0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DamagedArtifact, match="sha256"):
+        verify_shard(path)
+    assert not build_shard(world.root, world.trained, world.catalog, 0, world.landing).unchanged
+    assert path.read_bytes() == whole
+    assert verify_shard(path).shard == 0
+
+
+def test_a_shard_whose_record_was_never_written_is_made_again(world: World) -> None:
+    """What a build leaves behind that is killed between the shard's rename and its record's."""
+    build_all(world)
+    old = record_path(world.shard_file(1)).read_bytes()
+    gone = world.catalog.files(1)[0].start_row
+    build_all(world, removed=np.array([gone]))
+    record_path(world.shard_file(1)).write_bytes(old)
+    newer = world.shard_file(1).stat().st_mtime_ns - 1
+    import os
+
+    os.utime(record_path(world.shard_file(1)), ns=(newer, newer))
+    summary = build_all(world)[1]
+    assert not summary.unchanged
+    assert summary.path.read_bytes() == filled_by_faiss(world, 1)
+
+
+def test_a_damaged_segment_without_its_file_says_what_has_to_land(world: World) -> None:
+    build_all(world)
+    file = world.catalog.files(0)[2]
+    path = segment_path(world.root, world.trained.fingerprint, file)
+    whole = bytearray(path.read_bytes())
+    whole[-40] ^= 1
+    path.write_bytes(whole)
+    (world.landing / file.name).unlink()
+    world.shard_file(0).unlink()
+    with pytest.raises(MissingInput, match=file.name):
+        build_shard(world.root, world.trained, world.catalog, 0, world.landing)
+
+
+def test_codes_out_of_step_with_their_ids_are_found_before_the_shard_gets_its_name(world: World) -> None:
+    file = world.catalog.files(0)[0]
+    build_shard(world.root, world.trained, world.catalog, 0, world.landing)
+    segment = open_segment(segment_path(world.root, world.trained.fingerprint, file))
+    lists, codes = segment.lists_by_row().astype(np.int64), np.zeros((file.rows, world.trained.codec.code_size), np.uint8)
+    codes[segment.rows] = segment.codes
+    from paired_index_assets.shards.segment import write_segment
+
+    write_segment(segment.path, segment.header, np.roll(lists, 1), np.roll(codes, 1, axis=0), np.zeros(file.rows, np.uint8))
+    world.shard_file(0).unlink()
+    with pytest.raises(DamagedArtifact, match="near their source"):
+        build_shard(world.root, world.trained, world.catalog, 0, world.landing)
+    assert not world.shard_file(0).exists()
+
+
+def test_failures_are_kept_until_a_build_succeeds(world: World) -> None:
+    bad, missing = world.catalog.files(0)[0], world.catalog.files(0)[1]
+    content = (world.landing / bad.name).read_bytes()
+    (world.landing / bad.name).write_bytes(b"<!DOCTYPE html><html>not found</html>")
+    (world.landing / missing.name).rename(world.landing / "away")
+    with pytest.raises(BadInput, match="HTML") as caught:
+        build_shard(world.root, world.trained, world.catalog, 0, world.landing)
+    assert missing.name in str(caught.value)
+    assert list(read_failure(world.shard_file(0))) == [bad.file_id]
+    (world.landing / bad.name).write_bytes(content)
+    (world.landing / "away").rename(world.landing / missing.name)
+    summary = build_shard(world.root, world.trained, world.catalog, 0, world.landing)
+    assert summary.encoded == (bad.name, missing.name)
+    assert read_failure(world.shard_file(0)) == {}
+
+
+def test_landing_again_after_the_shard_was_built_from_the_same_folder_layout(world: World, tmp_path: Path) -> None:
+    """The same files in another folder and another root give the same shards and manifest contents."""
+    build_all(world)
+    other = tmp_path / "other"
+    land(other, [300, 120, 64, 500, 1, 230, 90, 410, 33])
+    moved = dataclasses.replace(world, landing=other, root=BuildRoot.at(tmp_path / "second"))
+    for mine, theirs in zip(build_all(world), build_all(moved), strict=True):
+        assert mine.path.read_bytes() == theirs.path.read_bytes()
+        assert mine.record.inputs == theirs.record.inputs
