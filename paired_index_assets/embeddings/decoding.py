@@ -1,0 +1,168 @@
+"""Untrusted picture bytes -> arrays an encoder takes, in worker processes. A bad picture is an outcome, never an exception.
+
+The workers come from a fork server that imported torch and open_clip once: sixteen of them share that memory. A worker that dies on a
+picture (a decoder's crash) costs that picture only.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from paired_index_assets.embeddings.encoders import Encoder
+from paired_index_assets.embeddings.sources import HeldImage, ImageFile
+
+OK = "ok"
+NO_IMAGE = "no image"
+MISSING_FILE = "missing file"
+UNREADABLE_FILE = "unreadable file"
+ZERO_BYTES = "zero bytes"
+NOT_AN_IMAGE = "not an image"
+TRUNCATED = "truncated image"
+BOMB = "decompression bomb"
+TOO_LARGE = "file too large"
+UNDECODABLE = "image can not be decoded"
+CRASHED = "decoder crashed"
+
+MAX_PIXELS = 1 << 27  # 134 million, 400 MB as RGB: a 12k x 11k scan passes, a bomb does not
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")  # not EPS, PDF and others that call programs or are never pictures of a data set
+CHUNK = 64  # pictures sent to a worker together: 10 MB of 224 x 224 RGB on the way back
+AHEAD = 2  # chunks a worker has waiting
+
+Picture = HeldImage | ImageFile | None
+Chunk = Sequence[Picture]
+Prepared = tuple[npt.NDArray[Any] | None, list[str]]  # the good pictures stacked (None: there is none), the outcome of each picture
+
+
+def prepare_image(encoder: Encoder, picture: Picture) -> tuple[npt.NDArray[Any] | None, str]:
+    """One picture as the encoder wants it, or None and the reason."""
+    if picture is None:
+        return None, NO_IMAGE
+    try:
+        content = picture.read()
+    except FileNotFoundError:
+        return None, MISSING_FILE
+    except ValueError:
+        return None, TOO_LARGE
+    except Exception:  # a directory, no permission, a refused URL: each file system has its own
+        return None, UNREADABLE_FILE
+    if not content:
+        return None, ZERO_BYTES
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # size is judged below; the rest is about metadata
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    return None, BOMB
+                image.load()
+                return encoder.prepare_image(image), OK
+    except Image.DecompressionBombError:
+        return None, BOMB
+    except UnidentifiedImageError:
+        return None, NOT_AN_IMAGE
+    except (EOFError, OSError) as error:
+        cut = isinstance(error, EOFError) or "truncated" in str(error) or "unrecognized data stream" in str(error)
+        return None, TRUNCATED if cut else UNDECODABLE
+    except Exception:  # decoders raise SyntaxError, ValueError, struct.error, MemoryError, ...
+        return None, UNDECODABLE
+
+
+def prepare_chunk(encoder: Encoder, chunk: Chunk) -> Prepared:
+    results = [prepare_image(encoder, picture) for picture in chunk]
+    good = [array for array, _ in results if array is not None]
+    return (np.stack(good) if good else None), [outcome for _, outcome in results]
+
+
+_encoder: Encoder | None = None  # of a worker process: unpickled once, not with every chunk
+
+
+def _start_worker(encoder: Encoder) -> None:
+    global _encoder
+    _encoder = encoder
+
+
+def _work(chunk: Chunk) -> Prepared:
+    assert _encoder is not None
+    return prepare_chunk(_encoder, chunk)
+
+
+class ImagePool:
+    """Chunks of pictures in, prepared chunks out, in order; a fixed number is under way. ``workers=0`` prepares in this process."""
+
+    def __init__(self, encoder: Encoder, workers: int) -> None:
+        self._encoder = encoder
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> ImagePool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def prepare(self, chunks: Iterable[Chunk]) -> Iterator[Prepared]:
+        if self._workers == 0:
+            for chunk in chunks:
+                yield prepare_chunk(self._encoder, chunk)
+            return
+        waiting: deque[tuple[Chunk, ProcessPoolExecutor, Future[Prepared] | None]] = deque()
+        for chunk in chunks:
+            waiting.append(self._submit(chunk))
+            if len(waiting) > AHEAD * self._workers:
+                yield self._result(*waiting.popleft())
+        while waiting:
+            yield self._result(*waiting.popleft())
+
+    def _submit(self, chunk: Chunk) -> tuple[Chunk, ProcessPoolExecutor, Future[Prepared] | None]:
+        if self._pool is None:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["paired_index_assets.embeddings.preloaded"])
+            self._pool = ProcessPoolExecutor(self._workers, context, _start_worker, (self._encoder,))
+        try:
+            return chunk, self._pool, self._pool.submit(_work, chunk)
+        except BrokenProcessPool:
+            return chunk, self._pool, None
+
+    def _result(self, chunk: Chunk, pool: ProcessPoolExecutor, future: Future[Prepared] | None) -> Prepared:
+        if future is not None:
+            try:
+                return future.result()
+            except BrokenProcessPool:
+                pass
+        if pool is self._pool:
+            pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+        return self._carefully(chunk)
+
+    def _carefully(self, chunk: Chunk) -> Prepared:
+        """A chunk that was under way when a worker died: alone, then in halves, until the deadly picture is on its own."""
+        _, pool, future = self._submit(chunk)
+        try:
+            if future is not None:
+                return future.result()
+        except BrokenProcessPool:
+            pass
+        pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
+        if len(chunk) == 1:
+            return None, [CRASHED]
+        (first, first_outcomes), (second, second_outcomes) = (self._carefully(c) for c in (chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]))
+        arrays = [a for a in (first, second) if a is not None]
+        return (np.concatenate(arrays) if arrays else None), first_outcomes + second_outcomes
+
+
+def default_workers() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,351 @@
+"""Samples -> embeddings: float16 parts, row-aligned with a Parquet of keys and outcomes, resumable part by part.
+
+    sample -> prepared picture (or caption) -> batch -> unit rows -> img_emb/img_emb_0000.npy, metadata/metadata_0000.parquet
+
+A part counts as done when its .npy and its Parquet are there and the Parquet names what it was made from. Old Parquet is removed before
+a part is made again, and the set's JSON before the first: a crash at any point leaves nothing that looks finished and is not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paired_index_assets.embeddings.decoding import CHUNK, OK, ImagePool, default_workers
+from paired_index_assets.embeddings.encoders import Encoder
+from paired_index_assets.embeddings.npy import StreamedNpy, read_header
+from paired_index_assets.embeddings.sets import Modality, SetPart, write_set
+from paired_index_assets.embeddings.sources import DEFAULT_PART_ROWS, Sample, Source, SourcePart
+from paired_index_assets.errors import BadInput, DamagedArtifact, PairedIndexError
+from paired_index_assets.layout import BuildRoot
+from paired_index_assets.progress import Progress, silent
+from paired_index_assets.rows import Float32
+from paired_index_assets.storage import as_path, atomic_file, digest_of_parts, is_local, only_writer
+
+FORMAT = "1"  # change it when the same input gives other files
+NO_CAPTION = "no caption"
+EMPTY_CAPTION = "empty caption"
+LONG_CAPTION = "caption too long"
+MAX_CAPTION = 2000  # characters; a caption of more is a page, of which a model's 77 tokens see the head only
+DEFAULT_BATCH = 256
+FLUSH_ROWS = 10_000  # rows of metadata held in memory, and of one Parquet row group
+FINGERPRINT = b"paired_index.fingerprint"
+BASE = pa.schema([("key", pa.string()), ("caption", pa.string()), ("outcome", pa.string())])
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Files of one modality under embeddings/: clip-retrieval's names."""
+
+    vectors: str
+    metadata: str
+
+
+NAMES: dict[Modality, _Names] = {"images": _Names("img_emb", "metadata"), "captions": _Names("text_emb", "text_metadata")}
+
+
+@dataclass(frozen=True)
+class EmbedSummary:
+    """What a run made. `bad` counts rows by reason; the duration is of this run, reused parts cost none of it."""
+
+    modality: Modality
+    model: str
+    rows: int
+    dimensions: int
+    parts: int
+    reused_parts: int
+    bytes: int
+    seconds: float
+    rows_per_s: float
+    bad: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bad_rows(self) -> int:
+        return sum(self.bad.values())
+
+
+def embed_images(
+    source: Source,
+    encoder: Encoder,
+    root: BuildRoot,
+    *,
+    part_rows: int = DEFAULT_PART_ROWS,
+    workers: int | None = None,
+    batch_size: int = DEFAULT_BATCH,
+    progress: Progress = silent,
+) -> EmbedSummary:
+    """Write img_emb/ and metadata/ parts and images.json under ``root.embeddings``; finished parts of the same input are kept.
+
+    `workers` processes read and decode (None: one a core; 0: this process). A bad picture has a zero row and its reason in `outcome`.
+    Raises BadInput if the source has no images or no samples, Busy if another run writes the same set.
+    """
+    with ImagePool(encoder, default_workers() if workers is None else workers) as pool:
+
+        def blocks(samples: Iterable[Sample]) -> Iterator[_Block]:
+            # Two iterators walk the samples: the pool takes their pictures ahead, `held` keeps the rest until the pictures come back.
+            held: deque[list[Sample]] = deque()
+
+            def pictures() -> Iterator[list[Any]]:
+                for chunk in _chunks(samples, CHUNK):
+                    held.append([Sample(s.key, None, s.caption, s.columns) for s in chunk])
+                    yield [s.image for s in chunk]
+
+            for arrays, outcomes in pool.prepare(pictures()):
+                yield held.popleft(), outcomes, arrays
+
+        return _Run("images", source, encoder, root, batch_size, progress, blocks, _joined_arrays, encoder.encode_images).make(part_rows)
+
+
+def embed_captions(
+    source: Source,
+    encoder: Encoder,
+    root: BuildRoot,
+    *,
+    part_rows: int = DEFAULT_PART_ROWS,
+    batch_size: int = DEFAULT_BATCH,
+    progress: Progress = silent,
+) -> EmbedSummary:
+    """Write text_emb/ and text_metadata/ parts and captions.json under ``root.embeddings``, as `embed_images` does for pictures."""
+
+    def blocks(samples: Iterable[Sample]) -> Iterator[_Block]:
+        for chunk in _chunks(samples, CHUNK):
+            outcomes = [caption_outcome(s.caption) for s in chunk]
+            good = [s.caption for s, outcome in zip(chunk, outcomes, strict=True) if outcome == OK and s.caption is not None]
+            yield [Sample(s.key, None, s.caption, s.columns) for s in chunk], outcomes, good or None
+
+    return _Run("captions", source, encoder, root, batch_size, progress, blocks, _joined_texts, encoder.encode_texts).make(part_rows)
+
+
+def caption_outcome(caption: str | None) -> str:
+    if caption is None:
+        return NO_CAPTION
+    if not caption.strip():
+        return EMPTY_CAPTION
+    return LONG_CAPTION if len(caption) > MAX_CAPTION else OK
+
+
+_Block = tuple[list[Sample], list[str], Any]  # samples without pictures, their outcomes, what the encoder takes of the good ones (or None)
+T = TypeVar("T")
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _joined_arrays(pieces: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return np.concatenate(pieces)
+
+
+def _joined_texts(pieces: list[list[str]]) -> list[str]:
+    return [text for piece in pieces for text in piece]
+
+
+@dataclass
+class _Run:
+    modality: Modality
+    source: Source
+    encoder: Encoder
+    root: BuildRoot
+    batch_size: int
+    progress: Progress
+    blocks: Callable[[Iterable[Sample]], Iterator[_Block]]
+    join: Callable[[list[Any]], Any]
+    encode: Callable[[Any], Float32]
+    done: int = 0
+    total: int = 0
+    made: int = 0
+    started: float = 0.0
+
+    def make(self, part_rows: int) -> EmbedSummary:
+        if self.modality not in self.source.has:
+            raise BadInput(f"{self.source.name}: expected {self.modality}, found {' and '.join(sorted(self.source.has))} only")
+        if part_rows < 1 or self.batch_size < 1:
+            raise BadInput(f"expected part_rows and batch_size of at least 1, found {part_rows} and {self.batch_size}")
+        folder = as_path(self.root.embeddings)
+        if not is_local(folder):
+            raise BadInput(f"{folder}: expected a local path for the build's root; embeddings are memory-mapped")
+        with only_writer(Path(folder.path) / f".{self.modality}.lock"):
+            return self._make(Path(folder.path), part_rows)
+
+    def _make(self, folder: Path, part_rows: int) -> EmbedSummary:
+        self.started = time.monotonic()
+        names = NAMES[self.modality]
+        json_path = Path((self.root.image_set if self.modality == "images" else self.root.caption_set).path)
+        parts: list[SetPart] = []
+        bad: Counter[str] = Counter()
+        reused = 0
+        source_parts = self.source.parts(part_rows)
+        if not source_parts:
+            raise BadInput(f"{self.source.name}: expected samples, found none")
+        for number, part in enumerate(source_parts):
+            vectors = folder / names.vectors / f"{names.vectors}_{number:04d}.npy"
+            metadata = folder / names.metadata / f"{names.metadata}_{number:04d}.parquet"
+            fingerprint = self._fingerprint(part)
+            self.total = _estimate(source_parts, [p.rows for p in parts])
+            outcomes = _finished(vectors, metadata, fingerprint)
+            if outcomes is None:
+                json_path.unlink(missing_ok=True)
+                metadata.unlink(missing_ok=True)
+                outcomes = self._make_part(part, vectors, metadata, fingerprint)
+            else:
+                reused += 1
+                self.done += outcomes.total()
+                self.progress(f"embedding {self.modality}", self.done, max(self.total, self.done))
+            bad += outcomes
+            parts.append(SetPart(vectors, outcomes.total(), fingerprint, metadata))
+        if not sum(p.rows for p in parts):
+            raise BadInput(f"{self.source.name}: expected samples, found none")
+        for name, suffix in ((names.vectors, "npy"), (names.metadata, "parquet")):  # of a longer run before this one
+            for stale in (folder / name).glob(f"{name}_*.{suffix}"):
+                if stale.stem.removeprefix(f"{name}_").isdigit() and int(stale.stem.removeprefix(f"{name}_")) >= len(parts):
+                    stale.unlink()
+        found = write_set(json_path, parts, model=self.encoder.identity, modality=self.modality)
+        seconds = time.monotonic() - self.started
+        del bad[OK]
+        return EmbedSummary(
+            self.modality,
+            self.encoder.identity,
+            rows=len(found),
+            dimensions=found.dimensions,
+            parts=len(parts),
+            reused_parts=reused,
+            bytes=sum(p.path.stat().st_size for p in parts),
+            seconds=seconds,
+            rows_per_s=self.made / seconds if seconds else 0.0,
+            bad=dict(bad.most_common()),
+        )
+
+    def _fingerprint(self, part: SourcePart) -> str:
+        kept = ", ".join(f"{f.name} {f.type}" for f in self.source.columns)
+        return digest_of_parts(FORMAT, self.modality, self.encoder.identity, str(self.encoder.dimensions), kept, part.stamp)
+
+    def _make_part(self, part: SourcePart, vectors: Path, metadata: Path, fingerprint: str) -> Counter[str]:
+        """Embed one part. A thread encodes batch n while batch n+1 is being read and decoded."""
+        outcomes: Counter[str] = Counter()
+        schema = _schema(self.source.columns).with_metadata({FINGERPRINT: fingerprint.encode()})
+        with (
+            atomic_file(as_path(metadata)) as metadata_file,
+            atomic_file(as_path(vectors)) as vector_file,
+            StreamedNpy(vector_file, self.encoder.dimensions) as npy,
+            _Table(metadata_file, schema) as table,
+            ThreadPoolExecutor(1) as encoding,
+        ):
+            waiting: deque[tuple[list[Sample], list[str], Future[Float32] | None]] = deque()
+
+            def write() -> None:
+                samples, reasons, future = waiting.popleft()
+                good = np.array([reason == OK for reason in reasons])
+                block = np.zeros((len(samples), self.encoder.dimensions), np.float16)
+                if future is not None:
+                    block[good] = _checked(future.result(), int(good.sum()), self.encoder)
+                npy.append(block)
+                table.append(samples, reasons)
+                outcomes.update(reasons)
+                self._tell(len(samples))
+
+            for samples, reasons, pieces in self._batches(part):
+                waiting.append((samples, reasons, encoding.submit(self.encode, self.join(pieces)) if pieces else None))
+                if len(waiting) > 2:
+                    write()
+            while waiting:
+                write()
+            if part.rows is not None and npy.rows != part.rows:
+                raise BadInput(f"{self.source.name}: expected {part.rows} rows, found {npy.rows}; the input changed while it was read, start again")
+        return outcomes
+
+    def _batches(self, part: SourcePart) -> Iterator[tuple[list[Sample], list[str], list[Any]]]:
+        """Blocks joined until `batch_size` good samples are together; a part's border ends a batch, so resuming repeats the same ones."""
+        samples: list[Sample] = []
+        reasons: list[str] = []
+        pieces: list[Any] = []
+        for more, outcomes, good in self.blocks(part.read(self.modality == "images")):
+            samples += more
+            reasons += outcomes
+            if good is not None:
+                pieces.append(good)
+            if sum(map(len, pieces)) >= self.batch_size or len(samples) >= FLUSH_ROWS:
+                yield samples, reasons, pieces
+                samples, reasons, pieces = [], [], []
+        if samples:
+            yield samples, reasons, pieces
+
+    def _tell(self, rows: int) -> None:
+        self.done += rows
+        self.made += rows
+        rate = self.made / max(time.monotonic() - self.started, 1e-9)
+        total = max(self.total, self.done)
+        self.progress(f"embedding {self.modality}", self.done, total, rows_per_s=round(rate, 1), seconds_left=round((total - self.done) / rate))
+
+
+def _estimate(parts: list[SourcePart], finished: list[int]) -> int:
+    """Rows in all; parts that do not know theirs are taken to be like the mean of the finished ones."""
+    mean = sum(finished) // len(finished) if finished else 0
+    return sum(finished) + sum(mean if p.rows is None else p.rows for p in parts[len(finished) :])
+
+
+def _schema(columns: pa.Schema) -> pa.Schema:
+    return pa.schema([*BASE, *columns])
+
+
+def _checked(rows: Float32, expected: int, encoder: Encoder) -> Float32:
+    if rows.shape != (expected, encoder.dimensions) or not np.isfinite(rows).all():
+        raise PairedIndexError(
+            f"encoder {encoder.identity}: expected ({expected}, {encoder.dimensions}) finite vectors, found {rows.shape}"
+            f"{'' if np.isfinite(rows).all() else ' with NaN or infinity'}"
+        )
+    return rows
+
+
+def _finished(vectors: Path, metadata: Path, fingerprint: str) -> Counter[str] | None:
+    """The outcomes of a part that is complete and made from the same things, else None."""
+    if not (vectors.exists() and metadata.exists()):
+        return None
+    try:
+        with pq.ParquetFile(metadata) as parquet:
+            if (parquet.schema_arrow.metadata or {}).get(FINGERPRINT) != fingerprint.encode():
+                return None
+            counts = parquet.read(["outcome"])["outcome"].value_counts()
+        found = Counter({str(c["values"]): int(c["counts"].as_py()) for c in counts})
+        return found if read_header(vectors).rows == found.total() else None
+    except (pa.ArrowException, BadInput, DamagedArtifact, OSError):
+        return None  # damaged: made again
+
+
+class _Table:
+    """The metadata of a part, written in row groups of FLUSH_ROWS."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._writer = pq.ParquetWriter(path, schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def append(self, samples: list[Sample], reasons: list[str]) -> None:
+        for sample, reason in zip(samples, reasons, strict=True):
+            self._rows.append({**sample.columns, "key": sample.key, "caption": sample.caption, "outcome": reason})
+        while len(self._rows) >= FLUSH_ROWS:
+            self._write(FLUSH_ROWS)
+
+    def _write(self, rows: int) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows[:rows], self._schema))
+        del self._rows[:rows]
+
+    def __enter__(self) -> _Table:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None and self._rows:
+            self._write(len(self._rows))
+        self._writer.close()

@@ -1,0 +1,295 @@
+"""A set of embeddings: .npy parts in a fixed order, read as one matrix. This module owns the JSON that describes them.
+
+    {"format": 1, "modality": "images", "model": "...", "dimensions": 768, "dtype": "float16", "rows": 70000,
+     "parts": [{"path": "img_emb/img_emb_0000.npy", "rows": 50000, "stamp": "...", "metadata": "metadata/metadata_0000.parquet"}, ...]}
+
+Paths are relative to the JSON's folder where the part lies under it, absolute otherwise. `stamp` names the part's content: what it was
+made from, or size and time of change of a file taken over as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from paired_index_assets.embeddings.npy import map_rows
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.progress import Progress, silent
+from paired_index_assets.rows import Bool, Int64
+from paired_index_assets.storage import as_path, atomic_file, digest_of_parts, is_local, read_json, write_json
+
+Modality = Literal["images", "captions"]
+FORMAT = 1
+CHECK_ROWS = 1 << 14  # rows looked at together by `valid`: 50 MB at d=768 in float32
+
+
+@dataclass(frozen=True)
+class SetPart:
+    """One .npy file of a set, and the Parquet of its rows (same order) where there is one."""
+
+    path: Path
+    rows: int
+    stamp: str
+    metadata: Path | None = None
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """What one pass over all rows found. Norms are those of the valid rows (0 where there is none)."""
+
+    rows: int
+    invalid: int
+    first_invalid: int | None
+    norm_min: float
+    norm_max: float
+
+
+class EmbeddingSet:
+    """`Rows` over the parts: (rows, dimensions) of float16 or float32, memory-mapped when first touched.
+
+    A slice inside one part is a view of the map; one across parts, and any int64 selection, is a new array. Ids outside 0..rows-1 raise
+    IndexError: a -1 never means the last row.
+    """
+
+    def __init__(self, source: Path, parts: Sequence[SetPart], dimensions: int, dtype: np.dtype[Any], model: str, modality: Modality) -> None:
+        self.source = source
+        self.parts = tuple(parts)
+        self.dimensions = dimensions
+        self.dtype = dtype
+        self.model = model
+        self.modality = modality
+        self.starts: Int64 = np.concatenate([[0], np.cumsum([p.rows for p in parts], dtype=np.int64)]).astype(np.int64)
+        self._maps: dict[int, npt.NDArray[Any]] = {}
+
+    @classmethod
+    def open(cls, json_path: str | Path) -> EmbeddingSet:
+        """Raises MissingInput without the JSON or a part, DamagedArtifact if a part is not what the JSON says."""
+        path = _local(json_path)
+        content = read_json(path)
+        try:
+            if content["format"] != FORMAT:
+                raise DamagedArtifact(f"{path}: expected format {FORMAT}, found {content['format']}; build the embeddings again")
+            parts = [
+                SetPart(path.parent / p["path"], p["rows"], p["stamp"], path.parent / p["metadata"] if p.get("metadata") else None)
+                for p in content["parts"]
+            ]
+            found = cls(path, parts, content["dimensions"], np.dtype(content["dtype"]), content["model"], content["modality"])
+        except (KeyError, TypeError) as error:
+            raise DamagedArtifact(f"{path}: not the description of an embedding set ({error!r}); build the embeddings again") from error
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EmbeddingSet.open, (str(self.source),)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (int(self.starts[-1]), self.dimensions)
+
+    @property
+    def ndim(self) -> int:
+        return 2
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the content of the set without reading it: model, shape and the stamp of every part."""
+        return digest_of_parts(self.model, str(self.shape), str(self.dtype), *(f"{p.rows} {p.stamp}" for p in self.parts))[:16]
+
+    def part(self, number: int) -> npt.NDArray[Any]:
+        """Part `number` as a memory-mapped (rows, dimensions) array."""
+        if number not in self._maps:
+            part = self.parts[number]
+            rows = map_rows(part.path)
+            if rows.shape != (part.rows, self.dimensions) or rows.dtype != self.dtype:
+                raise DamagedArtifact(
+                    f"{part.path}: expected {part.rows} rows of {self.dimensions} {self.dtype} as in {self.source}, "
+                    f"found {rows.shape} {rows.dtype}; the file was replaced, run the embeddings again"
+                )
+            self._maps[number] = rows
+        return self._maps[number]
+
+    @overload
+    def __getitem__(self, key: slice) -> npt.NDArray[Any]: ...
+
+    @overload
+    def __getitem__(self, key: Int64) -> npt.NDArray[Any]: ...
+
+    def __getitem__(self, key: slice | Int64) -> npt.NDArray[Any]:
+        if not isinstance(key, slice):
+            return self._take(np.asarray(key))
+        start, stop, step = key.indices(len(self))
+        if step != 1:
+            return self._take(np.arange(start, stop, step, dtype=np.int64))
+        pieces = [self.part(number)[a:b] for number, a, b in self._pieces(start, stop)]
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.empty((0, self.dimensions), self.dtype)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self[:], dtype=dtype, copy=copy)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        for number in range(first, len(self.parts)):
+            offset = int(self.starts[number])
+            if offset >= stop:
+                return
+            a, b = max(start - offset, 0), min(stop - offset, self.parts[number].rows)
+            if a < b:
+                yield number, a, b
+
+    def _take(self, ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if ids.dtype == np.bool_:
+            if ids.shape != (len(self),):
+                raise IndexError(f"expected a mask of {len(self)} rows, found shape {ids.shape}")
+            ids = np.flatnonzero(ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise IndexError(f"expected a slice or a one-dimensional int64 array of rows, found {ids.dtype} of shape {ids.shape}")
+        if ids.size and (ids.min() < 0 or ids.max() >= len(self)):
+            raise IndexError(f"expected rows in 0..{len(self) - 1}, found {int(ids.min())}..{int(ids.max())}")
+        out = np.empty((ids.size, self.dimensions), self.dtype)
+        order = np.argsort(ids, kind="stable")  # ascending reads: the disk is walked once
+        ids = ids[order].astype(np.int64)
+        cuts = np.searchsorted(ids, self.starts)
+        for number in np.flatnonzero(np.diff(cuts)):
+            a, b = cuts[number], cuts[number + 1]
+            out[order[a:b]] = self.part(int(number))[ids[a:b] - self.starts[number]]
+        return out
+
+    def valid(self, *, progress: Progress = silent) -> Bool:
+        """(rows,) whether each row is finite and not zero, the rows that may be paired and listed.
+
+        The answer is kept part by part under ``valid/`` beside the JSON, so that only new parts are read the next time.
+        """
+        return np.concatenate([np.empty(0, np.bool_), *(bits for bits, _ in self._checked(progress))])
+
+    def facts(self, *, progress: Progress = silent) -> SetFacts:
+        """Counts and norms over all rows, from the same cached pass as `valid`."""
+        invalid, first, low, high = 0, None, np.inf, 0.0
+        for number, (bits, norms) in enumerate(self._checked(progress)):
+            bad = np.flatnonzero(~bits)
+            invalid += len(bad)
+            if first is None and len(bad):
+                first = int(self.starts[number] + bad[0])
+            if len(bad) < len(bits):
+                low, high = min(low, float(norms[0])), max(high, float(norms[1]))
+        return SetFacts(len(self), invalid, first, 0.0 if low == np.inf else low, high)
+
+    def _checked(self, progress: Progress) -> Iterator[tuple[Bool, npt.NDArray[np.float64]]]:
+        folder = self.source.parent / "valid"
+        for number, part in enumerate(self.parts):
+            status = part.path.stat()
+            name = digest_of_parts(part.stamp, str(part.path), f"{status.st_size} {status.st_mtime_ns}")[:24]
+            kept = folder / f"{name}.npz"
+            if kept.exists():
+                with np.load(kept, allow_pickle=False) as content:
+                    bits = np.unpackbits(content["bits"], count=part.rows).astype(np.bool_)
+                    norms = content["norms"]
+            else:
+                bits, norms = _check(self.part(number))
+                with atomic_file(folder / kept.name) as temporary, temporary.open("wb") as stream:
+                    np.savez(stream, bits=np.packbits(bits), norms=norms)
+            yield bits, norms
+            progress(f"checking {self.modality}", int(self.starts[number + 1]), len(self))
+
+
+def _check(rows: npt.NDArray[Any]) -> tuple[Bool, npt.NDArray[np.float64]]:
+    bits = np.zeros(len(rows), np.bool_)
+    low, high = np.inf, 0.0
+    for start in range(0, len(rows), CHECK_ROWS):
+        block = rows[start : start + CHECK_ROWS].astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.einsum("nd,nd->n", block, block)
+        good = np.isfinite(squares) & (squares > 0)
+        bits[start : start + len(block)] = good
+        if good.any():
+            low, high = min(low, float(squares[good].min())), max(high, float(squares[good].max()))
+    return bits, np.sqrt(np.array([low, high]))
+
+
+def write_set(
+    json_path: str | Path,
+    parts: Sequence[SetPart],
+    *,
+    model: str,
+    modality: Modality,
+    expected_rows: int | None = None,
+) -> EmbeddingSet:
+    """Describe local .npy parts as one set and open it.
+
+    All parts must have one width and one dtype. Raises BadInput naming the part that differs, or the two row counts if
+    `expected_rows` is given and is not the sum.
+    """
+    path = _local(json_path)
+    if not parts:
+        raise BadInput(f"{path}: expected at least one part for {modality}, found none")
+    first: npt.NDArray[Any] | None = None
+    for part in parts:
+        rows = map_rows(part.path)
+        first = rows if first is None else first
+        if rows.shape[1] != first.shape[1] or rows.dtype != first.dtype:
+            raise BadInput(
+                f"{part.path}: expected {first.shape[1]} dimensions of {first.dtype} as in {parts[0].path}, "
+                f"found {rows.shape[1]} of {rows.dtype}; all parts of a set must agree"
+            )
+        if len(rows) != part.rows:
+            raise BadInput(f"{part.path}: expected {part.rows} rows, found {len(rows)}")
+    assert first is not None
+    total = sum(p.rows for p in parts)
+    if total == 0:
+        raise BadInput(f"{parts[0].path}: expected embeddings of {modality}, found 0 rows in {len(parts)} file(s)")
+    if expected_rows is not None and total != expected_rows:
+        raise BadInput(
+            f"{parts[0].path}: expected {expected_rows} rows of {modality}, found {total} in {len(parts)} file(s); "
+            "images and captions must have one row for each pair"
+        )
+    write_json(
+        as_path(path),
+        {
+            "format": FORMAT,
+            "modality": modality,
+            "model": model,
+            "dimensions": int(first.shape[1]),
+            "dtype": str(first.dtype),
+            "rows": total,
+            "parts": [
+                {"path": _relative(p.path, path.parent), "rows": p.rows, "stamp": p.stamp}
+                | ({"metadata": _relative(p.metadata, path.parent)} if p.metadata else {})
+                for p in parts
+            ],
+        },
+    )
+    return EmbeddingSet.open(path)
+
+
+def file_stamp(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    absolute, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
+    return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
+
+
+def _local(json_path: str | Path) -> Path:
+    path = as_path(json_path)
+    if not is_local(path):
+        raise BadInput(f"{json_path}: expected a local path, found {path.protocol}://; embeddings are memory-mapped, give a root on a local disk")
+    return Path(path.path)
+
+
+def part_of(path: Path) -> SetPart:
+    """An existing local .npy file as a part, named by its size and time of change."""
+    if not path.exists():
+        raise MissingInput(f"{path}: no such file; expected a .npy file of embeddings")
+    return SetPart(path, len(map_rows(path)), file_stamp(path))
