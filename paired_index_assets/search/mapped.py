@@ -28,7 +28,7 @@ ONE_LIST = np.dtype([("size", WORD), ("capacity", WORD), ("offset", WORD)])  # f
 
 @dataclass(frozen=True)
 class MappedLists:
-    """`lists` is a faiss.OnDiskInvertedLists over the file; the mapping lives as long as it does, even if the file is replaced or deleted."""
+    """`lists` is a faiss.OnDiskInvertedLists over the file; the mapping outlives a file that is replaced or deleted."""
 
     path: Path
     d: int
@@ -58,7 +58,8 @@ def map_lists(path: Path, nlist: int, code_size: int) -> MappedLists:
         expected = f"an IVF of {nlist} lists of {code_size}-byte codes"
         raise DamagedArtifact(f"{path}: expected {expected}, found {error}; delete the file and build the shard again") from error
     if sizes.sum() != ntotal:
-        raise DamagedArtifact(f"{path}: lists of {int(sizes.sum())} vectors, but the header says {ntotal}; delete it and build the shard again")
+        found = f"{int(sizes.sum())} vectors in its lists, {ntotal} in its header"
+        raise DamagedArtifact(f"{path}: {found}; delete the file and build the shard again")
     return MappedLists(path, d, ntotal, _on_disk(path, length, body, sizes, code_size))
 
 

@@ -31,7 +31,9 @@ class ShardedIndex:
     their width, `model` the identity of the encoder they are from.
     """
 
-    def __init__(self, trained: TrainedIndex, shards: dict[ManifestedShard, MappedLists], missing: dict[int, str], removed: RemovedIds) -> None:
+    def __init__(
+        self, trained: TrainedIndex, shards: dict[ManifestedShard, MappedLists], missing: dict[int, str], removed: RemovedIds
+    ) -> None:
         self.model, self.d, self.nlist = trained.model, trained.d, trained.nlist
         self.method, self.codec, self.fingerprint = trained.method, trained.codec.name, trained.fingerprint
         self.shards = tuple(sorted(shard.number for shard in shards))
@@ -40,8 +42,10 @@ class ShardedIndex:
         self._removed = removed
         # where a routing table stands in for the centroids, search has no use for them: 0.4 GB at LAION-2B scale
         self._probe = trained.probe if trained.routing is None else trained.routing.probe
-        quantizer = trained.codec.format.quantizer(trained.codec.vmin, trained.codec.vdiff)
-        self._stack = Stack([shards[shard] for shard in sorted(shards, key=lambda shard: shard.number)], trained.nlist, quantizer)
+        self.ntotal = sum(mapped.ntotal for mapped in shards.values())
+        if self.ntotal:
+            quantizer = trained.codec.format.quantizer(trained.codec.vmin, trained.codec.vdiff)
+            self._stack = Stack(list(shards.values()), trained.nlist, quantizer)
 
     @classmethod
     def open(cls, root: str | Path | UPath, *, partial: bool = False, verify: bool = False) -> ShardedIndex:
@@ -66,11 +70,9 @@ class ShardedIndex:
             raise _together(wrong)
         return cls(trained, shards, {number: str(error) for number, error in wrong.items()}, RemovedIds(build))
 
-    @property
-    def ntotal(self) -> int:
-        return self._stack.ntotal
-
-    def search(self, queries: npt.ArrayLike, k: int, *, nprobe: int = NPROBE, exclude: npt.ArrayLike | None = None) -> tuple[Float32, Int64]:
+    def search(
+        self, queries: npt.ArrayLike, k: int, *, nprobe: int = NPROBE, exclude: npt.ArrayLike | None = None
+    ) -> tuple[Float32, Int64]:
         """The `k` best rows of each query among the vectors in its `nprobe` lists, by inner product with the stored code.
 
         queries: (nq, d) or (d,), float16 or float32, finite. Returns scores float32 (nq, k), descending, and ids int64 (nq, k), global
@@ -104,7 +106,8 @@ def checked_queries(queries: npt.ArrayLike, d: int) -> Float32:
         vectors = np.ascontiguousarray(rows, dtype=np.float32)
         finite = np.isfinite(np.einsum("ij,ij->i", vectors, vectors))
     if not finite.all():
-        raise BadInput(f"queries: expected finite vectors, found row {int(np.flatnonzero(~finite)[0])} with NaN or infinite values or length")
+        row = int(np.flatnonzero(~finite)[0])
+        raise BadInput(f"queries: expected finite vectors, found NaN, infinite values or an infinite length in row {row}")
     return vectors
 
 

@@ -38,7 +38,7 @@ def promoted_index(build: BuildRoot) -> TrainedIndex:
     try:
         trained, fingerprint = TrainedIndex.load(build.trained / chosen["index"]), chosen["fingerprint"]
     except KeyError as error:
-        raise DamagedArtifact(f"{build.promoted}: expected an object with {error}, found {sorted(chosen)}; promote an index again") from error
+        raise DamagedArtifact(f"{build.promoted}: expected a key {error}, found {sorted(chosen)}; promote an index again") from error
     if trained.fingerprint != fingerprint:
         raise DamagedArtifact(f"{build.promoted}: promotes {fingerprint}, but {chosen['index']} is {trained.fingerprint}; promote again")
     return trained
@@ -52,7 +52,8 @@ def map_shard(shard: ManifestedShard, trained: TrainedIndex, *, verify: bool) ->
         raise MissingInput(f"{shard.path}: no such shard; build it, or search the others with partial=True") from error
     record = verify_shard(shard.path) if verify else finished_record(shard.path)
     if record is None:
-        raise DamagedArtifact(f"{shard.path}: not what {record_path(shard.path).name} says: cut, altered, or being rebuilt; build the shard again")
+        record_name = record_path(shard.path).name
+        raise DamagedArtifact(f"{shard.path}: not what {record_name} says: cut, altered or being replaced; build the shard again")
     if record.trained != trained.fingerprint:
         raise DamagedArtifact(
             f"{shard.path}: made by trained index {record.trained}, promoted is {trained.fingerprint}; build the shard again"

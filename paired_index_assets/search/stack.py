@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import faiss
 import numpy as np
@@ -29,6 +30,8 @@ class Stack:
     """The lists of `shards` (all of one codec and nlist) as one index; immutable, safe to search from many threads."""
 
     def __init__(self, shards: Sequence[MappedLists], nlist: int, quantizer: faiss.ScalarQuantizer) -> None:
+        if not shards:
+            raise ValueError("a stack of no shards")
         self._nlist, self._shards = nlist, shards
         self.ntotal = sum(shard.ntotal for shard in shards)
         pointers = faiss.InvertedListsPtrVector()
@@ -38,7 +41,7 @@ class Stack:
         d = quantizer.d
         self._unused = faiss.IndexFlatIP(d)
         index = faiss.IndexIVFScalarQuantizer(
-            self._unused, d, max(1, nlist * len(shards)), quantizer.qtype, faiss.METRIC_INNER_PRODUCT, False
+            self._unused, d, nlist * len(shards), quantizer.qtype, faiss.METRIC_INNER_PRODUCT, False
         )
         index.sq = quantizer  # a copy
         index.is_trained, index.ntotal, index.parallel_mode = True, self.ntotal, 0
@@ -54,8 +57,6 @@ class Stack:
         n, nprobe = lists.shape
         scores = np.full((n, k), -np.inf, np.float32)
         ids = np.full((n, k), NO_ID, np.int64)
-        if not self._shards or n == 0:
-            return scores, ids
         tasks = self._tasks(n, nprobe, k)
 
         def run(task: tuple[slice, slice]) -> tuple[slice, Float32, Int64]:
@@ -134,4 +135,4 @@ def cores() -> int:
 
 def _ranges(n: int, parts: int) -> list[slice]:
     edges = [n * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]

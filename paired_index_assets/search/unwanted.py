@@ -49,7 +49,7 @@ class RemovedIds:
         return read[1], read[2]
 
 
-class NoneOf(faiss.IDSelectorNot):  # type: ignore[misc]  # faiss has no types
+class NoneOf(faiss.IDSelectorNot):
     """Keeps alive the selector it negates, which faiss holds by a bare pointer."""
 
     def __init__(self, ids: Int64) -> None:

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from search_builds import Build, make
+
+from paired_index_assets.layout import BuildRoot
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Shared by all tests that only read."""
+    return make(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def fresh(finished: Build, tmp_path: Path) -> Build:
+    """A copy that the test may change."""
+    shutil.copytree(Path(finished.root.root.path), tmp_path / "build")
+    shutil.copytree(finished.landing, tmp_path / "landing")
+    return Build(
+        BuildRoot.at(tmp_path / "build"), finished.images, finished.captions, finished.trained, finished.catalog, tmp_path / "landing"
+    )
+
+
+@pytest.fixture(scope="session")
+def make_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Build]:
+    return lambda seed: make(tmp_path_factory.mktemp("build"), seed)

@@ -1,0 +1,85 @@
+"""Small finished builds, made by the project's own shard builder from seeded clustered vectors with a modality gap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from paired_index_assets.codes.codec import train_codec
+from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.layout import BuildRoot
+from paired_index_assets.rows import Float32
+from paired_index_assets.shards.build import build_shard
+from paired_index_assets.shards.manifest import write_manifest
+from paired_index_assets.storage import write_json
+from paired_index_assets.trained.artifact import TrainedIndex
+
+D, NLIST, SHARDS = 24, 40, 7
+FILE_ROWS = (700, 31, 900, 257, 1, 640, 333, 512, 128)  # dealt to shards of unequal size
+MODEL = "test-encoder/1"
+
+
+@dataclass(frozen=True)
+class Build:
+    root: BuildRoot
+    images: Float32
+    captions: Float32
+    trained: TrainedIndex
+    catalog: Catalog
+    landing: Path
+
+    def shard_files(self) -> list[Path]:
+        return [Path(self.root.shard(self.trained.codec.name, s).path) for s in range(self.catalog.shards)]
+
+
+def unit(rows: Float32) -> Float32:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clustered(seed: int, d: int = D, rows: int = sum(FILE_ROWS)) -> tuple[Float32, Float32]:
+    """Images and captions, row i a pair; every tenth image is a copy of an earlier one, as in any crawl."""
+    draw = np.random.default_rng(seed)
+    topics = draw.normal(size=(60, d))
+    of = draw.integers(0, len(topics), rows)
+    images = unit(topics[of] + 0.6 * draw.normal(size=(rows, d)))
+    images[10::10] = images[draw.integers(0, 10, len(images[10::10]))]
+    gap = draw.normal(size=d)
+    captions = unit(images + 0.4 * draw.normal(size=(rows, d)) + 0.5 * gap / np.linalg.norm(gap))
+    return images, captions
+
+
+def train(images: Float32, captions: Float32, *, seed: int, nlist: int = NLIST, codec: str = "QT_4bit") -> TrainedIndex:
+    _, distinct = np.unique(images, axis=0, return_index=True)  # equal centroids would make the choice of lists a matter of taste
+    centroids = unit(images[np.random.default_rng(seed).choice(distinct, nlist, replace=False)] + 0.01)
+    return TrainedIndex("kmeans", nlist, images.shape[1], centroids, train_codec(codec, "nearest", images, captions), model=MODEL)
+
+
+def promote(root: BuildRoot, trained: TrainedIndex) -> None:
+    path = root.trained_index(trained.nlist, trained.codec.name, trained.method)
+    trained.save(path)
+    write_json(root.promoted, {"index": path.name, "fingerprint": trained.fingerprint})
+
+
+def make(folder: Path, seed: int = 1) -> Build:
+    root, landing = BuildRoot.at(folder / "build"), folder / "landing"
+    images, captions = clustered(seed)
+    trained = train(images, captions, seed=seed)
+    landing.mkdir(parents=True)
+    edges = np.concatenate([[0], np.cumsum(FILE_ROWS)])
+    for number, (first, stop) in enumerate(pairwise(edges)):
+        np.save(landing / f"img_emb_{number:04d}.npy", images[first:stop].astype(np.float16))
+    catalog = Catalog.scan(landing, shards=SHARDS)
+    promote(root, trained)
+    build = Build(root, images, captions, trained, catalog, landing)
+    rebuild(build)
+    return build
+
+
+def rebuild(build: Build, *, manifest: bool = True) -> None:
+    for shard in range(build.catalog.shards):
+        build_shard(build.root, build.trained, build.catalog, shard, build.landing)
+    if manifest:
+        write_manifest(build.root, build.trained.codec.name, build.catalog)

@@ -1,0 +1,221 @@
+"""`ShardedIndex` against stock faiss: the loop that readers of these shards write themselves."""
+
+import datetime
+import os
+import shutil
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_builds import MODEL, NLIST, Build, D, promote, rebuild, train
+
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.shards.takedown import add_removed
+
+
+def shard_by_shard(build: Build, queries, k, nprobe, without=()):
+    """Read each shard with stock faiss, search it, merge: scores descending, equal scores by ascending id."""
+    found = []
+    for file in build.shard_files():
+        index = faiss.read_index(str(file))
+        index.nprobe = nprobe
+        found.append(index.search(queries, min(index.ntotal, 5 * k + 1000)))
+    scores, ids = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
+    scores[(ids < 0) | np.isin(ids, without)] = -np.inf
+    ids = np.where(np.isneginf(scores), -1, ids)
+    order = np.lexsort((ids, ids < 0, -scores), axis=1)[:, :k]
+    scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+    rest = ((0, 0), (0, k - ids.shape[1]))
+    return np.pad(scores, rest, constant_values=-np.inf), np.pad(ids, rest, constant_values=-1)
+
+
+@pytest.mark.parametrize("nprobe", [1, 3, 8, NLIST, 10 * NLIST])
+@pytest.mark.parametrize("k", [1, 10, 150])
+def test_results_are_those_of_stock_faiss_shard_by_shard(finished, k, nprobe):
+    index = ShardedIndex.open(finished.root.root)
+    queries = finished.captions[:60]
+    scores, ids = index.search(queries, k, nprobe=nprobe)
+    expected_scores, expected_ids = shard_by_shard(finished, queries, k, min(nprobe, NLIST))
+    np.testing.assert_array_equal(scores, expected_scores)
+    np.testing.assert_array_equal(ids, expected_ids)
+    assert scores.dtype == np.float32
+    assert ids.dtype == np.int64
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 9), k=st.integers(1, 5000), nprobe=st.integers(1, 60))
+def test_any_query_agrees_with_stock_faiss(finished, seed, n, k, nprobe):
+    queries = np.random.default_rng(seed).normal(size=(n, D)).astype(np.float32)
+    found = ShardedIndex.open(finished.root.root).search(queries, k, nprobe=nprobe)
+    for mine, stock in zip(found, shard_by_shard(finished, queries, k, min(nprobe, NLIST)), strict=True):
+        np.testing.assert_array_equal(mine, stock)
+
+
+def test_equal_scores_come_by_ascending_id_also_where_k_cuts_them(finished):
+    copies = np.flatnonzero((finished.images == finished.images[0]).all(axis=1))
+    assert len(copies) > 20  # in every shard
+    index = ShardedIndex.open(finished.root.root)
+    for k in (1, 3, 7, 20):
+        scores, ids = index.search(finished.images[0], k, nprobe=NLIST)
+        assert (scores == scores[0, 0]).all()
+        np.testing.assert_array_equal(ids[0], copies[:k])
+
+
+def test_the_split_into_tasks_does_not_change_a_bit(finished, monkeypatch):
+    index = ShardedIndex.open(finished.root.root)
+    queries = finished.captions[:50]
+    whole = index.search(queries, 20, nprobe=9)
+    monkeypatch.setattr("paired_index_assets.search.stack.cores", lambda: 5)
+    monkeypatch.setattr("paired_index_assets.search.stack.TASK_VECTORS", 10)
+    monkeypatch.setattr("paired_index_assets.search.stack.TASK_BYTES", 5000)
+    for part in (queries, queries[:1], queries[:3]):
+        for mine, stock in zip(index.search(part, 20, nprobe=9), whole, strict=True):
+            np.testing.assert_array_equal(mine, stock[: len(part)])
+
+
+def test_what_the_index_says_of_itself(finished):
+    index = ShardedIndex.open(str(finished.root.root))
+    assert (index.d, index.nlist, index.model, index.ntotal) == (D, NLIST, MODEL, len(finished.images))
+    assert index.shards == tuple(range(finished.catalog.shards))
+    assert index.missing == {}
+
+
+def test_one_vector_half_precision_and_no_vectors_are_queries(finished):
+    index = ShardedIndex.open(finished.root.root)
+    scores, ids = index.search(finished.captions[0], 5)
+    np.testing.assert_array_equal(ids, index.search(finished.captions[:1], 5)[1])
+    assert index.search(finished.captions[:2].astype(np.float16), 5)[0].shape == (2, 5)
+    assert [part.shape for part in index.search(finished.captions[:0], 5)] == [(0, 5), (0, 5)]
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "nprobe", "says"),
+    [
+        (np.zeros((2, D + 1), np.float32), 5, 8, f"expected shape (n, {D}), found (2, {D + 1})"),
+        (np.zeros((2, 2, D), np.float32), 5, 8, "expected shape"),
+        (np.zeros((2, D), np.int64), 5, 8, "found int64"),
+        (np.full((2, D), np.nan, np.float32), 5, 8, "row 0"),
+        (np.full((2, D), 3e38, np.float32), 5, 8, "infinite length"),
+        ([["a"] * D], 5, 8, "expected float32"),
+        ([[1.0], [1.0, 2.0]], 5, 8, "queries"),
+        (np.zeros((2, D), np.float32), 0, 8, "k: expected a whole number from 1"),
+        (np.zeros((2, D), np.float32), 10**9, 8, "found 1000000000"),
+        (np.zeros((2, D), np.float32), 2.5, 8, "found 2.5"),
+        (np.zeros((2, D), np.float32), 5, 0, "nprobe: expected"),
+        (np.zeros((2, D), np.float32), True, 8, "k: expected"),
+    ],
+)
+def test_bad_queries_are_refused_in_one_line(finished, queries, k, nprobe, says):
+    with pytest.raises(BadInput) as refused:
+        ShardedIndex.open(finished.root.root).search(queries, k, nprobe=nprobe)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_excluded_and_removed_ids_are_not_found(fresh):
+    index = ShardedIndex.open(fresh.root.root)
+    queries = fresh.captions[:20]
+    before = index.search(queries, 10, nprobe=NLIST)[1]
+    gone = np.unique(before[:, 0])
+    for mine, stock in zip(index.search(queries, 10, nprobe=5, exclude=gone), shard_by_shard(fresh, queries, 10, 5, gone), strict=True):
+        np.testing.assert_array_equal(mine, stock)
+    np.testing.assert_array_equal(index.search(queries, 10, nprobe=NLIST)[1], before)  # an exclusion is of one call
+    add_removed(fresh.root, gone, "asked for", when=datetime.datetime.now(datetime.UTC))
+    for mine, stock in zip(index.search(queries, 10, nprobe=5), shard_by_shard(fresh, queries, 10, 5, gone), strict=True):
+        np.testing.assert_array_equal(mine, stock)  # the same open index
+    also = np.unique(before[:, 1])
+    assert not np.isin(index.search(queries, 10, nprobe=NLIST, exclude=list(also))[1], np.union1d(gone, also)).any()
+    for bad in ([0.5], [[1]], "x"):
+        with pytest.raises(BadInput, match="exclude"):
+            index.search(queries, 10, exclude=bad)
+
+
+def test_everything_excluded_leaves_nothing(finished):
+    scores, ids = ShardedIndex.open(finished.root.root).search(finished.captions[0], 5, exclude=np.arange(len(finished.images)))
+    assert (ids == -1).all()
+    assert np.isneginf(scores).all()
+
+
+def _cut(file: Path) -> None:
+    with file.open("rb+") as stream:
+        stream.truncate(file.stat().st_size - 9)
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-200] ^= 0xFF
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "missing": (lambda file: file.unlink(), MissingInput, "no such shard"),
+    "without its record": (lambda file: file.with_name(file.name + ".json").unlink(), DamagedArtifact, "not what"),
+    "cut": (_cut, DamagedArtifact, "cut"),
+    "empty": (lambda file: file.write_bytes(b""), DamagedArtifact, "cut"),
+    "altered": (_flip, DamagedArtifact, "altered"),
+    "another shard's": (lambda file: shutil.copy(file.with_name(file.name[:-1] + "1"), file), DamagedArtifact, "index3"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_bad_shard_is_named_and_left_out_only_if_asked(fresh, damage):
+    spoil, kind, says = DAMAGE[damage]
+    spoil(fresh.shard_files()[3])
+    with pytest.raises(kind) as refused:
+        ShardedIndex.open(fresh.root.root)
+    assert "index3" in str(refused.value)
+    assert says in str(refused.value)
+    index = ShardedIndex.open(fresh.root.root, partial=True)
+    assert list(index.missing) == [3]
+    assert says in index.missing[3]
+    rows = [f for f in fresh.catalog if f.shard == 3]
+    ids = index.search(fresh.captions[:100], 50, nprobe=NLIST)[1]
+    assert not ((ids >= rows[0].start_row) & (ids < rows[-1].stop_row)).any()
+    assert index.ntotal == len(fresh.images) - sum(f.rows for f in rows)
+
+
+def test_a_flipped_byte_under_an_old_date_is_seen_by_verify(fresh):
+    file = fresh.shard_files()[2]
+    facts = file.stat()
+    _flip(file)
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    ShardedIndex.open(fresh.root.root)
+    with pytest.raises(DamagedArtifact, match="index2: sha256"):
+        ShardedIndex.open(fresh.root.root, verify=True)
+
+
+def test_shards_of_another_trained_index_are_refused(fresh):
+    promote(fresh.root, train(fresh.images, fresh.captions, seed=99))
+    with pytest.raises(DamagedArtifact, match=r"7 shards can not be searched.*made by trained index"):
+        ShardedIndex.open(fresh.root.root)
+    index = ShardedIndex.open(fresh.root.root, partial=True)
+    assert index.shards == ()
+    assert index.ntotal == 0
+    assert (index.search(fresh.captions[:3], 4)[1] == -1).all()
+
+
+def test_a_shard_younger_than_the_manifest_is_refused(fresh):
+    np.save(fresh.landing / "img_emb_0000.npy", fresh.images[1:701].astype(np.float16))
+    rebuild(fresh, manifest=False)
+    with pytest.raises(DamagedArtifact, match="index0: not the file in the manifest"):
+        ShardedIndex.open(fresh.root.root)
+
+
+def test_without_a_build_the_error_names_the_file(tmp_path):
+    with pytest.raises(MissingInput, match=r"promoted\.json: no such file"):
+        ShardedIndex.open(tmp_path)
+    with pytest.raises(BadInput, match="local folder"):
+        ShardedIndex.open("memory://somewhere")
+
+
+def test_a_mapped_shard_outlives_its_file(fresh):
+    index = ShardedIndex.open(fresh.root.root)
+    before = index.search(fresh.captions[:20], 10)
+    shutil.rmtree(fresh.root.root.path)
+    for mine, earlier in zip(index.search(fresh.captions[:20], 10), before, strict=True):
+        np.testing.assert_array_equal(mine, earlier)
