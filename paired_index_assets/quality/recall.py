@@ -18,7 +18,7 @@ equal nprobe, because their best lists are long. The mean share that was really 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -128,7 +128,7 @@ def measure(
     settings += [Setting("all", 1)] if exhaustive else []
     ks = tuple(sorted(set(ks)))
     sizes = candidate.list_sizes()
-    budgets = [int(s.amount * truth.images) for s in settings if s.by == "share"]
+    budgets = [int(s.amount * truth.searchable) for s in settings if s.by == "share"]
     at_least = max([1, *(int(s.amount) for s in settings if s.by == "nprobe")])
     shape = (len(settings), len(ks), len(queries))
     found = {"coverage": np.zeros(shape, np.float32)}
@@ -137,20 +137,20 @@ def measure(
     scanned, probed = np.zeros((len(settings), len(queries)), np.int64), np.zeros((len(settings), len(queries)), np.int64)
     for block in _blocks(len(queries), candidate.nlist):
         asked = queries[block]
-        relevant = _Relevant(truth, block, ks)
+        relevant = Relevant(truth, block, ks)
         coarse, lists, cumulated = _probe_order(candidate, asked, sizes, at_least, max(budgets, default=0), exhaustive)
         rank = _rank_of_lists(lists, candidate.nlist)
-        home = np.where(relevant.ids >= 0, candidate.list_of_image[relevant.ids], -1)
+        home = candidate.list_of_image[relevant.ids]
         reached_at = np.where(home >= 0, np.take_along_axis(rank, np.maximum(home, 0), 1), _NEVER)
         for row, setting in enumerate(settings):
-            width = _lists_within(setting, cumulated, truth.images)
+            width = _lists_within(setting, cumulated, truth.searchable)
             probed[row, block] = width
             scanned[row, block] = np.take_along_axis(cumulated, width[:, None] - 1, 1)[:, 0]
             found["coverage"][row, :, block] = relevant.recall(reached_at < width[:, None])
             if candidate.scan is not None:
                 most = int(width.max())
                 chosen = np.where(np.arange(most) < width[:, None], lists[:, :most], -1)
-                depth = min(ks[-1] * (RERANK if rerank else 1), truth.images)
+                depth = min(ks[-1] * (RERANK if rerank else 1), truth.searchable)
                 returned = candidate.scan(asked, depth, chosen, np.ascontiguousarray(coarse[:, :most]))
                 found["product"][row, :, block] = relevant.recall_of_returned(returned)
                 if rerank:
@@ -166,7 +166,7 @@ def measure(
         nlist=candidate.nlist,
         bytes_per_vector=candidate.bytes_per_vector,
         build_seconds=candidate.build_seconds,
-        images=truth.images,
+        images=truth.searchable,
         in_lists=total,
         imbalance=float(candidate.nlist * np.square(sizes, dtype=np.float64).sum() / max(total, 1) ** 2),
         empty_lists=int((sizes == 0).sum()),
@@ -182,11 +182,11 @@ def measure(
 _NEVER = np.iinfo(np.int32).max
 
 
-class _Relevant:
+class Relevant:
     """The relevant images of a block of queries at each k, and the counting of hits."""
 
     def __init__(self, truth: GroundTruth, block: slice, ks: tuple[int, ...]) -> None:
-        part = GroundTruth(truth.ids[block], truth.scores[block], truth.images, truth.deepest)
+        part = replace(truth, ids=truth.ids[block], scores=truth.scores[block])
         self.ids, self.ks, self.stride = part.ids, ks, truth.images
         self.counts = [part.relevant(k) for k in ks]
         self.divisors = [part.at_most(k) for k in ks]
@@ -242,10 +242,10 @@ def _probe_order(
         width = min(candidate.nlist, 2 * width)
 
 
-def _lists_within(setting: Setting, cumulated: Int64, images: int) -> Int64:
+def _lists_within(setting: Setting, cumulated: Int64, searchable: int) -> Int64:
     """(queries,) how many lists are probed."""
     if setting.by == "share":
-        within: Int64 = np.maximum((cumulated <= int(setting.amount * images)).sum(1), 1)
+        within: Int64 = np.maximum((cumulated <= int(setting.amount * searchable)).sum(1), 1)
         return within
     return np.full(len(cumulated), cumulated.shape[1] if setting.by == "all" else int(setting.amount))
 

@@ -9,7 +9,7 @@ import numpy as np
 from paired_index_assets.errors import BadInput
 from paired_index_assets.neighbors.exact import exact_neighbors
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.rows import Float32, Int64, Rows
+from paired_index_assets.rows import Bool, Float32, Int64, Rows, Selected
 
 DEEPEST_K = 100
 TIE = 1e-6  # of the score: float32 rounding of a sum of products of unit vectors, by the order of summation
@@ -18,11 +18,14 @@ TIES_KEPT = 28  # true neighbours kept beyond the largest k, so that ties at its
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The exact neighbours of the queries among `images` images, best first: ids and scores (nq, depth); id -1 where there are fewer."""
+    """The exact neighbours of the queries among the images, best first: ids and scores (nq, depth)."""
 
     ids: Int64
     scores: Float32
     images: int
+    """Rows of the image set: ids are below it."""
+    searchable: int
+    """Images that can be found; shares of vectors scanned are of these."""
     deepest: int
     """The largest k it can judge; the depth beyond it holds ties."""
 
@@ -33,24 +36,36 @@ class GroundTruth:
         """(nq,) how many of the first ids are relevant at k."""
         if k > self.deepest:
             raise BadInput(f"recall@{k}: the ground truth is {self.deepest} deep; make it with k={k}")
-        present = self.ids >= 0
-        last = np.minimum(k, present.sum(1)) - 1
-        score = np.take_along_axis(self.scores, np.maximum(last, 0)[:, None], 1)
+        score = self.scores[:, min(k, self.ids.shape[1]) - 1 :][:, :1]
         floor = score - TIE * np.maximum(1, np.abs(score))
-        counted: Int64 = (present & (self.scores >= floor)).sum(1)
+        counted: Int64 = (self.scores >= floor).sum(1)
         return counted
 
-    def at_most(self, k: int) -> Int64:
-        """(nq,) the divisor of recall@k: k, or all images where there are fewer."""
-        divisor: Int64 = np.clip((self.ids >= 0).sum(1), 1, k)
-        return divisor
+    def at_most(self, k: int) -> int:
+        """The divisor of recall@k: k, or all images where there are fewer."""
+        return min(k, self.searchable)
 
 
 def ground_truth(
-    queries: Float32, images: Rows, k: int = DEEPEST_K, *, device: str | None = None, progress: Progress = silent
+    queries: Float32,
+    images: Rows,
+    k: int = DEEPEST_K,
+    *,
+    valid: Bool | None = None,
+    device: str | None = None,
+    progress: Progress = silent,
 ) -> GroundTruth:
-    """Exact, by brute force over every image. Raises BadInput for no queries or for queries that are not finite."""
+    """Exact neighbours of (nq, d) queries by brute force over the images, or over those that are `valid` (images,).
+
+    Raises BadInput for no queries, for queries or (valid) images that are not finite, and where nothing is valid.
+    """
     if not len(queries) or not np.isfinite(queries).all():
         raise BadInput(f"recall: {len(queries)} queries, {int((~np.isfinite(queries)).any(1).sum())} not finite; expected finite captions")
-    scores, ids = exact_neighbors(queries, images, min(k + TIES_KEPT, len(images)), device=device, progress=progress)
-    return GroundTruth(np.where(np.isfinite(scores), ids, -1), scores, len(images), k)
+    if valid is None or valid.all():
+        scores, ids = exact_neighbors(queries, images, min(k + TIES_KEPT, len(images)), device=device, progress=progress)
+        return GroundTruth(ids, scores, len(images), len(images), k)
+    rows = np.flatnonzero(valid)
+    if not len(rows):
+        raise BadInput(f"recall: none of {len(images)} images is valid; nothing can be found")
+    scores, ids = exact_neighbors(queries, Selected(images, rows), min(k + TIES_KEPT, len(rows)), device=device, progress=progress)
+    return GroundTruth(rows[ids], scores, len(images), len(rows), k)

@@ -1,0 +1,180 @@
+"""The recall report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from paired_index_assets.quality.report import CandidateReport, Point, RecallReport
+
+SUMMARY_K = 10
+SUMMARY_NPROBE = 8  # the paper's
+SUMMARY_SHARE = 0.01
+
+Cells = Iterable[str]
+
+
+def markdown(report: RecallReport) -> str:
+    """The whole report: summary, recall by share scanned and by nprobe at each k, losses, codes, peers."""
+    parts = [
+        "# Recall",
+        f"{report.queries:,} held-out captions against {report.images:,} images; exact neighbours by brute force. "
+        "Brackets: 95 % bootstrap intervals over captions. "
+        "*Coverage*: true neighbours whose list is probed. *Product*: true neighbours found with the stored codes.",
+        *([table(("fact", "value"), ([name, _plain(value)] for name, value in report.facts.items()))] if report.facts else []),
+        *report.notes,
+        "## Summary",
+        summary_table(report),
+    ]
+    if report.codes:
+        parts += ["## Codes alone", "Every list probed, so that only the code loses.", codes_table(report)]
+    parts += [f"## Where recall@{_k(report)} is lost", losses_table(report)]
+    for k in report.ks:
+        parts.append(f"## recall@{k}")
+        parts += _curves(report.candidates, k)
+    if report.peers:
+        parts += ["## Stock faiss on the same lists", peers_table(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary_table(report: RecallReport) -> str:
+    """One row a candidate, at the paper's nprobe and at one percent scanned, with the difference to the baseline."""
+    k = _k(report)
+    differences = {(d.name, d.by, d.amount): d for d in report.differences if d.k == k}
+    head = [
+        "candidate",
+        f"recall@{k} at nprobe {SUMMARY_NPROBE}",
+        "scanned",
+        f"recall@{k} at {SUMMARY_SHARE:.0%} scanned",
+        f"to {report.baseline or 'baseline'}",
+        "bytes a vector",
+        "list imbalance",
+        "build s",
+    ]
+
+    def row(candidate: CandidateReport) -> Cells:
+        by_lists, by_share = candidate.at(nprobe=min(SUMMARY_NPROBE, candidate.nlist)), candidate.at(share=SUMMARY_SHARE)
+        difference = differences.get((candidate.name, "share", SUMMARY_SHARE))
+        yield f"**{candidate.name}** (promoted)" if candidate.name == report.promoted else candidate.name
+        yield str(by_lists.best[k]) if by_lists else "-"
+        yield f"{by_lists.scanned:.2%}" if by_lists else "-"
+        yield str(by_share.best[k]) if by_share else "-"
+        yield (
+            f"{difference.difference.mean:+.3f} [{difference.difference.low:+.3f}, {difference.difference.high:+.3f}]"
+            if difference
+            else "-"
+        )
+        yield str(candidate.bytes_per_vector or "-")
+        yield f"{candidate.imbalance:.2f}"
+        yield f"{candidate.build_seconds:.1f}"
+
+    return table(head, map(row, report.candidates))
+
+
+def losses_table(report: RecallReport) -> str:
+    """Coverage loss (lists not probed) and code loss (scores by codes) apart, at one percent scanned, else where most was."""
+    k = _k(report)
+    head = ["candidate", "at", "coverage", "product", "coverage loss", "code loss"]
+
+    def row(candidate: CandidateReport) -> Cells:
+        point = candidate.at(share=SUMMARY_SHARE) or candidate.points[-1]
+        coverage, product = point.coverage[k], point.product[k] if point.product else None
+        lost = [f"{1 - coverage.mean:.3f}", "-" if product is None else f"{coverage.mean - product.mean:.3f}"]
+        return [candidate.name, _setting(point), str(coverage), "-" if product is None else str(product), *lost]
+
+    return table(head, map(row, report.candidates))
+
+
+def codes_table(report: RecallReport) -> str:
+    again = any(code.reranked for code in report.codes)
+    head = ["codec", "bytes a vector", *(f"recall@{k}" for k in report.ks), *(f"@{k}, top {10 * k} re-ranked" for k in report.ks if again)]
+    return table(
+        head,
+        (
+            [
+                code.codec,
+                str(code.bytes_per_vector),
+                *(str(code.recall[k]) for k in report.ks),
+                *(str(code.reranked[k]) if code.reranked else "-" for k in report.ks if again),
+            ]
+            for code in report.codes
+        ),
+    )
+
+
+def peers_table(report: RecallReport) -> str:
+    """Peers and our candidates side by side, by codes and re-ranked, at one percent scanned and with every list probed."""
+    k = _k(report)
+    share = f"at {SUMMARY_SHARE:.0%} scanned"
+    head = [
+        "codec",
+        "lists",
+        "bytes a vector",
+        f"recall@{k} {share}",
+        f"top {10 * k} re-ranked {share}",
+        "every list",
+        "every list, re-ranked",
+    ]
+
+    def row(candidate: CandidateReport) -> Cells:
+        yield candidate.codec
+        yield f"{candidate.method}, {candidate.routing}"
+        yield str(candidate.bytes_per_vector)
+        for point in (candidate.at(share=SUMMARY_SHARE), candidate.at()):
+            yield str(point.product[k]) if point and point.product else "-"
+            yield str(point.reranked[k]) if point and point.reranked else "-"
+
+    return table(head, map(row, [*(c for c in report.candidates if c.bytes_per_vector), *report.peers]))
+
+
+def table(head: Sequence[str], rows: Iterable[Cells]) -> str:
+    """A Markdown table; every column but the first is right-aligned."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _curves(candidates: Sequence[CandidateReport], k: int) -> Iterable[str]:
+    scales: tuple[tuple[Literal["share", "nprobe"], str], ...] = (("share", "of the images scanned at most"), ("nprobe", "lists probed"))
+    for by, scale in scales:
+        amounts = sorted({p.amount for c in candidates for p in c.curve(by)})
+        if not amounts:
+            continue
+        for kind, found, get in (("Product", any(c.points[0].product for c in candidates), _product), ("Coverage", True, _coverage)):
+            if found:
+                yield f"{kind} recall@{k} by {scale} (in brackets what was really scanned):"
+                head = ["candidate", *(f"{a:.2%}" if by == "share" else f"{a:.0f}" for a in amounts)]
+                yield table(head, (_curve_row(c, by, amounts, k, get) for c in candidates))
+
+
+def _curve_row(
+    candidate: CandidateReport,
+    by: Literal["share", "nprobe"],
+    amounts: Sequence[float],
+    k: int,
+    get: Callable[[Point, int], float | None],
+) -> Cells:
+    points = {p.amount: p for p in candidate.curve(by)}
+    yield candidate.name
+    for amount in amounts:
+        value = get(points[amount], k) if amount in points else None
+        yield "-" if value is None else f"{value:.3f} ({points[amount].scanned:.2%})"
+
+
+def _product(point: Point, k: int) -> float | None:
+    return point.product[k].mean if point.product else None
+
+
+def _coverage(point: Point, k: int) -> float | None:
+    return point.coverage[k].mean
+
+
+def _k(report: RecallReport) -> int:
+    return SUMMARY_K if SUMMARY_K in report.ks else report.ks[0]
+
+
+def _setting(point: Point) -> str:
+    return "every list" if point.by == "all" else f"nprobe {point.amount:.0f}" if point.by == "nprobe" else f"{point.amount:.2%} scanned"
+
+
+def _plain(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
