@@ -1,0 +1,87 @@
+"""The best k of each query so far, and how candidates get in: by their exact score, lower id first among equals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+NOTHING = float("-inf")
+RESCORE_PAIRS = 1 << 14  # pairs gathered at a time: 2 x 16384 x 768 float64 = 200 MB at d=768, so it is cut by width below
+RESCORE_VALUES = 1 << 21
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs that may be among the best: query row and base row (both local, int64) and the computed score.
+
+    For each query, base rows are in ascending order.
+    """
+
+    query: torch.Tensor
+    base: torch.Tensor
+    score: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def where(self, keep: torch.Tensor) -> Candidates:
+        return Candidates(self.query[keep], self.base[keep], self.score[keep])
+
+    @staticmethod
+    def joined(parts: list[Candidates]) -> Candidates:
+        if len(parts) == 1:
+            return parts[0]
+        return Candidates(*(torch.cat([getattr(part, field) for part in parts]) for field in ("query", "base", "score")))
+
+
+def exact_scores(queries: torch.Tensor, base: torch.Tensor, query: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """<queries[query[i]], base[row[i]]> summed in float64, rounded once to float32: the score this package defines."""
+    out = torch.empty(len(query), dtype=torch.float32, device=queries.device)
+    step = max(1, RESCORE_VALUES // queries.shape[1])
+    for start in range(0, len(query), step):
+        part = slice(start, start + step)
+        product = queries.index_select(0, query[part]).double()
+        product *= base.index_select(0, row[part])
+        out[part] = product.sum(1)
+    return out
+
+
+def as_matrix(query: torch.Tensor, values: list[tuple[torch.Tensor, float]], rows: int) -> list[torch.Tensor]:
+    """Ragged to padded: value i goes to row query[i], in order of arrival; each of `values` comes with its padding."""
+    counts = torch.bincount(query, minlength=rows)
+    order = torch.argsort(query, stable=True)
+    sorted_query = query[order]
+    starts = torch.cumsum(counts, 0) - counts
+    place = torch.arange(len(query), device=query.device) - starts[sorted_query]
+    width = int(counts.max()) if len(query) else 0
+    matrices = []
+    for value, padding in values:
+        matrix = torch.full((rows, width), padding, dtype=value.dtype, device=value.device)
+        matrix[sorted_query, place] = value[order]
+        matrices.append(matrix)
+    return matrices
+
+
+def kth_score(candidates: Candidates, rows: int, k: int) -> torch.Tensor:
+    """The k-th largest candidate score of each query, -inf where there are fewer."""
+    (scores,) = as_matrix(candidates.query, [(candidates.score, NOTHING)], rows)
+    if scores.shape[1] < k:
+        return torch.full((rows,), NOTHING, device=scores.device)
+    return scores.topk(k, dim=1).values[:, k - 1]
+
+
+def merge(scores: torch.Tensor, ids: torch.Tensor, query: torch.Tensor, new_ids: torch.Tensor, new_scores: torch.Tensor) -> None:
+    """Put exact candidates into `scores`, `ids` (rows, k), in place. New ids are above all ids already there."""
+    k = scores.shape[1]
+    better = new_scores > scores[query, k - 1]  # an equal score loses: its id is higher
+    query, new_ids, new_scores = query[better], new_ids[better], new_scores[better]
+    if not len(query):
+        return
+    touched, local = torch.unique(query, return_inverse=True)
+    score_matrix, id_matrix = as_matrix(local, [(new_scores, NOTHING), (new_ids, -1)], len(touched))
+    all_scores = torch.cat([scores[touched], score_matrix], 1)
+    all_ids = torch.cat([ids[touched], id_matrix], 1)
+    order = torch.argsort(all_scores, dim=1, descending=True, stable=True)[:, :k]
+    scores[touched] = all_scores.gather(1, order)
+    ids[touched] = all_ids.gather(1, order)

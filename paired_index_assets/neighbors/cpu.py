@@ -1,0 +1,140 @@
+"""One block of queries against one block of base rows, tile by tile, without sorting scores and without keeping them.
+
+Of each tile of scores (a GEMM into a buffer that stays in cache) only the maxima of GROUP neighbouring base rows are looked at;
+a group whose maximum can not reach the query's k-th best is done with. The maxima cost 2 % of the GEMM, and almost every group is
+done with. Reducing a tile to group maxima is the idea of TPU-KNN (Chern et al., arXiv 2206.14286), which stops there: approximate.
+Plain torch, so it also runs on a CUDA device, where it serves the k that the fused kernel does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from paired_index_assets.neighbors.arithmetic import Arithmetic
+from paired_index_assets.neighbors.best import NOTHING, Candidates, exact_scores, kth_score, merge
+from paired_index_assets.neighbors.blocks import Block
+
+QUERY_TILE = 1024  # a 1024 x 1024 tile of scores is 4 MB; larger tiles leave the cache, smaller ones feed the GEMM badly
+BASE_TILE = 1024
+GROUP = 16
+# A query with more candidates than k and these is scored in full instead: only masses of near ties get there.
+CROWD = 512
+FULL_TILE = 1 << 22  # exact scores at a time, then
+
+
+def scan(queries: Block, base: Block, arithmetic: Arithmetic, scores: torch.Tensor, ids: torch.Tensor) -> None:
+    """Bring `scores` float32 and `ids` int64, both (len(queries), k), up to date with the rows of `base`, in place.
+
+    Blocks of base must come in ascending order of rows; rows not yet filled hold -inf and -1.
+    """
+    k = scores.shape[1]
+    fast_base = arithmetic.rounded(base.vectors)
+    base_error = float(arithmetic.input_error(base.vectors, fast_base).max())
+    base_norm = float(base.norms.max())
+    rows = min(len(base), max(BASE_TILE, 2 * k))
+    buffer = torch.empty(_groups(rows) * GROUP * QUERY_TILE, dtype=arithmetic.dtype, device=base.vectors.device)
+    for start in range(0, len(queries), QUERY_TILE):
+        tile = slice(start, min(start + QUERY_TILE, len(queries)))
+        query = queries.vectors[tile]
+        fast_query = arithmetic.rounded(query)
+        query_error = arithmetic.input_error(query, fast_query)
+        margin = arithmetic.margin(queries.norms[tile], query_error, base_norm, base_error, query.shape[1])
+        search = _TileSearch(k, arithmetic, margin, scores[tile, k - 1], [], torch.zeros_like(margin, dtype=torch.bool))
+        for first in range(0, len(base), rows):
+            search.look_at(fast_query, fast_base[first : first + rows], first, buffer)
+        search.prune()
+        for found in search.found:
+            exact = exact_scores(query, base.vectors, found.query, found.base)
+            merge(scores[tile], ids[tile], found.query, found.base + base.start, exact)
+        crowded = search.crowded.nonzero()[:, 0]
+        if len(crowded):
+            _score_in_full(query, base, crowded, scores[tile], ids[tile])
+
+
+@dataclass
+class _TileSearch:
+    """The candidates of one tile of queries; `kth` is a lower bound of each query's k-th best score."""
+
+    k: int
+    arithmetic: Arithmetic
+    margin: torch.Tensor
+    kth: torch.Tensor
+    found: list[Candidates]
+    crowded: torch.Tensor
+    room: int = 0
+
+    def look_at(self, query: torch.Tensor, base: torch.Tensor, first: int, buffer: torch.Tensor) -> None:
+        """Add the pairs of one tile that may be among the best; `first` is the row of base[0] in its block."""
+        n, rows = len(query), len(base)
+        groups = _groups(rows)
+        tile = buffer[: groups * GROUP * n].view(groups * GROUP, n)
+        torch.mm(base, query.T, out=tile[:rows])
+        tile[rows:] = NOTHING
+        maxima = torch.amax(tile.view(groups, GROUP, n), 1)
+        if first == 0 or self.k == 1:
+            self.kth = torch.maximum(self.kth, self.arithmetic.below(_kth_at_least(tile[:rows], maxima, self.k)))
+        found = _reaching(tile, maxima, (self.kth - self.margin).to(tile.dtype), first)
+        if len(found):
+            self.found.append(found)
+        if self.k > 1 and sum(map(len, self.found)) > max(self.room, 2 * self.k * n):
+            self.prune()
+            self.room = 2 * sum(map(len, self.found))
+
+    def prune(self) -> None:
+        """Drop the pairs that the others of the same query have shut out, and all pairs of queries that have too many left."""
+        if not self.found:
+            return
+        found, n = Candidates.joined(self.found), len(self.margin)
+        if self.k > 1:
+            self.kth = torch.maximum(self.kth, self.arithmetic.below(kth_score(found, n, self.k)))
+        found = found.where(found.score >= (self.kth - self.margin).to(self.arithmetic.dtype)[found.query])
+        self.crowded |= torch.bincount(found.query, minlength=n) > self.k + CROWD
+        if bool(self.crowded.any()):
+            found = found.where(~self.crowded[found.query])
+            self.kth = self.kth.masked_fill(self.crowded, float("inf"))
+        self.found = [found]
+
+
+def _groups(rows: int) -> int:
+    return -(-rows // GROUP)
+
+
+def _kth_at_least(tile: torch.Tensor, maxima: torch.Tensor, k: int) -> torch.Tensor:
+    """A bound that the k-th largest score of each query in the tile reaches: k groups have a maximum at least that high."""
+    if k == 1:
+        return maxima.amax(0).float()
+    loose = maxima if 2 * k <= len(maxima) else tile
+    if k > len(loose):
+        return torch.full((tile.shape[1],), NOTHING, device=tile.device)
+    return loose.T.contiguous().topk(k, dim=1).values[:, k - 1].float()
+
+
+def _reaching(tile: torch.Tensor, maxima: torch.Tensor, cut: torch.Tensor, first: int) -> Candidates:
+    """The pairs with a score of at least cut[query]. `tile` is (base rows, queries), `maxima` (groups, queries)."""
+    columns = (maxima.amax(0) >= cut).nonzero()[:, 0]
+    group, column = (maxima[:, columns] >= cut[columns]).nonzero(as_tuple=True)
+    query = columns[column]
+    rows = group[:, None] * GROUP + torch.arange(GROUP, device=tile.device)
+    scores = tile.view(-1).take(rows * tile.shape[1] + query[:, None])
+    hit, member = (scores >= cut[query][:, None]).nonzero(as_tuple=True)
+    return Candidates(query[hit], rows[hit, member] + first, scores[hit, member].float())
+
+
+def _score_in_full(query: torch.Tensor, base: Block, crowded: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor) -> None:
+    """Every base row against each crowded query, exactly. Only scores above the k-th best get in, so ties cost no more than the GEMM."""
+    k = scores.shape[1]
+    rows = max(k, FULL_TILE // len(crowded))
+    wide = query[crowded].double()
+    for first in range(0, len(base), rows):
+        part = base.vectors[first : first + rows]
+        exact = (wide @ part.double().T).float()
+        entering = (exact > scores[crowded, k - 1 : k]).any(1).nonzero()[:, 0]
+        if not len(entering):
+            continue
+        top, row = torch.sort(exact[entering], dim=1, descending=True, stable=True)
+        top, row = top[:, :k], row[:, :k]
+        owner = crowded[entering][:, None].expand_as(row)
+        row, order = torch.sort(row, dim=1)  # merge wants ascending rows
+        merge(scores, ids, owner.reshape(-1), row.reshape(-1) + first + base.start, top.gather(1, order).reshape(-1))
