@@ -37,7 +37,7 @@ UNDECODABLE = "image can not be decoded"
 CRASHED = "decoder crashed"
 
 MAX_PIXELS = 1 << 27  # 134 million, 400 MB as RGB: a 12k x 11k scan passes, a bomb does not
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")  # not EPS, PDF and others that call programs or are never pictures of a data set
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")  # not EPS and PDF, which call programs
 CHUNK = 64  # pictures sent to a worker together: 10 MB of 224 x 224 RGB on the way back
 AHEAD = 2  # chunks a worker has waiting
 
@@ -159,9 +159,10 @@ class ImagePool:
         self._pool = None
         if len(chunk) == 1:
             return None, [CRASHED]
-        (first, first_outcomes), (second, second_outcomes) = (self._carefully(c) for c in (chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]))
-        arrays = [a for a in (first, second) if a is not None]
-        return (np.concatenate(arrays) if arrays else None), first_outcomes + second_outcomes
+        middle = len(chunk) // 2
+        halves = [self._carefully(chunk[:middle]), self._carefully(chunk[middle:])]
+        arrays = [array for array, _ in halves if array is not None]
+        return (np.concatenate(arrays) if arrays else None), [outcome for _, outcomes in halves for outcome in outcomes]
 
 
 def default_workers() -> int:

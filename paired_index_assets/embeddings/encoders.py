@@ -45,7 +45,7 @@ class Encoder(Protocol):
     def encode_images(self, images: npt.NDArray[Any]) -> Float32: ...
 
 
-def load_encoder(model: str, pretrained: str | None = None, device: str | None = None) -> Encoder:
+def load_encoder(model: str = "ViT-L-14", pretrained: str | None = "openai", device: str | None = None) -> Encoder:
     """open_clip's names (``ViT-L-14`` + ``openai``, ``local-dir:FOLDER``, ``hf-hub:ORG/NAME``) or ``package.module:factory``.
 
     `device` is for open_clip (None: a GPU if there is one). Raises BadInput if the factory can not be had or does not return an Encoder;

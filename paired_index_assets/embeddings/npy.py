@@ -51,7 +51,7 @@ def read_header(url: str | Path) -> NpyHeader:
         raise BadInput(f"{url}: expected rows in C order, found Fortran order; save it with numpy.ascontiguousarray")
     expected = offset + shape[0] * shape[1] * dtype.itemsize
     if size != expected:
-        raise BadInput(f"{url}: expected {expected} bytes for shape {shape} of {dtype}, found {size}; the file is cut or damaged, copy it again")
+        raise BadInput(f"{url}: expected {expected} bytes for shape {shape} of {dtype}, found {size}; copy the file again")
     return NpyHeader(shape[0], shape[1], dtype, offset)
 
 
@@ -60,7 +60,8 @@ def map_rows(path: Path) -> npt.NDArray[Any]:
     header = read_header(path)
     if header.rows == 0:  # an empty mapping is refused by the kernel
         return np.empty((0, header.dimensions), header.dtype)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return rows
 
 
 def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -41,8 +41,8 @@ def import_open_clip() -> ModuleType:
         except RuntimeError as error:
             if "torchvision::nms does not exist" not in str(error):
                 raise
-            library = torch.library.Library("torchvision", "DEF")  # noqa: TOR901  declared, never called: open_clip uses transforms only
-            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # declared, not called
             library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             _stand_ins.append(library)
     import open_clip
@@ -53,8 +53,9 @@ def import_open_clip() -> ModuleType:
 class OpenClipEncoder:
     """Unit vectors of an open_clip model, float32 on the CPU, float16 autocast on CUDA.
 
-    `model` is open_clip's name (``ViT-L-14`` with `pretrained` ``openai`` or a checkpoint file), ``hf-hub:ORG/NAME`` or ``local-dir:FOLDER``
-    (`pretrained` unused). Weights load on first use, never randomly initialised ones; BadInput in one line when they can not be had.
+    `model` is open_clip's name (``ViT-L-14`` with `pretrained` ``openai`` or a checkpoint file), ``hf-hub:ORG/NAME``
+    or ``local-dir:FOLDER`` (`pretrained` unused). Weights load on first use, never random ones; BadInput in one line when they
+    can not be had.
     """
 
     def __init__(self, model: str = "ViT-L-14", pretrained: str | None = "openai", device: str | None = None) -> None:
@@ -73,14 +74,14 @@ class OpenClipEncoder:
             folder = self._folder()
             return f"open_clip:local-dir:{digest_of_parts(digest_of(folder / CONFIG), digest_of(_checkpoint(folder)))[:16]}"
         if self.pretrained and Path(self.pretrained).is_file():
-            return f"open_clip:{self.model}/file:{digest_of(self.pretrained)[:16]}"
+            return f"open_clip:{self.model}/file:{digest_of(Path(self.pretrained))[:16]}"
         return f"open_clip:{self.model}" + (f"/{self.pretrained}" if self.pretrained else "")
 
     @cached_property
     def dimensions(self) -> int:
         config = self._ask(lambda clip: clip.get_model_config(self._registry_name()))
         if not config:
-            raise BadInput(f"model {self.model!r}: expected a model open_clip knows (open_clip.list_models()) or local-dir:FOLDER, found neither")
+            raise BadInput(f"model {self.model!r}: expected one of open_clip.list_models() or local-dir:FOLDER, found neither")
         return int(config["embed_dim"])
 
     def encode_texts(self, texts: Sequence[str]) -> Float32:
@@ -165,7 +166,7 @@ class OpenClipEncoder:
 
 
 def _unit(rows: torch.Tensor) -> Float32:
-    return torch.nn.functional.normalize(rows.float(), dim=-1).cpu().numpy()  # type: ignore[no-any-return]
+    return torch.nn.functional.normalize(rows.float(), dim=-1).cpu().numpy()
 
 
 def _checkpoint(folder: Path) -> Path:

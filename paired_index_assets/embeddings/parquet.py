@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -47,9 +48,8 @@ class ParquetSource:
         self._image = _column(name, schema, "image", columns.image, _holds_image)
         self._caption = _column(name, schema, "caption", columns.caption, _holds_text)
         self._key = _column(name, schema, "key", columns.key, _is_scalar)
-        self.has: frozenset[Modality] = frozenset(
-            modality for modality, column in (("images", self._image), ("captions", self._caption)) if column
-        )
+        roles: dict[Modality, str | None] = {"images": self._image, "captions": self._caption}
+        self.has: frozenset[Modality] = frozenset(modality for modality, column in roles.items() if column)
         kept = [f for f in schema if f.name not in (self._image, self._caption) and f.name not in RESERVED and _is_scalar(f.type)]
         self.columns = pa.schema([pa.field(f.name, f.type) for f in kept])
         self._by_path = self._image is not None and _holds_text(schema.field(self._image).type)
@@ -75,7 +75,7 @@ class ParquetSource:
     def _sample(self, row: dict[str, Any], fallback: str, folder: str) -> Sample:
         key = row.get(self._key) if self._key else None
         image: HeldImage | ImageFile | None = None
-        content = row.get(self._image) if self._image else None
+        content: Any = row.get(self._image) if self._image else None
         if isinstance(content, dict):
             content, path = content.get("bytes"), content.get("path")
             content = path if content is None else content
@@ -88,16 +88,21 @@ class ParquetSource:
 
 
 def _opened(file: ListedFile) -> tuple[pa.Schema, int]:
+    with _damage_named(file), as_path(file.url).open("rb") as stream, pq.ParquetFile(stream) as parquet:
+        return parquet.schema_arrow.remove_metadata(), parquet.metadata.num_rows
+
+
+@contextmanager
+def _damage_named(file: ListedFile) -> Iterator[None]:
     try:
-        with as_path(file.url).open("rb") as stream, pq.ParquetFile(stream) as parquet:
-            return parquet.schema_arrow.remove_metadata(), parquet.metadata.num_rows
+        yield
     except pa.ArrowException as error:
         raise BadInput(f"{file.url}: expected a Parquet file, found one that can not be read ({str(error).strip()[:160]})") from error
 
 
 def _batches(file: ListedFile, start: int, stop: int, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Rows start..stop of one file: row groups before them are skipped unread."""
-    with as_path(file.url).open("rb") as stream, pq.ParquetFile(stream) as parquet:
+    with _damage_named(file), as_path(file.url).open("rb") as stream, pq.ParquetFile(stream) as parquet:
         first = 0
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
@@ -124,11 +129,11 @@ def _column(source: str, schema: pa.Schema, role: str, wanted: str | None, fits:
 
 
 def _holds_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _holds_image(kind: pa.DataType) -> bool:

@@ -12,22 +12,21 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from paired_index_assets.embeddings.decoding import CHUNK, OK, ImagePool, default_workers
 from paired_index_assets.embeddings.encoders import Encoder
-from paired_index_assets.embeddings.npy import StreamedNpy, read_header
+from paired_index_assets.embeddings.metadata import FLUSH_ROWS, MetadataWriter, finished_outcomes
+from paired_index_assets.embeddings.npy import StreamedNpy
 from paired_index_assets.embeddings.sets import Modality, SetPart, write_set
 from paired_index_assets.embeddings.sources import DEFAULT_PART_ROWS, Sample, Source, SourcePart
-from paired_index_assets.errors import BadInput, DamagedArtifact, PairedIndexError
+from paired_index_assets.errors import BadInput, PairedIndexError
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32
@@ -39,9 +38,6 @@ EMPTY_CAPTION = "empty caption"
 LONG_CAPTION = "caption too long"
 MAX_CAPTION = 2000  # characters; a caption of more is a page, of which a model's 77 tokens see the head only
 DEFAULT_BATCH = 256
-FLUSH_ROWS = 10_000  # rows of metadata held in memory, and of one Parquet row group
-FINGERPRINT = b"paired_index.fingerprint"
-BASE = pa.schema([("key", pa.string()), ("caption", pa.string()), ("outcome", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -98,11 +94,12 @@ def embed_images(
 
             def pictures() -> Iterator[list[Any]]:
                 for chunk in _chunks(samples, CHUNK):
-                    held.append([Sample(s.key, None, s.caption, s.columns) for s in chunk])
-                    yield [s.image for s in chunk]
+                    held.append([replace(s, image=None) for s in chunk])
+                    yield [None if s.problem else s.image for s in chunk]
 
             for arrays, outcomes in pool.prepare(pictures()):
-                yield held.popleft(), outcomes, arrays
+                kept = held.popleft()
+                yield kept, [s.problem or outcome for s, outcome in zip(kept, outcomes, strict=True)], arrays
 
         return _Run("images", source, encoder, root, batch_size, progress, blocks, _joined_arrays, encoder.encode_images).make(part_rows)
 
@@ -120,9 +117,9 @@ def embed_captions(
 
     def blocks(samples: Iterable[Sample]) -> Iterator[_Block]:
         for chunk in _chunks(samples, CHUNK):
-            outcomes = [caption_outcome(s.caption) for s in chunk]
+            outcomes = [s.problem or caption_outcome(s.caption) for s in chunk]
             good = [s.caption for s, outcome in zip(chunk, outcomes, strict=True) if outcome == OK and s.caption is not None]
-            yield [Sample(s.key, None, s.caption, s.columns) for s in chunk], outcomes, good or None
+            yield [replace(s, image=None) for s in chunk], outcomes, good or None
 
     return _Run("captions", source, encoder, root, batch_size, progress, blocks, _joined_texts, encoder.encode_texts).make(part_rows)
 
@@ -195,7 +192,7 @@ class _Run:
             metadata = folder / names.metadata / f"{names.metadata}_{number:04d}.parquet"
             fingerprint = self._fingerprint(part)
             self.total = _estimate(source_parts, [p.rows for p in parts])
-            outcomes = _finished(vectors, metadata, fingerprint)
+            outcomes = finished_outcomes(vectors, metadata, fingerprint)
             if outcomes is None:
                 json_path.unlink(missing_ok=True)
                 metadata.unlink(missing_ok=True)
@@ -235,12 +232,11 @@ class _Run:
     def _make_part(self, part: SourcePart, vectors: Path, metadata: Path, fingerprint: str) -> Counter[str]:
         """Embed one part. A thread encodes batch n while batch n+1 is being read and decoded."""
         outcomes: Counter[str] = Counter()
-        schema = _schema(self.source.columns).with_metadata({FINGERPRINT: fingerprint.encode()})
         with (
             atomic_file(as_path(metadata)) as metadata_file,
             atomic_file(as_path(vectors)) as vector_file,
             StreamedNpy(vector_file, self.encoder.dimensions) as npy,
-            _Table(metadata_file, schema) as table,
+            MetadataWriter(metadata_file, self.source.columns, fingerprint) as table,
             ThreadPoolExecutor(1) as encoding,
         ):
             waiting: deque[tuple[list[Sample], list[str], Future[Float32] | None]] = deque()
@@ -263,7 +259,7 @@ class _Run:
             while waiting:
                 write()
             if part.rows is not None and npy.rows != part.rows:
-                raise BadInput(f"{self.source.name}: expected {part.rows} rows, found {npy.rows}; the input changed while it was read, start again")
+                raise BadInput(f"{self.source.name}: expected {part.rows} rows, found {npy.rows}; it changed while being read, start again")
         return outcomes
 
     def _batches(self, part: SourcePart) -> Iterator[tuple[list[Sample], list[str], list[Any]]]:
@@ -287,17 +283,14 @@ class _Run:
         self.made += rows
         rate = self.made / max(time.monotonic() - self.started, 1e-9)
         total = max(self.total, self.done)
-        self.progress(f"embedding {self.modality}", self.done, total, rows_per_s=round(rate, 1), seconds_left=round((total - self.done) / rate))
+        left = round((total - self.done) / rate)
+        self.progress(f"embedding {self.modality}", self.done, total, rows_per_s=round(rate, 1), seconds_left=left)
 
 
 def _estimate(parts: list[SourcePart], finished: list[int]) -> int:
     """Rows in all; parts that do not know theirs are taken to be like the mean of the finished ones."""
     mean = sum(finished) // len(finished) if finished else 0
     return sum(finished) + sum(mean if p.rows is None else p.rows for p in parts[len(finished) :])
-
-
-def _schema(columns: pa.Schema) -> pa.Schema:
-    return pa.schema([*BASE, *columns])
 
 
 def _checked(rows: Float32, expected: int, encoder: Encoder) -> Float32:
@@ -307,45 +300,3 @@ def _checked(rows: Float32, expected: int, encoder: Encoder) -> Float32:
             f"{'' if np.isfinite(rows).all() else ' with NaN or infinity'}"
         )
     return rows
-
-
-def _finished(vectors: Path, metadata: Path, fingerprint: str) -> Counter[str] | None:
-    """The outcomes of a part that is complete and made from the same things, else None."""
-    if not (vectors.exists() and metadata.exists()):
-        return None
-    try:
-        with pq.ParquetFile(metadata) as parquet:
-            if (parquet.schema_arrow.metadata or {}).get(FINGERPRINT) != fingerprint.encode():
-                return None
-            counts = parquet.read(["outcome"])["outcome"].value_counts()
-        found = Counter({str(c["values"]): int(c["counts"].as_py()) for c in counts})
-        return found if read_header(vectors).rows == found.total() else None
-    except (pa.ArrowException, BadInput, DamagedArtifact, OSError):
-        return None  # damaged: made again
-
-
-class _Table:
-    """The metadata of a part, written in row groups of FLUSH_ROWS."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._writer = pq.ParquetWriter(path, schema)
-        self._rows: list[dict[str, Any]] = []
-
-    def append(self, samples: list[Sample], reasons: list[str]) -> None:
-        for sample, reason in zip(samples, reasons, strict=True):
-            self._rows.append({**sample.columns, "key": sample.key, "caption": sample.caption, "outcome": reason})
-        while len(self._rows) >= FLUSH_ROWS:
-            self._write(FLUSH_ROWS)
-
-    def _write(self, rows: int) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._rows[:rows], self._schema))
-        del self._rows[:rows]
-
-    def __enter__(self) -> _Table:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None and self._rows:
-            self._write(len(self._rows))
-        self._writer.close()

@@ -58,7 +58,9 @@ class EmbeddingSet:
     IndexError: a -1 never means the last row.
     """
 
-    def __init__(self, source: Path, parts: Sequence[SetPart], dimensions: int, dtype: np.dtype[Any], model: str, modality: Modality) -> None:
+    def __init__(
+        self, source: Path, parts: Sequence[SetPart], dimensions: int, dtype: np.dtype[Any], model: str, modality: Modality
+    ) -> None:
         self.source = source
         self.parts = tuple(parts)
         self.dimensions = dimensions
@@ -284,7 +286,7 @@ def _relative(path: Path, folder: Path) -> str:
 def _local(json_path: str | Path) -> Path:
     path = as_path(json_path)
     if not is_local(path):
-        raise BadInput(f"{json_path}: expected a local path, found {path.protocol}://; embeddings are memory-mapped, give a root on a local disk")
+        raise BadInput(f"{json_path}: expected a local path, found {path.protocol}://; embeddings are memory-mapped, use a local disk")
     return Path(path.path)
 
 

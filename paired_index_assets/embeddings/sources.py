@@ -1,7 +1,7 @@
 """Samples: a key, a picture, a caption, in a fixed order and in numbered parts, from whatever a person has.
 
-Row i of the picture embeddings, of the caption embeddings and of the metadata is sample i of its source: a sample that turns out bad keeps its
-row. `open_source` picks the reader by what the input is:
+Row i of the picture embeddings, of the caption embeddings and of the metadata is sample i of its source: a sample that turns out bad
+keeps its row. `open_source` picks the reader by what the input is:
 
 | input | pictures | captions |
 |---|---|---|
@@ -56,12 +56,13 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Sample:
-    """One pair, or half of one. `columns` are further facts for the metadata (url, license, ...)."""
+    """One pair, or half of one. `columns` are further facts for the metadata (url, license, ...); a `problem` makes the sample bad."""
 
     key: str
     image: HeldImage | ImageFile | None = None
     caption: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def open_source(spec: str, modality: Modality, *, columns: Columns | None = None
             source = readers[modality](spec, mine, columns or Columns())
             if modality in source.has:
                 return source
-            raise BadInput(f"{spec}: expected {modality}, found a source with {' and '.join(sorted(source.has)) or 'neither images nor captions'}")
+            raise BadInput(f"{spec}: expected {modality}, found {' and '.join(sorted(source.has)) or 'neither images nor captions'}")
     raise BadInput(
         f"{spec}: expected {modality} as .tar (webdataset), pictures, .parquet, .txt"
         f"{' or .pt (a list saved by torch)' if modality == 'captions' else ' (paths)'}, "

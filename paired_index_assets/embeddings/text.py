@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -103,7 +102,7 @@ def _saved_list(file: ListedFile) -> list[str]:
             content = torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except (RuntimeError, ValueError, EOFError, OSError, zipfile.BadZipFile, Exception) as error:  # torch raises pickle.UnpicklingError too
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by what is wrong
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
             f"{file.url}: expected a list of strings saved by torch, found a file that plain data does not explain ({reason[:160]}); "
@@ -111,5 +110,5 @@ def _saved_list(file: ListedFile) -> list[str]:
         ) from error
     if not isinstance(content, list | tuple) or not all(isinstance(c, str) for c in content):
         kind = type(content).__name__
-        raise BadInput(f"{file.url}: expected a list of strings saved by torch, found {kind}; save the captions as list[str] or as a text file")
+        raise BadInput(f"{file.url}: expected a list of strings saved by torch, found {kind}; save list[str], or a text file")
     return list(content)

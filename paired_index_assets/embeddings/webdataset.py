@@ -8,19 +8,23 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from paired_index_assets.embeddings.listing import ListedFile
 from paired_index_assets.embeddings.sets import Modality
-from paired_index_assets.embeddings.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, Columns, HeldImage, ImageFile, Sample, SourcePart, stamp_of
+from paired_index_assets.embeddings.sources import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, Columns, HeldImage, Sample, SourcePart, stamp_of
 from paired_index_assets.embeddings.text import decoded
-from paired_index_assets.errors import BadInput
 from paired_index_assets.storage import as_path
 
 MAX_TEXT_BYTES = 1 << 20
+KNOWN_SUFFIXES = IMAGE_SUFFIXES | {".txt", ".json"}
+BROKEN_TAR = "broken tar"
 BUFFER_BYTES = 1 << 20
 # What img2dataset and LAION write into the .json of a sample, and is worth keeping.
 JSON_COLUMNS = pa.schema(
@@ -56,51 +60,59 @@ class WebdatasetSource:
 def _read(file: ListedFile, images: bool) -> Iterator[Sample]:
     key: str | None = None
     members: dict[str, bytes | None] = {}
+    problem = None
     with as_path(file.url).open("rb") as raw:
         try:
             with tarfile.open(fileobj=raw, mode="r|", bufsize=BUFFER_BYTES) as tar:
                 for member in tar:
-                    if not member.isfile():
-                        continue
                     folder, _, base = member.name.rpartition("/")
                     stem, _, suffix = base.partition(".")
-                    if not stem:  # hidden files, and those macOS puts beside every member
+                    suffix = f".{suffix.lower()}"
+                    if not (member.isfile() and stem and suffix in KNOWN_SUFFIXES):
                         continue
                     here = f"{folder}/{stem}" if folder else stem
                     if here != key:
                         if key is not None:
                             yield _sample(key, members)
                         key, members = here, {}
-                    suffix = f".{suffix.lower()}"
-                    limit = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
-                    if suffix in members or not (suffix in IMAGE_SUFFIXES or suffix in (".txt", ".json")):
-                        continue
-                    wanted = images or suffix not in IMAGE_SUFFIXES
-                    members[suffix] = tar.extractfile(member).read() if wanted and member.size <= limit else None  # type: ignore[union-attr]
-        except (tarfile.TarError, EOFError) as error:
-            raise BadInput(
-                f"{file.url}: expected a complete tar, found one that ends or breaks after key {key} ({error}); fetch it again or take it out"
-            ) from error
+                    if suffix not in members:
+                        members[suffix] = _content(tar, member, images or suffix not in IMAGE_SUFFIXES)
+        except (tarfile.TarError, EOFError):
+            problem = BROKEN_TAR  # what came before is good; the rest is one row that says so
+            key = key or file.name
     if key is not None:
-        yield _sample(key, members)
+        yield replace(_sample(key, members), problem=problem)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, wanted: bool) -> bytes | None:
+    limit = MAX_IMAGE_BYTES if PurePosixPath(member.name).suffix.lower() in IMAGE_SUFFIXES else MAX_TEXT_BYTES
+    stream = tar.extractfile(member) if wanted and member.size <= limit else None
+    if stream is None:
+        return None
+    content = stream.read()
+    if len(content) != member.size:
+        raise EOFError(member.name)
+    return content
 
 
 def _sample(key: str, members: dict[str, bytes | None]) -> Sample:
     picture = next((content for suffix, content in members.items() if suffix in IMAGE_SUFFIXES), None)
     facts: dict[str, Any] = {}
-    try:
+    with suppress(ValueError):  # a broken .json costs its facts, not the sample
         found = json.loads(members.get(".json") or b"{}")
         facts = found if isinstance(found, dict) else {}
-    except ValueError:
-        pass  # a broken .json costs its facts, not the sample
     text = members.get(".txt")
     caption = decoded(text) if text is not None else facts.get("caption")
-    image: HeldImage | ImageFile | None = HeldImage(picture) if picture is not None else None
-    return Sample(key, image, caption if isinstance(caption, str) else None, {f.name: _cast(facts.get(f.name), f.type) for f in JSON_COLUMNS})
+    return Sample(
+        key,
+        HeldImage(picture) if picture is not None else None,
+        caption if isinstance(caption, str) else None,
+        {column.name: _cast(facts.get(column.name), column.type) for column in JSON_COLUMNS},
+    )
 
 
 def _cast(value: Any, kind: pa.DataType) -> Any:
     try:
         return None if value is None else CASTS[kind](value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

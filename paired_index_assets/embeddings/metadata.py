@@ -1,0 +1,81 @@
+"""The Parquet beside each part: key, caption and outcome of every row, then the source's own columns. This module owns its format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paired_index_assets.embeddings.npy import read_header
+from paired_index_assets.embeddings.sets import EmbeddingSet
+from paired_index_assets.embeddings.sources import Sample
+from paired_index_assets.errors import BadInput
+
+BASE = pa.schema([("key", pa.string()), ("caption", pa.string()), ("outcome", pa.string())])
+FINGERPRINT = b"paired_index.fingerprint"
+FLUSH_ROWS = 10_000  # rows held in memory, and of one row group
+
+
+class MetadataWriter:
+    """Rows in, one Parquet out; it says what the part was made from (`fingerprint`)."""
+
+    def __init__(self, path: Path, columns: pa.Schema, fingerprint: str) -> None:
+        self._schema = pa.schema([*BASE, *columns]).with_metadata({FINGERPRINT: fingerprint.encode()})
+        self._writer = pq.ParquetWriter(path, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def append(self, samples: Sequence[Sample], outcomes: Sequence[str]) -> None:
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            self._rows.append({**sample.columns, "key": sample.key, "caption": sample.caption, "outcome": outcome})
+        while len(self._rows) >= FLUSH_ROWS:
+            self._write(FLUSH_ROWS)
+
+    def _write(self, rows: int) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows[:rows], self._schema))
+        del self._rows[:rows]
+
+    def __enter__(self) -> MetadataWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None and self._rows:
+            self._write(len(self._rows))
+        self._writer.close()
+
+
+def finished_outcomes(vectors: Path, metadata: Path, fingerprint: str) -> Counter[str] | None:
+    """How many rows of a finished part have which outcome; None if the part is not complete or was made from something else."""
+    if not (vectors.exists() and metadata.exists()):
+        return None
+    try:
+        with pq.ParquetFile(metadata) as parquet:
+            if (parquet.schema_arrow.metadata or {}).get(FINGERPRINT) != fingerprint.encode():
+                return None
+            found = _counts(parquet.read(["outcome"]))
+        return found if read_header(vectors).rows == found.total() else None
+    except (pa.ArrowException, BadInput, OSError):
+        return None  # damaged: it will be made again
+
+
+def outcome_counts(embeddings: EmbeddingSet) -> dict[str, int]:
+    """Rows by outcome ("ok" among them) over a whole set; empty for adopted features, which have no metadata."""
+    found: Counter[str] = Counter()
+    for table in read_metadata(embeddings, ["outcome"]):
+        found += _counts(table)
+    return dict(found.most_common())
+
+
+def read_metadata(embeddings: EmbeddingSet, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The metadata part by part, in row order."""
+    for part in embeddings.parts:
+        if part.metadata is not None:
+            with pq.ParquetFile(part.metadata) as parquet:
+                yield parquet.read(columns)
+
+
+def _counts(table: pa.Table) -> Counter[str]:
+    return Counter({str(c["values"]): int(c["counts"].as_py()) for c in table["outcome"].value_counts()})
