@@ -91,6 +91,18 @@ class ShardedIndex:
         return np.pad(scores, rest, constant_values=-np.inf), np.pad(ids, rest, constant_values=NO_ID)
 
 
+    def close(self) -> None:
+        """Stop the search threads. What is mapped is unmapped when the last reference to the index goes."""
+        if self.ntotal:
+            self._stack.close()
+
+    def __enter__(self) -> ShardedIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def checked_queries(queries: npt.ArrayLike, d: int) -> Float32:
     """(nq, d) float32, contiguous. Raises BadInput for another shape, type or width, or for values that are not finite."""
     try:

@@ -74,6 +74,9 @@ class Stack:
                 scores[row], ids[row] = self._with_ties(queries[row], lists[row], float(scores[row, k - 1]), k, selector)
         return scores, ids
 
+    def close(self) -> None:
+        self._pool.shutdown(wait=False)
+
     def _scan(
         self, queries: Float32, lists: Int64, shards: slice, k: int, selector: faiss.IDSelector | None
     ) -> tuple[Float32, Int64]:

@@ -21,7 +21,7 @@ class RemovedIds:
     def __init__(self, build: BuildRoot) -> None:
         self._build = build
         self._lock = threading.Lock()
-        self._read: tuple[tuple[int, ...], Int64, NoneOf | None] | None = None
+        self._read: tuple[tuple[int, ...], Int64, faiss.IDSelector | None] | None = None
         self._current()
 
     @property
@@ -39,7 +39,7 @@ class RemovedIds:
             raise BadInput(f"exclude: expected a list of ids, found shape {more.shape} of {more.dtype}")
         return _none_of(np.union1d(ids, more.astype(np.int64)))
 
-    def _current(self) -> tuple[Int64, NoneOf | None]:
+    def _current(self) -> tuple[Int64, faiss.IDSelector | None]:
         stamp = _stamp(self._build.removed.path)
         read = self._read
         if read is None or read[0] != stamp:
@@ -49,16 +49,8 @@ class RemovedIds:
         return read[1], read[2]
 
 
-class NoneOf(faiss.IDSelectorNot):
-    """Keeps alive the selector it negates, which faiss holds by a bare pointer."""
-
-    def __init__(self, ids: Int64) -> None:
-        self.batch = faiss.IDSelectorBatch(np.ascontiguousarray(ids, dtype=np.int64))
-        super().__init__(self.batch)
-
-
-def _none_of(ids: Int64) -> NoneOf | None:
-    return NoneOf(ids) if len(ids) else None
+def _none_of(ids: Int64) -> faiss.IDSelector | None:
+    return faiss.IDSelectorNot(faiss.IDSelectorBatch(np.ascontiguousarray(ids))) if len(ids) else None
 
 
 def _stamp(path: str) -> tuple[int, ...]:
