@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from paired_index_assets.neighbors.blocks import Block
+
 FLOAT32_ROUNDOFF = 2.0**-24
 # Additions beyond the d products: rounding of the float64 re-score to float32, of the bound itself, of the measured norms.
 EXTRA_ROUNDINGS = 8
@@ -40,9 +42,12 @@ class Arithmetic:
         """|x - x'| for every row, float32."""
         if self.dtype == torch.float32:
             return torch.zeros(len(vectors), dtype=torch.float32, device=vectors.device)
-        return torch.linalg.vector_norm(vectors - rounded.float(), dim=1) * NORM_SLACK
+        error: torch.Tensor = torch.linalg.vector_norm(vectors - rounded.float(), dim=1)
+        return error * NORM_SLACK
 
-    def margin(self, query_norms: torch.Tensor, query_errors: torch.Tensor, base_norm: float, base_error: float, dimensions: int) -> torch.Tensor:
+    def margin(
+        self, query_norms: torch.Tensor, query_errors: torch.Tensor, base_norm: float, base_error: float, dimensions: int
+    ) -> torch.Tensor:
         """2 e for each query (float32), against any base row with norm <= base_norm and rounding error <= base_error."""
         n = (dimensions + EXTRA_ROUNDINGS) * self.sum_factor
         gamma = n * FLOAT32_ROUNDOFF / (1 - n * FLOAT32_ROUNDOFF)
@@ -53,6 +58,21 @@ class Arithmetic:
     def below(self, scores: torch.Tensor) -> torch.Tensor:
         """A bound that the unrounded value of each stored score reaches."""
         return scores - self.result_roundoff * scores.abs() if self.result_roundoff else scores
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A block of base rows made ready to multiply, with the largest norm and the largest rounding error in it."""
+
+    block: Block
+    fast: torch.Tensor
+    norm: float
+    error: float
+
+    @classmethod
+    def of(cls, block: Block, arithmetic: Arithmetic) -> Operand:
+        fast = arithmetic.rounded(block.vectors)
+        return cls(block, fast, float(block.norms.max()), float(arithmetic.input_error(block.vectors, fast).max()))
 
 
 FLOAT32 = Arithmetic(torch.float32, 0.0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from paired_index_assets.errors import BadInput
-from paired_index_assets.rows import Rows
+from paired_index_assets.rows import Float32, Rows
 
 # Norms up to this keep every product and sum of products far inside float32 (3.4e38).
 LARGEST_NORM = 1e18
@@ -60,7 +62,7 @@ def blocks_of(rows: Rows, block_rows: int, name: str) -> Iterator[Block]:
         yield read_block(rows, start, min(start + block_rows, len(rows)), name)
 
 
-def _float32(block: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _float32(block: npt.NDArray[Any]) -> Float32:
     """C-ordered, writable float32; a copy only where the block is not that already."""
     block = np.ascontiguousarray(block, dtype=np.float32)
-    return block if block.flags.writeable else block.view(np.ndarray).copy()
+    return block if block.flags.writeable else block.copy()

@@ -1,4 +1,4 @@
-"""One block of queries against one block of base rows, tile by tile, without sorting scores and without keeping them.
+"""One tile of queries against one block of base rows, tile by tile, without sorting scores and without keeping them.
 
 Of each tile of scores (a GEMM into a buffer that stays in cache) only the maxima of GROUP neighbouring base rows are looked at;
 a group whose maximum can not reach the query's k-th best is done with. The maxima cost 2 % of the GEMM, and almost every group is
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from paired_index_assets.neighbors.arithmetic import Arithmetic
+from paired_index_assets.neighbors.arithmetic import Arithmetic, Operand
 from paired_index_assets.neighbors.best import NOTHING, Candidates, exact_scores, kth_score, merge
 from paired_index_assets.neighbors.blocks import Block
 
-QUERY_TILE = 1024  # a 1024 x 1024 tile of scores is 4 MB; larger tiles leave the cache, smaller ones feed the GEMM badly
 BASE_TILE = 1024
 GROUP = 16
 # A query with more candidates than k and these is scored in full instead: only masses of near ties get there.
@@ -24,33 +23,27 @@ CROWD = 512
 FULL_TILE = 1 << 22  # exact scores at a time, then
 
 
-def scan(queries: Block, base: Block, arithmetic: Arithmetic, scores: torch.Tensor, ids: torch.Tensor) -> None:
-    """Bring `scores` float32 and `ids` int64, both (len(queries), k), up to date with the rows of `base`, in place.
+def scan(query: Block, base: Operand, arithmetic: Arithmetic, scores: torch.Tensor, ids: torch.Tensor) -> None:
+    """Bring `scores` float32 and `ids` int64, both (len(query), k), up to date with the rows of `base`, in place.
 
     Blocks of base must come in ascending order of rows; rows not yet filled hold -inf and -1.
     """
     k = scores.shape[1]
-    fast_base = arithmetic.rounded(base.vectors)
-    base_error = float(arithmetic.input_error(base.vectors, fast_base).max())
-    base_norm = float(base.norms.max())
-    rows = min(len(base), max(BASE_TILE, 2 * k))
-    buffer = torch.empty(_groups(rows) * GROUP * QUERY_TILE, dtype=arithmetic.dtype, device=base.vectors.device)
-    for start in range(0, len(queries), QUERY_TILE):
-        tile = slice(start, min(start + QUERY_TILE, len(queries)))
-        query = queries.vectors[tile]
-        fast_query = arithmetic.rounded(query)
-        query_error = arithmetic.input_error(query, fast_query)
-        margin = arithmetic.margin(queries.norms[tile], query_error, base_norm, base_error, query.shape[1])
-        search = _TileSearch(k, arithmetic, margin, scores[tile, k - 1], [], torch.zeros_like(margin, dtype=torch.bool))
-        for first in range(0, len(base), rows):
-            search.look_at(fast_query, fast_base[first : first + rows], first, buffer)
-        search.prune()
-        for found in search.found:
-            exact = exact_scores(query, base.vectors, found.query, found.base)
-            merge(scores[tile], ids[tile], found.query, found.base + base.start, exact)
-        crowded = search.crowded.nonzero()[:, 0]
-        if len(crowded):
-            _score_in_full(query, base, crowded, scores[tile], ids[tile])
+    fast_query = arithmetic.rounded(query.vectors)
+    query_error = arithmetic.input_error(query.vectors, fast_query)
+    margin = arithmetic.margin(query.norms, query_error, base.norm, base.error, query.vectors.shape[1])
+    rows = min(len(base.fast), max(BASE_TILE, 2 * k))
+    buffer = torch.empty(_groups(rows) * GROUP * len(query), dtype=arithmetic.dtype, device=query.vectors.device)
+    search = _TileSearch(k, arithmetic, margin, scores[:, k - 1], [], torch.zeros_like(margin, dtype=torch.bool))
+    for first in range(0, len(base.fast), rows):
+        search.look_at(fast_query, base.fast[first : first + rows], first, buffer)
+    search.prune()
+    for found in search.found:
+        exact = exact_scores(query.vectors, base.block.vectors, found.query, found.base)
+        merge(scores, ids, found.query, found.base + base.block.start, exact)
+    crowded = search.crowded.nonzero()[:, 0]
+    if len(crowded):
+        _score_in_full(query.vectors, base.block, crowded, scores, ids)
 
 
 @dataclass
@@ -63,6 +56,7 @@ class _TileSearch:
     kth: torch.Tensor
     found: list[Candidates]
     crowded: torch.Tensor
+    pending: int = 0
     room: int = 0
 
     def look_at(self, query: torch.Tensor, base: torch.Tensor, first: int, buffer: torch.Tensor) -> None:
@@ -76,16 +70,14 @@ class _TileSearch:
         if first == 0 or self.k == 1:
             self.kth = torch.maximum(self.kth, self.arithmetic.below(_kth_at_least(tile[:rows], maxima, self.k)))
         found = _reaching(tile, maxima, (self.kth - self.margin).to(tile.dtype), first)
-        if len(found):
-            self.found.append(found)
-        if self.k > 1 and sum(map(len, self.found)) > max(self.room, 2 * self.k * n):
+        self.found.append(found)
+        self.pending += len(found)
+        if self.k > 1 and self.pending > max(self.room, 2 * self.k * n):
             self.prune()
-            self.room = 2 * sum(map(len, self.found))
+            self.room = 2 * self.pending
 
     def prune(self) -> None:
         """Drop the pairs that the others of the same query have shut out, and all pairs of queries that have too many left."""
-        if not self.found:
-            return
         found, n = Candidates.joined(self.found), len(self.margin)
         if self.k > 1:
             self.kth = torch.maximum(self.kth, self.arithmetic.below(kth_score(found, n, self.k)))
@@ -94,7 +86,7 @@ class _TileSearch:
         if bool(self.crowded.any()):
             found = found.where(~self.crowded[found.query])
             self.kth = self.kth.masked_fill(self.crowded, float("inf"))
-        self.found = [found]
+        self.found, self.pending = [found], len(found)
 
 
 def _groups(rows: int) -> int:

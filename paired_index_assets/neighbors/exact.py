@@ -7,23 +7,24 @@ arithmetic the machine has, within a proven margin (arithmetic.py), and only can
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
+
 import torch
 
 from paired_index_assets.errors import BadInput
 from paired_index_assets.neighbors import cpu
-from paired_index_assets.neighbors.arithmetic import FLOAT32, Arithmetic
+from paired_index_assets.neighbors.arithmetic import FLOAT32, Arithmetic, Operand
 from paired_index_assets.neighbors.best import NOTHING
 from paired_index_assets.neighbors.blocks import blocks_of, check_matrix, check_same_width, read_block
+from paired_index_assets.neighbors.workers import workers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, Int64, Rows
 
 FLOAT32_BYTES = 4
-# Blocks take this share of memory_bytes each; the rest is for tiles, candidates, and what torch allocates in passing.
-BLOCK_SHARE = 0.2
-# A pair under consideration: score, id, and the matrices they are sorted in.
-CANDIDATE_BYTES = 48
+# The block of base rows may take this share of memory_bytes (twice, while it is converted); tiles and candidates take the rest.
+BLOCK_SHARE = 0.4
 SMALLEST_BLOCK = 1024
+QUERY_TILE = 1024  # rows a worker takes at a time: smaller tiles feed the GEMM badly, larger ones leave the cache
 
 
 def exact_neighbors(
@@ -40,7 +41,7 @@ def exact_neighbors(
 
     queries (nq, d) and base (n, d), float16 or float32, are read in blocks, so both may be larger than memory; beyond them and
     the result about `memory_bytes` are used. `device`: "cpu", "cuda", or None for a GPU where there is one. `arithmetic` is for
-    tests: what candidates are found in. Cost: 2 nq n d operations; base is read nq / (rows of a query block) times.
+    tests: what candidates are found in. Cost: 2 nq n d operations; base is read once, queries once for each block of base.
 
     Raises BadInput: not matrices, zero rows, widths differ, k < 1 or k > n, a row with NaN, infinity or a norm above 1e18.
     """
@@ -51,18 +52,23 @@ def exact_neighbors(
         raise BadInput(f"k: expected 1 .. {len(base)} (the rows of base), found {k}")
     arithmetic = arithmetic or FLOAT32
     nq, d = queries.shape
-    query_rows = _block_rows(memory_bytes, d * FLOAT32_BYTES + k * CANDIDATE_BYTES)
-    base_rows = max(_block_rows(memory_bytes, d * FLOAT32_BYTES), k)
-    scores = np.full((nq, k), NOTHING, dtype=np.float32)
-    ids = np.full((nq, k), -1, dtype=np.int64)
-    for start in range(0, nq, query_rows):
-        query = read_block(queries, start, min(start + query_rows, nq), "queries")
-        stop = start + len(query)
+    base_rows = max(SMALLEST_BLOCK, 2 * k, int(memory_bytes * BLOCK_SHARE) // (d * FLOAT32_BYTES))
+    scores = torch.full((nq, k), NOTHING, dtype=torch.float32)
+    ids = torch.full((nq, k), -1, dtype=torch.int64)
+
+    def search(operand: Operand, start: int, stop: int) -> int:
+        query = read_block(queries, start, stop, "queries")
+        cpu.scan(query, operand, arithmetic, scores[start:stop], ids[start:stop])
+        return len(query)
+
+    with workers() as pool:
         for block in blocks_of(base, base_rows, "base"):
-            cpu.scan(query, block, arithmetic, torch.from_numpy(scores[start:stop]), torch.from_numpy(ids[start:stop]))
-            done = start * len(base) + (stop - start) * (block.start + len(block))
-            progress("neighbors", done // len(base), nq)
-    return scores, ids
+            starts = tiles(nq, torch.get_num_threads())
+            done = block.start * nq
+            for rows in pool.map(partial(search, Operand.of(block, arithmetic)), starts[:-1], starts[1:]):
+                done += rows * len(block)
+                progress("neighbors", done // len(base), nq)
+    return scores.numpy(), ids.numpy()
 
 
 def nearest(
@@ -78,5 +84,7 @@ def nearest(
     return scores[:, 0], ids[:, 0]
 
 
-def _block_rows(memory_bytes: int, row_bytes: int) -> int:
-    return max(SMALLEST_BLOCK, int(memory_bytes * BLOCK_SHARE) // row_bytes)
+def tiles(rows: int, threads: int) -> list[int]:
+    """Cuts of 0 .. rows: no tile above QUERY_TILE, all equally large, and a multiple of `threads` of them where there are enough rows."""
+    count = -(-rows // (QUERY_TILE * threads)) * threads
+    return sorted({rows * i // count for i in range(count + 1)})
