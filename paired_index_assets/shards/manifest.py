@@ -8,6 +8,7 @@ tuple of three lists saved by torch, Parquet file names, their row counts, and i
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.record import finished_record, read_failure, shard_path
-from paired_index_assets.storage import atomic_file
+from paired_index_assets.storage import atomic_file, write_bytes
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -104,8 +105,9 @@ def _write_lengths(root: BuildRoot, catalog: Catalog, index_files: list[str], me
     for name, slices in catalog.by_name.items():
         names.append(Path(name.replace("img_emb", "metadata")).with_suffix(".parquet").name)
         lengths.append(sum(file.rows for file in slices))
-    with atomic_file(root.parquet_lengths) as temporary:
-        torch.save((metadata_names or names, lengths, index_files), temporary)
+    stream = io.BytesIO()  # torch writes a file's name into the file, and this one's is temporary
+    torch.save((metadata_names or names, lengths, index_files), stream)
+    write_bytes(root.parquet_lengths, stream.getvalue())
 
 
 def _relative(root: BuildRoot, path: Path) -> str:

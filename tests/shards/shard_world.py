@@ -43,10 +43,10 @@ def unit_rows(rows: int, seed: int, *, gap: float = 0.0) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def train(seed: int = 0, method: str = "paired_kmeans") -> TrainedIndex:
+def train(seed: int = 0, rounding: str = "nearest") -> TrainedIndex:
     images, captions = unit_rows(2000, 100 + seed), unit_rows(600, 200 + seed, gap=0.5)
-    codec = train_codec("QT_4bit", "query", images, captions)
-    return TrainedIndex(method, NLIST, DIMENSIONS, images[:NLIST].copy(), codec, None, "test-model", {})
+    codec = train_codec("QT_4bit", rounding, images, captions)
+    return TrainedIndex("paired_kmeans", NLIST, DIMENSIONS, images[:NLIST].copy(), codec, None, "test-model", {})
 
 
 def land(folder: Path, rows: list[int], seed: int = 0) -> None:

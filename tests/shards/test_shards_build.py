@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import faiss
@@ -18,7 +19,7 @@ from paired_index_assets.shards import assemble
 from paired_index_assets.shards.build import ShardSummary, build_shard
 from paired_index_assets.shards.encode import encode_file, segment_path
 from paired_index_assets.shards.record import read_failure, read_record, record_path, verify_shard
-from paired_index_assets.shards.segment import LEFT_OUT, open_segment, read_header
+from paired_index_assets.shards.segment import LEFT_OUT, open_segment, read_header, write_segment
 from paired_index_assets.shards.state import shard_states, stale_shards, sweep_segments
 from paired_index_assets.storage import digest_of
 
@@ -41,14 +42,18 @@ def filled_by_faiss(world: World, shard: int, leave_out: tuple[int, ...] = ()) -
     return faiss.serialize_index(index).tobytes()
 
 
-def test_a_shard_has_the_bytes_faiss_would_write(world: World) -> None:
+@pytest.mark.parametrize("rounding", ["query", "nearest", "faiss"])
+def test_a_shard_has_the_bytes_faiss_would_write(world: World, rounding: str) -> None:
+    world = dataclasses.replace(world, trained=train(rounding=rounding))
     for summary in build_all(world):
         assert summary.path.read_bytes() == filled_by_faiss(world, summary.shard)
         assert summary.record.sha256 == digest_of(summary.path)
 
 
 @pytest.mark.parametrize("merge_bytes", [1, 100, 5000])
-def test_the_bytes_do_not_depend_on_how_many_lists_are_merged_at_once(world: World, merge_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_do_not_depend_on_how_many_lists_are_merged_at_once(
+    world: World, merge_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(assemble, "MERGE_BYTES", merge_bytes)
     assert build_all(world)[0].path.read_bytes() == filled_by_faiss(world, 0)
 
@@ -102,7 +107,7 @@ def test_slices_of_one_big_file_become_shards(world: World, tmp_path: Path) -> N
     big = tmp_path / "big"
     big.mkdir()
     np.save(big / "all.npy", unit_rows(1003, 4).astype(np.float16))
-    sliced = dataclasses.replace(world, landing=big, catalog=Catalog.scan(big / "all.npy", shards=5), root=BuildRoot.at(tmp_path / "sliced"))
+    sliced = dataclasses.replace(world, landing=big, catalog=Catalog.scan(big / "all.npy", shards=5))
     for summary in build_all(sliced):
         assert summary.path.read_bytes() == filled_by_faiss(sliced, summary.shard)
     assert sum(read_record(sliced.shard_file(s)).indexed for s in range(5)) == 1003
@@ -262,8 +267,6 @@ def test_a_shard_whose_record_was_never_written_is_made_again(world: World) -> N
     build_all(world, removed=np.array([gone]))
     record_path(world.shard_file(1)).write_bytes(old)
     newer = world.shard_file(1).stat().st_mtime_ns - 1
-    import os
-
     os.utime(record_path(world.shard_file(1)), ns=(newer, newer))
     summary = build_all(world)[1]
     assert not summary.unchanged
@@ -289,8 +292,6 @@ def test_codes_out_of_step_with_their_ids_are_found_before_the_shard_gets_its_na
     segment = open_segment(segment_path(world.root, world.trained.fingerprint, file))
     lists, codes = segment.lists_by_row().astype(np.int64), np.zeros((file.rows, world.trained.codec.code_size), np.uint8)
     codes[segment.rows] = segment.codes
-    from paired_index_assets.shards.segment import write_segment
-
     write_segment(segment.path, segment.header, np.roll(lists, 1), np.roll(codes, 1, axis=0), np.zeros(file.rows, np.uint8))
     world.shard_file(0).unlink()
     with pytest.raises(DamagedArtifact, match="near their source"):
@@ -314,8 +315,7 @@ def test_failures_are_kept_until_a_build_succeeds(world: World) -> None:
     assert read_failure(world.shard_file(0)) == {}
 
 
-def test_landing_again_after_the_shard_was_built_from_the_same_folder_layout(world: World, tmp_path: Path) -> None:
-    """The same files in another folder and another root give the same shards and manifest contents."""
+def test_the_same_files_in_another_folder_give_the_same_shards(world: World, tmp_path: Path) -> None:
     build_all(world)
     other = tmp_path / "other"
     land(other, [300, 120, 64, 500, 1, 230, 90, 410, 33])

@@ -1,0 +1,57 @@
+"""What the crash tests run in a process of its own: build every shard of a saved world, one after another."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.layout import BuildRoot
+from paired_index_assets.shards.build import build_shard
+from paired_index_assets.trained.artifact import TrainedIndex
+
+FAILED = 3
+
+
+def build_everything(place: Path, root: Path) -> None:
+    """Build in `root` from `place`/trained.index, `place`/catalog.parquet and `place`/landing."""
+    trained = TrainedIndex.load(place / "trained.index")
+    catalog = Catalog.load(place / "catalog.parquet")
+    try:
+        for shard in range(catalog.shards):
+            build_shard(BuildRoot.at(root), trained, catalog, shard, place / "landing", block_rows=100)
+    except PairedIndexError as error:
+        (place / f"error-{os.getpid()}.txt").write_text(f"{type(error).__name__}: {error}")
+        sys.exit(FAILED)
+
+
+def build_and_die_at(place: Path, root: Path, moment: int) -> None:
+    """The same, but the process kills itself before its `moment`-th flush or rename."""
+    left = moment
+
+    def mortal(call):  # type: ignore[no-untyped-def]
+        def called(*arguments, **options):  # type: ignore[no-untyped-def]
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return call(*arguments, **options)
+
+        return called
+
+    os.fsync, os.replace = mortal(os.fsync), mortal(os.replace)
+    build_everything(place, root)
+
+
+def build_with_small_files(place: Path, root: Path, largest: int) -> None:
+    """The same where no file may grow beyond `largest` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    build_everything(place, root)
+
+
+if __name__ == "__main__":
+    build_everything(Path(sys.argv[1]), Path(sys.argv[2]))
