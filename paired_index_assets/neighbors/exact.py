@@ -35,21 +35,24 @@ def exact_neighbors(
     device: str | None = None,
     memory_bytes: int = 256 << 20,
     progress: Progress = silent,
+    names: tuple[str, str] = ("queries", "base"),
     arithmetic: Arithmetic | None = None,
 ) -> tuple[Float32, Int64]:
     """The k base rows with the largest inner product with each query: scores (nq, k) float32 descending, ids (nq, k) int64.
 
     queries (nq, d) and base (n, d), float16 or float32, are read in blocks, so both may be larger than memory; beyond them and
-    the result about `memory_bytes` are used. `device`: "cpu", "cuda", or None for a GPU where there is one. `arithmetic` is for
-    tests: what candidates are found in. Cost: 2 nq n d operations; base is read once, queries once for each block of base.
+    the result about `memory_bytes` are used. `device`: "cpu", "cuda", or None for a GPU where there is one. `names` are what errors
+    call the two. `arithmetic` is for tests: what candidates are found in. Cost: 2 nq n d operations; base is read once, queries
+    once for each block of base.
 
     Raises BadInput: not matrices, zero rows, widths differ, k < 1 or k > n, a row with NaN, infinity or a norm above 1e18.
     """
-    check_matrix(queries, "queries")
-    check_matrix(base, "base")
-    check_same_width(queries, "queries", base, "base")
+    query_name, base_name = names
+    check_matrix(queries, query_name)
+    check_matrix(base, base_name)
+    check_same_width(queries, query_name, base, base_name)
     if not 1 <= k <= len(base):
-        raise BadInput(f"k: expected 1 .. {len(base)} (the rows of base), found {k}")
+        raise BadInput(f"k: expected 1 .. {len(base)} (the rows of {base_name}), found {k}")
     arithmetic = arithmetic or FLOAT32
     nq, d = queries.shape
     base_rows = max(SMALLEST_BLOCK, 2 * k, int(memory_bytes * BLOCK_SHARE) // (d * FLOAT32_BYTES))
@@ -57,12 +60,12 @@ def exact_neighbors(
     ids = torch.full((nq, k), -1, dtype=torch.int64)
 
     def search(operand: Operand, start: int, stop: int) -> int:
-        query = read_block(queries, start, stop, "queries")
+        query = read_block(queries, start, stop, query_name)
         cpu.scan(query, operand, arithmetic, scores[start:stop], ids[start:stop])
         return len(query)
 
     with workers() as pool:
-        for block in blocks_of(base, base_rows, "base"):
+        for block in blocks_of(base, base_rows, base_name):
             starts = tiles(nq, torch.get_num_threads())
             done = block.start * nq
             for rows in pool.map(partial(search, Operand.of(block, arithmetic)), starts[:-1], starts[1:]):
@@ -78,9 +81,10 @@ def nearest(
     device: str | None = None,
     memory_bytes: int = 256 << 20,
     progress: Progress = silent,
+    names: tuple[str, str] = ("vectors", "centroids"),
 ) -> tuple[Float32, Int64]:
     """The centroid with the largest inner product with each vector: scores (n,) float32 and ids (n,) int64. See exact_neighbors."""
-    scores, ids = exact_neighbors(vectors, centroids, 1, device=device, memory_bytes=memory_bytes, progress=progress)
+    scores, ids = exact_neighbors(vectors, centroids, 1, device=device, memory_bytes=memory_bytes, progress=progress, names=names)
     return scores[:, 0], ids[:, 0]
 
 
