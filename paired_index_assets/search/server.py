@@ -30,7 +30,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -44,6 +44,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 Body = TypeVar("Body", bound=BaseModel)
+Done = TypeVar("Done")
 
 
 class Metrics:
@@ -117,7 +118,7 @@ class _Server:
     def _counted_in(self) -> AbstractContextManager[None]:
         return _Count(self)
 
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+    async def _in_thread(self, work: Callable[[], Done]) -> Done:
         if self._threads is None:
             self._threads = anyio.CapacityLimiter(self.service.limits.threads)
         return await anyio.to_thread.run_sync(work, limiter=self._threads)
@@ -181,6 +182,8 @@ async def _outcome(answer: Callable[[Request], Awaitable[Response]], request: Re
         return _refusal(error.status_code, str(error.detail))
     except BadInput as error:
         return _refusal(400, str(error))
+    except ClientDisconnect:
+        return _refusal(400, "body: cut off")
     except Exception as error:
         return _failure(request, error)
 

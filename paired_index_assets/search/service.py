@@ -32,6 +32,8 @@ from paired_index_assets.search.reloading import Reloading, watched_files
 from paired_index_assets.search.results import jsonable
 from paired_index_assets.search.sharded import NPROBE, ShardedIndex
 
+UNSAFE = "NSFW"  # LAION's column, and the value in it that means so
+
 Stage = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -201,9 +203,11 @@ class SearchService:
             if self._fetch is None:
                 raise BadInput("image_url: this server fetches nothing; send the picture itself in image, base64-encoded")
             return self._encoded_image(self._fetch(request.image_url))
-        vector = np.asarray(request.embedding_input, np.float64)
-        with np.errstate(over="ignore"):
-            return vector.astype(np.float32)
+        given = request.embedding_input or []
+        if len(given) != index.d:
+            raise BadInput(f"embedding_input: expected {index.d} numbers, found {len(given)}")
+        with np.errstate(over="ignore"):  # the search refuses what becomes infinite
+            return np.asarray(given, np.float64).astype(np.float32)
 
     def _encoded_text(self, text: str) -> Float32:
         encoder = self._needs_encoder()
@@ -244,10 +248,12 @@ def _hits(scores: Float32, ids: list[int], deduplicate: bool) -> Iterator[tuple[
 
 
 def _described(hits: list[tuple[int, float]], found: Searchable, shown: int, *, safe: bool) -> list[dict[str, Any]]:
+    if safe and found.metadata is not None:
+        marks = found.metadata.rows([row_id for row_id, _ in hits], [UNSAFE])
+        hits = [hit for hit, mark in zip(hits, marks, strict=True) if (mark or {}).get(UNSAFE) != UNSAFE]
     rows = _looked_up(found, [row_id for row_id, _ in hits[:shown]], shown)
     rows += [{}] * (len(hits) - len(rows))
-    described = [{**row, "id": row_id, "similarity": score} for (row_id, score), row in zip(hits, rows, strict=True)]
-    return [row for row in described if not (safe and str(row.get("NSFW")) == "NSFW")]
+    return [{**row, "id": row_id, "similarity": score} for (row_id, score), row in zip(hits, rows, strict=True)]
 
 
 def _looked_up(found: Searchable, ids: list[int], pictures: int) -> list[dict[str, Any]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.landing.catalog import Catalog
@@ -83,3 +85,24 @@ def rebuild(build: Build, *, manifest: bool = True) -> None:
         build_shard(build.root, build.trained, build.catalog, shard, build.landing)
     if manifest:
         write_manifest(build.root, build.trained.codec.name, build.catalog)
+
+
+class WordEncoder:
+    """A small model of its own kind: a text is the sum of its words' seeded directions, a picture that of its mean colour."""
+
+    identity = MODEL
+    dimensions = D
+
+    def encode_texts(self, texts: Sequence[str]) -> Float32:
+        return np.stack([unit(sum(map(_direction, text.split() or [""]))[None])[0] for text in texts])
+
+    def prepare_image(self, image: Image.Image) -> Float32:
+        return np.asarray(image.convert("RGB").resize((4, 4)), np.float32)
+
+    def encode_images(self, images: Float32) -> Float32:
+        colours = images.mean(axis=(1, 2)) / 255 + 0.01
+        return unit(colours @ np.stack([_direction(colour) for colour in ("red", "green", "blue")]))
+
+
+def _direction(word: str) -> Float32:
+    return np.random.default_rng(list(word.encode())).normal(size=D).astype(np.float32)

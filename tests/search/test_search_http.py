@@ -1,0 +1,285 @@
+"""The server, spoken to over ASGI: clip-retrieval's fields, limits, refusals, and no way to make it fail."""
+
+import base64
+import io
+import json
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from search_builds import MODEL, D, WordEncoder
+from starlette.testclient import TestClient
+
+from paired_index_assets.errors import BadInput
+from paired_index_assets.search.server import make_app
+from paired_index_assets.search.service import Limits, SearchService
+from paired_index_assets.search.sharded import ShardedIndex
+
+# as ClipClient of clip-retrieval 2.45 sends them
+CLIENT_FIELDS = {
+    "text": None, "image": None, "image_url": None, "embedding_input": None, "deduplicate": True, "use_safety_model": True,
+    "use_violence_detector": True, "indice_name": "images", "use_mclip": False, "aesthetic_score": 9, "aesthetic_weight": 0.5,
+    "modality": "image", "num_images": 40, "num_result_ids": 40,
+}  # fmt: skip
+LIMITS = Limits(results=200, pictures=20, text=100, body=100_000)
+
+
+@pytest.fixture(scope="module")
+def metadata_files(finished, tmp_path_factory):
+    rows = len(finished.images)
+    pictures = [png((i % 256, i // 256, 0)) for i in range(rows)]
+    path = tmp_path_factory.mktemp("texts") / "pairs.parquet"
+    nsfw = ["NSFW" if i % 7 == 0 else "UNLIKELY" for i in range(rows)]
+    columns = {"png": pictures, "caption": [f"caption {i}" for i in range(rows)], "url": [f"https://e.org/{i}" for i in range(rows)]}
+    pq.write_table(pa.table({**columns, "NSFW": nsfw, "score": [float("nan")] * rows}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def client(finished, metadata_files):
+    texts = images = str(metadata_files)
+    service = SearchService.of_build(finished.root.root, WordEncoder(), texts=texts, images=images, limits=LIMITS)
+    with TestClient(make_app(service), base_url="http://localhost", raise_server_exceptions=False) as client:
+        yield client
+
+
+def png(colour):
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def knn(client, **fields):
+    return client.post("/knn-service", content=json.dumps({**CLIENT_FIELDS, "deduplicate": False, "use_safety_model": False, **fields}))
+
+
+def test_a_text_finds_what_the_index_finds_with_rows_and_pictures(client, finished):
+    found = knn(client, text="red ball", num_images=5, num_result_ids=8).json()
+    scores, ids = ShardedIndex.open(finished.root.root).search(WordEncoder().encode_texts(["red ball"]), 8)
+    assert [(hit["id"], np.float32(hit["similarity"])) for hit in found] == list(zip(ids[0].tolist(), scores[0], strict=True))
+    for hit in found[:5]:
+        assert hit["caption"] == f"caption {hit['id']}"
+        assert hit["url"] == f"https://e.org/{hit['id']}"
+        assert hit["score"] is None  # NaN is not JSON
+        assert base64.b64decode(hit["image"]) == png((hit["id"] % 256, hit["id"] // 256, 0))
+    assert all(set(hit) == {"id", "similarity"} for hit in found[5:])
+
+
+def test_pictures_and_vectors_are_queries_too(client, finished):
+    index = ShardedIndex.open(finished.root.root)
+    picture = png((200, 10, 10))
+    vector = WordEncoder().encode_images(WordEncoder().prepare_image(Image.open(io.BytesIO(picture)))[None])
+    expected = index.search(vector, 40)[1][0].tolist()
+    for text in (base64.b64encode(picture).decode(), "data:image/png;base64," + base64.b64encode(picture).decode()):
+        assert [hit["id"] for hit in knn(client, image=text).json()] == expected
+    assert [hit["id"] for hit in knn(client, embedding_input=vector[0].tolist()).json()] == expected
+
+
+def test_duplicates_and_unsafe_rows_are_dropped_if_asked(client, finished):
+    vector = finished.images[0].tolist()
+    found = knn(client, embedding_input=vector, num_images=20).json()
+    assert len({hit["similarity"] for hit in found}) < len(found)
+    once = knn(client, embedding_input=vector, num_images=20, deduplicate=True).json()
+    assert len({hit["similarity"] for hit in once}) == len(once)
+    first = [0, *(at for at in range(1, len(found)) if found[at]["similarity"] != found[at - 1]["similarity"])]
+    assert [hit["id"] for hit in once] == [found[at]["id"] for at in first]
+    safe = knn(client, embedding_input=vector, num_images=20, use_safety_model=True).json()
+    assert [hit["id"] for hit in safe] == [hit["id"] for hit in found if hit["id"] % 7]  # those without metadata too
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "none"),
+        ({"text": " "}, "text: expected 1 to 100 characters"),
+        ({"text": "x" * 101}, "found 101"),
+        ({"text": "\ud800"}, "surrogate"),
+        ({"text": 5}, "text"),
+        ({"text": "a", "num_images": 0}, "num_images"),
+        ({"text": "a", "num_images": 10**30, "num_result_ids": None}, "at most 200"),
+        ({"text": "a", "num_result_ids": 201}, "num_result_ids: expected at most 200, found 201"),
+        ({"text": "a", "num_images": "5"}, "num_images"),
+        ({"text": "a", "num_images": None}, "num_images"),
+        ({"text": "a", "modality": "text"}, "images only"),
+        ({"text": "a", "modality": "sound"}, "modality"),
+        ({"text": "a", "indice_name": "laion"}, "indice_name: expected images, found laion"),
+        ({"text": "a", "use_mclip": True}, "use_mclip"),
+        ({"image": "%%%"}, "base64"),
+        ({"image": base64.b64encode(b"no picture").decode()}, "not an image"),
+        ({"image_url": "http://127.0.0.1/metadata"}, "fetches nothing"),
+        ({"embedding_input": [1.0] * (D + 1)}, f"expected {D} numbers, found {D + 1}"),
+        ({"embedding_input": [1e300] * D}, "finite"),
+        ({"embedding_input": [3e38] * D}, "infinite"),
+        ({"embedding_input": ["a"] * D}, "embedding_input"),
+    ],
+)
+def test_what_can_not_be_answered_is_refused_with_the_reason(client, fields, says):
+    answer = knn(client, **fields)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]
+
+
+NOT_REQUESTS = (b"", b"[]", b"{", b"null", b'{"text": NaN}', b'{"embedding_input": [NaN]}', b"\xff\xfe", b"[" * 90_000)
+
+
+@pytest.mark.parametrize("body", [*NOT_REQUESTS, b'{"num_images": ' + b"9" * 9000 + b"}"])
+def test_bodies_that_are_not_requests_are_refused(client, body):
+    for path in ("/knn-service", "/metadata"):
+        answer = client.post(path, content=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]
+
+
+def test_large_bodies_are_refused_whether_they_say_their_size_or_not(client):
+    assert client.post("/knn-service", content=b"x" * 100_001).status_code == 413
+    assert client.post("/knn-service", content=(b"x" * 1000 for _ in range(200))).status_code == 413
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": st.none() | st.text(max_size=120) | JSON,
+        "image": st.none() | st.text(max_size=50) | st.binary(max_size=200).map(lambda b: base64.b64encode(b).decode()),
+        "image_url": st.none() | st.text(max_size=30),
+        "embedding_input": st.none() | st.lists(st.floats(), min_size=D, max_size=D) | JSON,
+        "modality": st.sampled_from(["image", "text"]) | JSON,
+        "num_images": st.integers(-5, 300) | JSON,
+        "num_result_ids": st.integers(-5, 300) | JSON,
+        "indice_name": st.sampled_from(["images", "", None]) | JSON,
+        "aesthetic_score": JSON,
+        "deduplicate": st.booleans() | JSON,
+        "use_safety_model": st.booleans() | JSON,
+        "ids": st.lists(st.integers(-10, 4000) | st.integers()) | JSON,
+    },
+)
+PATHS = st.sampled_from(["/knn-service", "/metadata"])
+BYTES = st.binary(max_size=300) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass"))
+ADDRESSES = st.text(alphabet=st.characters(min_codepoint=33, max_codepoint=126), max_size=20)
+METHODS = st.sampled_from(["GET", "POST", "PUT", "DELETE"])
+fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@fuzz
+@given(fields=FIELDS, path=PATHS)
+def test_no_fields_make_it_fail(client, fields, path):
+    check(client.post(path, content=json.dumps(fields)))
+
+
+@fuzz
+@given(body=BYTES, path=PATHS)
+def test_no_bytes_make_it_fail(client, body, path):
+    check(client.post(path, content=body))
+
+
+@fuzz
+@given(path=ADDRESSES, method=METHODS)
+def test_no_address_makes_it_fail(client, path, method):
+    assert client.request(method, "/" + path.replace("#", "").lstrip("/")).status_code < 500
+
+
+def check(answer):
+    assert answer.status_code in (200, 400), answer.text
+    if answer.status_code == 400:
+        assert set(answer.json()) == {"error"}
+        assert "Traceback" not in answer.text
+    else:
+        assert isinstance(answer.json(), list)
+
+
+def test_metadata_of_ids(client, finished):
+    found = client.post("/metadata", content=json.dumps({"ids": [3, 10**12, 1], "indice_name": "images"})).json()
+    assert [(hit["id"], hit["metadata"]["caption"]) for hit in found] == [(3, "caption 3"), (1, "caption 1")]
+    assert client.post("/metadata", json={"ids": []}).json() == []
+    assert client.post("/metadata", json={"ids": [-1]}).status_code == 400
+    assert client.post("/metadata", json={"ids": list(range(201))}).status_code == 400
+
+
+def test_health_indices_and_metrics(client, finished):
+    assert client.get("/indices-list").json() == ["images"]
+    health = client.get("/healthz").json()
+    assert (health["status"], health["vectors"], health["shards"], health["model"]) == ("ok", len(finished.images), 7, MODEL)
+    assert "/" not in json.dumps({**health, "model": ""})  # no path of this machine
+    knn(client, text="a")
+    lines = client.get("/metrics").text.splitlines()
+    assert f"paired_index_vectors {float(len(finished.images))}" in lines
+    assert any(line.startswith('paired_index_requests_total{path="/knn-service",status="200"}') for line in lines)
+    assert any(line.startswith('paired_index_stage_seconds_count{stage="search"}') for line in lines)
+
+
+def test_other_methods_paths_and_host_names_are_refused(client):
+    assert client.get("/knn-service").status_code == 405
+    assert client.get("/nowhere").json() == {"error": "Not Found"}
+    assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_the_page_loads_nothing_and_runs_only_its_own_script(client):
+    answer = client.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe-inline" not in policy
+    assert policy.count("'sha256-") == 2
+    assert "http://" not in answer.text
+    assert "src=" not in answer.text.replace("image.src =", "")
+
+
+def test_a_failure_inside_is_500_without_detail(finished, caplog):
+    class Broken(WordEncoder):
+        def encode_texts(self, texts):
+            raise RuntimeError("secret /etc/path")
+
+    service = SearchService.of_build(finished.root.root, Broken())
+    with TestClient(make_app(service), base_url="http://localhost", raise_server_exceptions=False) as client:
+        answer = knn(client, text="a")
+        assert answer.status_code == 500
+        assert "secret" not in answer.text
+        assert "secret" in caplog.text
+        assert knn(client, embedding_input=[0.1] * D).status_code == 200
+
+
+def test_too_many_at_once_are_told_to_come_back(finished):
+    inside, go_on = threading.Barrier(3), threading.Event()
+
+    class Slow(WordEncoder):
+        def prepare_image(self, image):
+            inside.wait(30)
+            go_on.wait(30)
+            return super().prepare_image(image)
+
+    service = SearchService.of_build(finished.root.root, Slow(), limits=Limits(at_once=2, threads=2))
+    picture = base64.b64encode(png("red")).decode()
+    with TestClient(make_app(service), base_url="http://localhost") as client:
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(knn(client, image=picture).status_code)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        inside.wait(30)
+        refused = knn(client, text="a")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert client.get("/indices-list").status_code == 200
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert answers == [200, 200]
+        assert knn(client, text="a").status_code == 200
+
+
+def test_another_model_than_the_builds_is_refused(finished):
+    class Other(WordEncoder):
+        identity = "another/2"
+
+    with pytest.raises(BadInput, match="another/2: this index was built with test-encoder/1"):
+        SearchService.of_build(finished.root.root, Other())
+    service = SearchService.of_build(finished.root.root, None)
+    with TestClient(make_app(service), base_url="http://localhost") as client:
+        assert "has no model" in knn(client, text="a").json()["error"]
+        assert client.get("/healthz").json()["takes_text"] is False

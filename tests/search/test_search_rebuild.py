@@ -1,0 +1,170 @@
+"""Searching while the shards are being replaced: every answer is of the old set or of the new set, and none is an error."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import uvicorn
+from search_builds import promote, rebuild, train
+
+from paired_index_assets.errors import DamagedArtifact
+from paired_index_assets.search import reloading
+from paired_index_assets.search.reloading import ReloadingIndex
+from paired_index_assets.search.server import make_app
+from paired_index_assets.search.service import SearchService
+from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.storage import atomic_file
+
+CLIENTS, QUERIES, K = 32, 12, 30
+
+
+class Alternating:
+    """Two sets of landed files for one build; every shard changes between them, and so does the answer to every query."""
+
+    def __init__(self, build):
+        self.build = build
+        rows = [np.load(file) for file in sorted(build.landing.glob("*.npy"))]
+        self._files = [rows, [part[:, ::-1].copy() for part in rows]]
+        self.queries = build.captions[:QUERIES]
+        self.expected = [self._answers(0), self._answers(1)]
+        assert all(one != other for one, other in zip(*self.expected, strict=True))
+        assert all(len({row // 500 for row in ids}) > 2 for ids in self.expected[0])  # hits come from many shards: a mixed set would show
+
+    def _answers(self, which):
+        self.land(which)
+        return [tuple(ids) for ids in ShardedIndex.open(self.build.root.root).search(self.queries, K)[1].tolist()]
+
+    def land(self, which):
+        for number, rows in enumerate(self._files[which]):
+            with atomic_file(self.build.landing / f"img_emb_{number:04d}.npy") as temporary, temporary.open("wb") as stream:
+                np.save(stream, rows)
+        rebuild(self.build)
+
+
+def alternate_until(done, sets):
+    count = 0
+    while not done.is_set():
+        count += 1
+        sets.land(count % 2)
+    return count
+
+
+@pytest.fixture
+def quick_retry(monkeypatch):
+    monkeypatch.setattr(reloading, "RETRY_SECONDS", 0.01)
+
+
+def hammer(ask, sets, requests):
+    """`requests` questions from CLIENTS threads while the build alternates; how often each set answered."""
+    done = threading.Event()
+
+    def client(number):
+        seen = [0, 0]
+        for turn in range(requests // CLIENTS + 1):
+            query = (number + turn) % QUERIES
+            answer = ask(query)
+            assert answer in (sets.expected[0][query], sets.expected[1][query])
+            seen[answer == sets.expected[1][query]] += 1
+        return seen
+
+    with ThreadPoolExecutor(CLIENTS + 1) as pool:
+        rebuilding = pool.submit(alternate_until, done, sets)
+        try:
+            seen = np.sum(list(pool.map(client, range(CLIENTS))), axis=0)
+        finally:
+            done.set()
+        return seen, rebuilding.result()
+
+
+def test_threads_see_the_old_or_the_new_set_and_nothing_else(fresh, quick_retry):
+    sets = Alternating(fresh)
+    index = ReloadingIndex(fresh.root.root)
+
+    def ask(query):
+        time.sleep(0.1)  # so that some rebuilds happen meanwhile
+        return tuple(index.search(sets.queries[query], K)[1][0].tolist())
+
+    seen, rebuilds = hammer(ask, sets, 2000)
+    assert seen.sum() >= 2000
+    assert rebuilds >= 2
+    assert seen.all()
+
+
+@contextmanager
+def served(service):
+    """A real server on a free port of this machine."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        thread.join(30)
+
+
+def over_http(fresh, requests):
+    sets = Alternating(fresh)
+    local = threading.local()
+    with served(SearchService.of_build(fresh.root.root, None)) as port:
+
+        def ask(query):
+            if not hasattr(local, "connection"):
+                local.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            local.connection.request("POST", "/knn-service", json.dumps({"embedding_input": sets.queries[query].tolist(), "num_images": K}))
+            answer = local.connection.getresponse()
+            content = json.loads(answer.read())
+            assert answer.status == 200, content
+            return tuple(hit["id"] for hit in content)
+
+        return hammer(ask, sets, requests)
+
+
+def test_clients_of_the_server_see_whole_sets(fresh, quick_retry):
+    seen, _ = over_http(fresh, 1000)
+    assert seen.sum() >= 1000
+
+
+@pytest.mark.heavy
+def test_ten_thousand_requests_from_32_clients_during_rebuilds(fresh, quick_retry):
+    seen, rebuilds = over_http(fresh, 10_000)
+    assert seen.sum() >= 10_000
+    assert rebuilds >= 3
+    assert seen.all()
+
+
+def test_until_the_manifest_is_written_the_old_set_answers(fresh, quick_retry):
+    index = ReloadingIndex(fresh.root.root)
+    queries = fresh.captions[:20]
+    old = index.search(queries, 10)[1]
+    np.save(fresh.landing / "img_emb_0002.npy", fresh.images[731:1631][::-1].astype(np.float16))
+    rebuild(fresh, manifest=False)
+    np.testing.assert_array_equal(index.search(queries, 10)[1], old)
+    rebuild(fresh)
+    index.refresh()
+    assert (index.search(queries, 10)[1] != old).any()
+    assert index.problem is None
+
+
+def test_a_set_that_can_not_be_opened_leaves_the_old_one_answering(fresh, quick_retry):
+    index = ReloadingIndex(fresh.root.root)
+    queries = fresh.captions[:20]
+    old = index.search(queries, 10)
+    promote(fresh.root, train(fresh.images, fresh.captions, seed=99))  # the shards are still those of the old one
+    with pytest.raises(DamagedArtifact):
+        index.refresh()
+    assert "made by trained index" in index.problem
+    for mine, before in zip(index.search(queries, 10), old, strict=True):
+        np.testing.assert_array_equal(mine, before)
+    promote(fresh.root, fresh.trained)
+    index.refresh()
+    assert index.problem is None
