@@ -1,9 +1,9 @@
-"""`TrainedCodec`: vectors to bytes and back; `train_codec` fits one.
+"""`TrainedCodec`: vectors to bytes and back. `train_codec` fits one.
 
-Three roundings onto the same bytes (any faiss reads them, see `formats`):
+Three roundings onto the same bytes, which any faiss reads (see `formats`):
 
 - ``faiss``: the ranges and the encoder faiss trains by itself (minimum to maximum of each dimension);
-- ``nearest``: a grid of mean +- w sigma, w the one of least measured error, each dimension to its nearest level;
+- ``nearest``: a grid of mean +- w sigma, w the one of least measured loss, each dimension to its nearest level;
 - ``query``: such a grid, levels chosen to keep the scores of captions (see `rounding`).
 """
 
@@ -20,41 +20,37 @@ import numpy as np
 import numpy.typing as npt
 
 from paired_index_assets.codes.formats import CODECS, CodeFormat
-from paired_index_assets.codes.rounding import Float64, coordinate_descent, error_feedback, feedback_matrix, visiting_order
+from paired_index_assets.codes.grid import CodecWarning, LossOfRanking, ranges, spread_of
+from paired_index_assets.codes.metric import QueryMetric, fit_metric
+from paired_index_assets.codes.rounding import coordinate_descent, error_feedback, feedback_matrix
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.rows import Float32, Int64, UInt8
+from paired_index_assets.rows import Float32, UInt8
 
 __all__ = ["CODECS", "ROUNDINGS", "CodecWarning", "TrainedCodec", "train_codec"]
 
 ROUNDINGS = ("query", "nearest", "faiss")
-TILE = 4096  # rows coded together, always: BLAS may round a column otherwise in another shape, and a code would hang on its batch
+TILE = 4096  # rows coded together, always: in another shape BLAS may sum otherwise, and a code would hang on its batch
+DESCENT_PASSES = 1  # a second one adds .001 of recall on icons and costs as much as all the rest
 
-SAMPLE_ROWS = 8192  # rows the grid is chosen on; the loss is a mean over rows and dimensions, so few are enough
-WIDTHS = (1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0)  # half widths of the grid tried, in sigmas
-RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # tried, in units of the mean of S's diagonal
-FIRST_RIDGE = 0.01
-HELD_OUT = 10  # every tenth caption measures, the others make S
-NARROWEST = 1e-3  # least width of a dimension, of the median width: a constant dimension keeps a grid
-
-
-class CodecWarning(UserWarning):
-    """Training went on with less than was asked for; the message says with what."""
+SAMPLE_ROWS = 2 * TILE  # rows that the grid is chosen on
+WIDTHS = (1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 5.0, 6.0)  # half widths tried, in standard deviations
+RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # tried, in units of the mean of the second moments' diagonal
+WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0)  # of the expected query tried, the trace of the second moments being 1
+RIDGE, WEIGHT = 0.01, 0.1  # where the search starts
+HELD_OUT = 10  # every tenth caption judges
+FEWEST_JUDGES = 20
 
 
 @dataclass(frozen=True)
 class TrainedCodec:
-    """Everything needed to code vectors of d dimensions; arrays are read only by convention.
-
-    `metric` is S = E[q q'] + ridge (d, d) float32 for rounding "query", else empty; `passes` is of coordinate descent.
-    """
+    """Everything needed to code vectors of d dimensions. `metric` is what rounding "query" knows of queries, None for the others."""
 
     name: str
     rounding: str
     vmin: Float32
     vdiff: Float32
-    metric: Float32
-    passes: int = 0
+    metric: QueryMetric | None = None
 
     @property
     def format(self) -> CodeFormat:
@@ -93,46 +89,54 @@ class TrainedCodec:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything but name and rounding, for a file or a fingerprint."""
-        return {"vmin": self.vmin, "vdiff": self.vdiff, "metric": self.metric, "passes": np.int64(self.passes).reshape(1)}
+        return {"vmin": self.vmin, "vdiff": self.vdiff} | (self.metric.arrays() if self.metric else {})
 
     @classmethod
     def from_arrays(cls, name: str, rounding: str, arrays: Mapping[str, npt.NDArray[Any]]) -> TrainedCodec:
-        return cls(name, rounding, arrays["vmin"], arrays["vdiff"], arrays["metric"], int(arrays["passes"][0]))
+        """Undo `arrays`. Raises KeyError for an array that is not there."""
+        return cls(name, rounding, arrays["vmin"], arrays["vdiff"], QueryMetric.from_arrays(arrays) if rounding == "query" else None)
+
+    @cached_property
+    def steps(self) -> tuple[Float32, Float32]:
+        """Step a and first level b of each dimension: level c decodes to b + c a."""
+        step: Float32 = self.vdiff / np.float32(self.format.top)
+        return step, self.vmin + step / np.float32(2)
 
     def _levels(self, tile: Float32) -> UInt8:
-        step, first = _steps(self.vmin, self.vdiff, self.format.top)
-        targets = (tile - first) / step
-        if self.rounding == "nearest":
-            return targets.round().clip(0, self.format.top).astype(np.uint8)
-        order, feedback, metric = self._plan
-        columns = np.zeros((self.d, TILE), np.float32)
-        columns[:, : len(tile)] = targets.T[order]
-        levels, errors = error_feedback(columns, feedback, self.format.top)
-        coordinate_descent(levels, errors, metric, self.format.top, self.passes)
-        packed = np.empty(tile.shape, np.uint8)
-        packed[:, order] = levels[:, : len(tile)].T
-        return packed
+        step, first = self.steps
+        top = self.format.top
+        if self.metric is None:
+            nearest: UInt8 = ((tile - first) / step).round().clip(0, top).astype(np.uint8)
+            return nearest
+        feedback, weighed = self._plan
+        order, rows = self.metric.order, len(tile)
+        if rows < TILE:
+            tile = np.vstack([tile, np.zeros((TILE - rows, self.d), np.float32)])
+        expected = (self.metric.expected(tile) * step).T[order]
+        levels, errors = error_feedback(((tile - first) / step).T[order], feedback, top)
+        coordinate_descent(levels, errors, weighed, expected, top, self.metric.passes)
+        unordered = np.empty((rows, self.d), np.uint8)
+        unordered[:, order] = levels[:, :rows].T
+        return unordered
 
     @cached_property
     def _quantizer(self) -> faiss.ScalarQuantizer:
         return self.format.quantizer(self.vmin, self.vdiff)
 
     @cached_property
-    def _plan(self) -> tuple[Int64, Float32, Float32]:
-        """Order of the dimensions, and the feedback matrix and H in that order."""
-        step, _ = _steps(self.vmin, self.vdiff, self.format.top)
-        metric = self.metric.astype(np.float64) * step[:, None] * step
-        order = visiting_order(metric)
-        metric = metric[np.ix_(order, order)]
-        return order, feedback_matrix(metric), metric.astype(np.float32)
+    def _plan(self) -> tuple[Float32, Float32]:
+        """The feedback matrix and H, both in visiting order."""
+        assert self.metric is not None
+        weighed = self.metric.in_steps(self.steps[0])
+        return feedback_matrix(weighed), weighed.astype(np.float32)
 
 
 def train_codec(name: str, rounding: str, images: Float32, captions: Float32, *, progress: Progress = silent) -> TrainedCodec:
-    """Fit a codec on a sample of `images` (n, d) and training `captions` (m, d); rows need not be aligned.
+    """Fit a codec on a sample of `images` (n, d) and training `captions` (m, d), float16/32; rows need not be aligned, nor unit vectors.
 
-    Widths and ridge are those of least measured loss E <q, x - x^>^2 over every tenth caption, which S is not made of.
-    Warns with CodecWarning, and goes on with something safe, for rows that are not usable, few captions and constant dimensions.
-    Raises BadInput for an unknown name or rounding, or when no image row is usable.
+    Width, ridge and the weight of the expected query are those of least `LossOfRanking` over every tenth caption, which the rest of
+    training does not see. Warns with CodecWarning, and goes on with something safe, for rows that are not usable, few captions and
+    constant dimensions. Raises BadInput for an unknown name or rounding, or when no image row is usable.
     """
     if name not in CODECS or rounding not in ROUNDINGS:
         raise BadInput(f"codec {name!r} with rounding {rounding!r}: expected one of {tuple(CODECS)} and one of {ROUNDINGS}")
@@ -143,55 +147,48 @@ def train_codec(name: str, rounding: str, images: Float32, captions: Float32, *,
         return _trained_by_faiss(name, images)
     captions = _usable(captions, "captions")
     captions = captions / np.linalg.norm(captions, axis=1, keepdims=True)
+    d = images.shape[1]
     if rounding == "query" and not len(captions):
         warnings.warn("no caption to round for: the codec rounds to the nearest level instead", CodecWarning, stacklevel=2)
         rounding = "nearest"
-    elif rounding == "query" and len(captions) < images.shape[1]:
-        warnings.warn(
-            f"{len(captions)} captions for {images.shape[1]} dimensions: their second moments are singular and lean on the ridge",
-            CodecWarning,
-            stacklevel=2,
-        )
-    return _choose(name, rounding, images, captions, progress)
+    elif rounding == "query" and len(captions) < d:
+        message = f"{len(captions)} captions for {d} dimensions: their second moments are singular and lean on the ridge"
+        warnings.warn(message, CodecWarning, stacklevel=2)
+    return _least_loss(name, rounding, images, captions, progress)
 
 
-def _choose(name: str, rounding: str, images: Float32, captions: Float32, progress: Progress) -> TrainedCodec:
-    d = images.shape[1]
-    mean, sigma = images.mean(0, dtype=np.float64), _spread(images)
+def _least_loss(name: str, rounding: str, images: Float32, captions: Float32, progress: Progress) -> TrainedCodec:
+    """Coordinate search over width, ridge and weight, one after the other."""
+    mean, spread = spread_of(images)
     sample = images[:: max(1, len(images) // SAMPLE_ROWS)][:SAMPLE_ROWS]
     held_out = np.arange(len(captions)) % HELD_OUT == HELD_OUT - 1
-    fitted, judge = (captions[~held_out], captions[held_out]) if len(captions) >= 2 * HELD_OUT else (captions, captions)
-    second = _second_moment(fitted, d)
-    measured = _second_moment(judge, d) if len(judge) else np.eye(d, dtype=np.float32) / d
-    tried: list[tuple[float, TrainedCodec]] = []
+    fitted, judges = (captions[~held_out], captions[held_out]) if held_out.sum() >= FEWEST_JUDGES else (captions, captions)
+    loss_of = LossOfRanking.of(judges, sample)
+    metric = fit_metric(images, fitted, spread, RIDGE, WEIGHT, DESCENT_PASSES) if rounding == "query" else None
+    tried: dict[tuple[float, float, float], tuple[float, TrainedCodec]] = {}
 
-    def attempt(width: float, ridge: float) -> float:
-        metric = _ridged(second, ridge) if rounding == "query" else np.zeros((0, 0), np.float32)
-        vmin, vdiff = _grid(mean, sigma, width)
-        codec = TrainedCodec(name, rounding, vmin, vdiff, metric, passes_for(d) if rounding == "query" else 0)
-        error = codec.decode(codec.encode(sample)) - sample
-        loss = float(np.einsum("ij,ij->", error @ measured, error, dtype=np.float64)) / len(sample)
-        tried.append((loss, codec))
-        progress("codec", len(tried), len(WIDTHS) + len(RIDGES), loss=loss, width=width, ridge=ridge)
-        return loss
+    def loss(width: float, ridge: float = RIDGE, weight: float = WEIGHT) -> float:
+        """Memoised: the coordinate search crosses its own path."""
+        if (width, ridge, weight) not in tried:
+            vmin, vdiff = ranges(mean, spread, width)
+            codec = TrainedCodec(name, rounding, vmin, vdiff, metric.tuned(ridge, weight) if metric else None)
+            found = loss_of(codec.decode(codec.encode(sample)) - sample)
+            tried[width, ridge, weight] = found, codec
+            progress("codec", len(tried), len(WIDTHS) + len(RIDGES) + len(WEIGHTS), loss=found, width=width, ridge=ridge, weight=weight)
+        return tried[width, ridge, weight][0]
 
-    width = min(WIDTHS, key=lambda w: attempt(w, FIRST_RIDGE))
+    width = min(WIDTHS, key=loss)
     if rounding == "query":
-        for ridge in RIDGES:
-            attempt(width, ridge)
-    return min(tried, key=lambda entry: entry[0])[1]
-
-
-def passes_for(d: int) -> int:
-    """Passes of coordinate descent: three gain most; wide vectors get one, to keep encoding far cheaper than assignment."""
-    return 3 if d <= 512 else 1
+        ridge = min(RIDGES, key=lambda r: loss(width, r))
+        min(WEIGHTS, key=lambda w: loss(width, ridge, w))
+    return min(tried.values(), key=lambda entry: entry[0])[1]
 
 
 def _trained_by_faiss(name: str, images: Float32) -> TrainedCodec:
     quantizer = faiss.ScalarQuantizer(images.shape[1], CODECS[name].qtype)
     quantizer.train(np.ascontiguousarray(images))
     vmin, vdiff = faiss.vector_to_array(quantizer.trained).reshape(2, -1)
-    return TrainedCodec(name, "faiss", vmin.copy(), vdiff.copy(), np.zeros((0, 0), np.float32))
+    return TrainedCodec(name, "faiss", vmin.copy(), vdiff.copy())
 
 
 def _usable(rows: npt.NDArray[Any], what: str) -> Float32:
@@ -204,34 +201,3 @@ def _usable(rows: npt.NDArray[Any], what: str) -> Float32:
         warnings.warn(message, CodecWarning, stacklevel=3)
         rows = rows[usable]
     return rows
-
-
-def _spread(images: Float32) -> Float64:
-    sigma = images.std(0, dtype=np.float64)
-    constant = sigma <= NARROWEST * np.median(sigma) if sigma.any() else np.ones(len(sigma), bool)
-    if constant.any():
-        warnings.warn(f"{int(constant.sum())} of {len(sigma)} dimensions are constant: they keep a narrow grid", CodecWarning, stacklevel=4)
-    typical = np.median(sigma[sigma > 0]) if sigma.any() else np.abs(images).max()
-    widths: Float64 = np.maximum(sigma, NARROWEST * typical)
-    return widths
-
-
-def _grid(mean: Float64, sigma: Float64, width: float) -> tuple[Float32, Float32]:
-    """vmin, vdiff of a grid of mean +- width sigma."""
-    return (mean - width * sigma).astype(np.float32), (2 * width * sigma).astype(np.float32)
-
-
-def _steps(vmin: Float32, vdiff: Float32, top: int) -> tuple[Float32, Float32]:
-    """Step a and first level b: level c decodes to b + c a."""
-    step: Float32 = vdiff / np.float32(top)
-    return step, vmin + step / np.float32(2)
-
-
-def _second_moment(captions: Float32, d: int) -> Float32:
-    moment: Float32 = captions.T @ captions / np.float32(max(1, len(captions)))
-    return moment
-
-
-def _ridged(second: Float32, ridge: float) -> Float32:
-    d = len(second)
-    return second + np.float32(ridge * np.trace(second) / d) * np.eye(d, dtype=np.float32)
