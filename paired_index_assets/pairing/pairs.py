@@ -1,0 +1,192 @@
+"""The pairs table: for every caption its nearest image, one Parquet file a block of captions.
+
+A block depends on its own captions and on the images alone, so blocks can be written by different processes or machines, in any
+order. A file gets its name when it is complete, and says in its metadata what it was made from: a run that was killed goes on at
+the first block that is missing, and a block of other inputs is made again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.neighbors.blocks import check_matrix, check_same_width
+from paired_index_assets.neighbors.exact import nearest
+from paired_index_assets.neighbors.fingerprint import fingerprint_of
+from paired_index_assets.progress import Progress, silent
+from paired_index_assets.rows import Bool, Int64, Rows, Selected
+from paired_index_assets.storage import as_path, atomic_file, digest_of_parts
+
+PAIRS_SCHEMA = pa.schema(
+    [
+        pa.field("caption_id", pa.int64(), nullable=False),
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),
+    ]
+)
+BLOCK_ROWS = 1 << 16  # half a minute against 200,000 images at d=128 on two cores: what a kill can cost
+FORMAT = "pairs-1"
+INPUTS, BLOCKS = b"paired_index.inputs", b"paired_index.blocks"
+
+
+@dataclass(frozen=True)
+class PairsSummary:
+    """What write_pairs left in the folder: `reused` of the `blocks` were already there; `images` is the number of different ones."""
+
+    pairs: int
+    images: int
+    mean_similarity: float
+    blocks: int
+    reused: int
+
+
+def write_pairs(
+    folder: UPath,
+    captions: Rows,
+    caption_ids: Int64,
+    images: Rows,
+    *,
+    image_valid: Bool | None = None,
+    block_rows: int = BLOCK_ROWS,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> PairsSummary:
+    """Match every caption to the image with the largest inner product, into `folder`/pairs-00000.parquet and so on.
+
+    captions (m, d) and images (n, d), float16 or float32; caption_ids (m,) int64 is what the table calls each caption; image_id is
+    the row in `images`. Images that are not `image_valid` (n,) are never matched. Files of an earlier table that has no place in
+    this one are removed.
+
+    Raises BadInput: shapes differ, no valid image, a caption or valid image that is not finite.
+    """
+    matched = MatchedImages.of(images, image_valid)
+    _check(captions, caption_ids, images, block_rows)
+    folder = as_path(folder)
+    blocks = block_count(len(captions), block_rows)
+    for number, path in _files(folder).items():
+        if number >= blocks:
+            path.unlink()
+    reused = 0
+    for number in range(blocks):
+        start = number * block_rows
+
+        def told(_: str, done: int, total: int, /, before: int = start, **facts: float | int | str) -> None:
+            progress("pairing", before + done, len(captions), **facts)
+
+        written = write_block(folder, number, captions, caption_ids, matched, block_rows=block_rows, device=device, progress=told)
+        reused += not written
+        progress("pairing", min(start + block_rows, len(captions)), len(captions), blocks=number + 1, reused=reused)
+    table = read_pairs(folder)
+    similarity = table["similarity"].to_numpy()
+    return PairsSummary(len(table), len(table["image_id"].unique()), float(similarity.mean(dtype=np.float64)), blocks, reused)
+
+
+@dataclass(frozen=True)
+class MatchedImages:
+    """The images that may be matched, and the digest of them that every block records."""
+
+    rows: Rows
+    ids: Int64 | None
+    fingerprint: str
+
+    @classmethod
+    def of(cls, images: Rows, valid: Bool | None = None) -> MatchedImages:
+        """Reads all images once. Raises BadInput if `valid` has another length or allows none."""
+        check_matrix(images, "images")
+        if valid is None:
+            return cls(images, None, digest_of_parts(FORMAT, fingerprint_of(images)))
+        if valid.shape != (len(images),) or valid.dtype != np.bool_:
+            raise BadInput(f"image_valid: expected ({len(images)},) bool, found {valid.shape} {valid.dtype}")
+        ids = np.flatnonzero(valid).astype(np.int64)
+        if not len(ids):
+            raise BadInput(f"image_valid: none of {len(images)} images is valid; there is nothing to match captions to")
+        return cls(Selected(images, ids), ids, digest_of_parts(FORMAT, fingerprint_of(images), valid.tobytes()))
+
+
+def block_count(captions: int, block_rows: int) -> int:
+    return -(-captions // block_rows)
+
+
+def write_block(
+    folder: UPath,
+    number: int,
+    captions: Rows,
+    caption_ids: Int64,
+    images: MatchedImages,
+    *,
+    block_rows: int = BLOCK_ROWS,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> bool:
+    """Write block `number` of the table, or leave the file that is there if it was made from the same. True if written.
+
+    Needs nothing of the other blocks. Its captions (block_rows, d) are in memory while it runs.
+    """
+    _check(captions, caption_ids, images.rows, block_rows)
+    blocks = block_count(len(captions), block_rows)
+    if not 0 <= number < blocks:
+        raise BadInput(f"block: expected 0 .. {blocks - 1} ({len(captions)} captions in blocks of {block_rows}), found {number}")
+    span = slice(number * block_rows, min((number + 1) * block_rows, len(captions)))
+    block, ids = captions[span], np.ascontiguousarray(caption_ids[span], dtype=np.int64)
+    metadata = {
+        INPUTS: digest_of_parts(images.fingerprint, fingerprint_of(block), ids.tobytes()).encode(),
+        BLOCKS: str(blocks).encode(),
+    }
+    path = as_path(folder) / f"pairs-{number:05d}.parquet"
+    if _metadata(path) == metadata:
+        return False
+    similarity, image = nearest(block, images.rows, device=device, progress=progress, names=("captions", "images"))
+    image = image if images.ids is None else images.ids[image]
+    table = pa.table([ids, image, similarity], schema=PAIRS_SCHEMA.with_metadata(metadata))
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    return True
+
+
+def read_pairs(folder: UPath) -> pa.Table:
+    """The whole table, in the order of captions. Raises MissingInput if there is none, DamagedArtifact if a block is missing or damaged."""
+    files = _files(as_path(folder))
+    if not files:
+        raise MissingInput(f"{folder}: no pairs-*.parquet; write the pairs first")
+    tables = []
+    for number, path in sorted(files.items()):
+        metadata = _metadata(path)
+        if metadata is None or int(metadata[BLOCKS]) != len(files) or number >= len(files):
+            found = "damaged" if metadata is None else f"block {number} of {int(metadata[BLOCKS])} beside {len(files)} files"
+            raise DamagedArtifact(f"{path}: {found}; expected a complete table; write the pairs again, finished blocks are kept")
+        with path.open("rb") as stream:
+            tables.append(pq.read_table(stream).replace_schema_metadata(None))
+    return pa.concat_tables(tables)
+
+
+def _check(captions: Rows, caption_ids: Int64, images: Rows, block_rows: int) -> None:
+    check_matrix(captions, "captions")
+    check_same_width(captions, "captions", images, "images")
+    if caption_ids.shape != (len(captions),) or caption_ids.dtype.kind not in "iu":
+        raise BadInput(f"caption_ids: expected ({len(captions)},) integers, one a caption; found {caption_ids.shape} {caption_ids.dtype}")
+    if block_rows < 1:
+        raise BadInput(f"block_rows: expected at least 1, found {block_rows}")
+
+
+def _files(folder: UPath) -> dict[int, UPath]:
+    """Blocks in the folder by number."""
+    return {int(path.stem.removeprefix("pairs-")): path for path in folder.glob("pairs-*.parquet")} if folder.exists() else {}
+
+
+def _metadata(path: UPath) -> dict[bytes, Any] | None:
+    """What a block says it was made from; None if there is no such file or it is not one of ours."""
+    try:
+        with path.open("rb") as stream:
+            schema = pq.ParquetFile(stream).schema_arrow
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+    metadata = schema.metadata or {}
+    if not schema.remove_metadata().equals(PAIRS_SCHEMA) or not {INPUTS, BLOCKS} <= metadata.keys():
+        return None
+    return {key: metadata[key] for key in (INPUTS, BLOCKS)}
