@@ -7,7 +7,7 @@ a file is there: an id never depends on what has landed. A shard is a contiguous
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -165,10 +165,6 @@ class Catalog:
             if piece.header.dimensions != self.dimensions:
                 raise BadInput(f"{piece.name}: {piece.header.dimensions} dimensions; the catalog has {self.dimensions}")
         return self.of([*self.all_files, *_number(fresh, len(self), self.total_rows)]) if fresh else self
-
-    def without_missing_marks(self) -> Catalog:
-        """The same catalog with no file marked as missing."""
-        return self.of([replace(file, known_missing=False) for file in self.all_files])
 
     @cached_property
     def all_files(self) -> list[CatalogFile]:

@@ -9,26 +9,24 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from upath import UPath
 
-from paired_index_assets.errors import BadInput, Busy, OutOfDisk, SourceUnavailable
+from paired_index_assets.errors import BadInput, OutOfDisk, SourceUnavailable
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import LandedFile, check_file, landed_file
 from paired_index_assets.landing.npy import HEAD_BYTES, header_of
 from paired_index_assets.landing.origin import origin_path, origins_in, read_origin
-from paired_index_assets.landing.part import Part, reserved_bytes
+from paired_index_assets.landing.part import LOCKS, Part, only_one, reserved_bytes, turn_to_write
 from paired_index_assets.landing.sources import Absent, Answer, Changed, Hiccup, Patience, Politeness, Source, is_folder, shown, source_at
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.storage import FULL_DISK, as_path, is_local, only_writer
+from paired_index_assets.storage import FULL_DISK, as_path, is_local
 
 # a download that got this share of the file further has earned its attempts anew: 3 TB over a line that drops every minute
 PROGRESS_SHARE = 0.01
-POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def fetch(
         raise BadInput(f"{folder}: expected a local folder to download to")
     target = Path(place.path) / file.name
     reasons: list[str] = []
-    with _turn_to_write(target, file, progress):
+    with turn_to_write(target, lambda: progress(f"wait for another download of {file.name}", 0, file.bytes)):
         if landed := _already_there(file, target):
             Part.of(target).discard()
             return landed
@@ -94,8 +92,12 @@ def release(path: UPath | Path | str) -> bool:
 
 def used_bytes(folder: UPath | Path | str) -> int:
     """What the budget counts: our own finished files and the full size of those on their way."""
-    place = Path(as_path(folder).path)
-    return sum(origin.size for origin in origins_in(place).values()) + reserved_bytes(place)
+    return finished_bytes(folder) + reserved_bytes(Path(as_path(folder).path))
+
+
+def finished_bytes(folder: UPath | Path | str) -> int:
+    """The size of the finished files in `folder` that are ours to release."""
+    return sum(origin.size for origin in origins_in(Path(as_path(folder).path)).values())
 
 
 def make_room(folder: UPath | Path | str, needed: int, budget_bytes: int, *, keep: Sequence[str] = ()) -> list[str]:
@@ -164,7 +166,7 @@ def _download(file: CatalogFile, source: Source, target: Path, rules: FetchRules
 def _reserve(file: CatalogFile, part: Part, rules: FetchRules) -> None:
     """Hold the file's full size against the budget and the disk before asking for its first byte."""
     folder = part.path.parent
-    with _patiently(folder / ".budget.lock"):
+    with only_one(folder / LOCKS / ".budget"):
         if rules.budget_bytes is not None:
             others = used_bytes(folder) - part.held_bytes
             if others + file.bytes > rules.budget_bytes:
@@ -200,8 +202,8 @@ def _receive(file: CatalogFile, url: str, answer: Answer, part: Part, rules: Fet
                 if part.size - part.durable >= rules.sync_bytes:
                     part.sync()
                 progress(f"fetch {file.name}", part.size, file.bytes)
-    except OSError as error:
-        if error.errno in FULL_DISK:
+    except (OSError, OutOfDisk) as error:
+        if isinstance(error, OutOfDisk) or error.errno in FULL_DISK:
             raise OutOfDisk(
                 f"{part.path.parent / file.name}: no space left on the disk after {part.size} of {file.bytes} bytes; "
                 "free some and start again, what is downloaded is kept"
@@ -235,24 +237,3 @@ def _finish(file: CatalogFile, part: Part, target: Path) -> None:
         part.become(target)
     except FileExistsError:  # the user has put theirs here meanwhile: theirs stays
         part.discard()
-
-
-@contextmanager
-def _turn_to_write(target: Path, file: CatalogFile, progress: Progress) -> Iterator[None]:
-    lock = target.with_name(f".{target.name}.lock")
-    with _patiently(lock, lambda: progress(f"wait for another download of {file.name}", 0, file.bytes)):
-        yield
-        lock.unlink(missing_ok=True)  # who waits on it finds the file landed
-
-
-@contextmanager
-def _patiently(lock: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(only_writer(lock))
-                break
-            except Busy:
-                waiting()
-                time.sleep(POLL_S)
-        yield

@@ -7,6 +7,7 @@ one a file. Rows are read through a stream, never a memory map: a file that shri
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,7 @@ from paired_index_assets.rows import Bool
 from paired_index_assets.storage import as_path, digest_of_parts, is_local
 
 BLOCK_ROWS = 1 << 16
+LOOKS_AT_ONCE = 16
 # vectors normalised in half precision (LAION's) are off by about 1e-3; ten times that is another kind of vector
 NORM_TOLERANCE = 1e-2
 
@@ -44,18 +46,21 @@ Listing = dict[str, LandedFile]
 def list_folder(folder: UPath | Path | str) -> Listing:
     """Every file directly in `folder` by name, from one listing call; empty if there is no such folder."""
     place = as_path(folder)
+    fs = place.fs
+    fs.invalidate_cache()  # a sensor's process lives for days; fsspec remembers listings
     try:
-        entries = place.fs.ls(place.path, detail=True)
+        entries = fs.ls(place.path, detail=True)
     except FileNotFoundError:
         return {}
+    if any(entry["size"] is None for entry in entries):  # an HTML index names files without their sizes
+        with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+            entries = list(pool.map(lambda entry: fs.info(entry["name"]) if entry["name"].endswith(".npy") else entry, entries))
     files = {_name_of(entry): entry for entry in entries if entry["type"] == "file"}
     described = {name_of_origin(name) for name in files if is_origin(name)} if is_local(place) else set()
     listing = {}
     for name, entry in files.items():
         if name.startswith("."):
             continue
-        if entry["size"] is None:  # some HTTP listings name files without their sizes
-            entry = entry | {"size": place.fs.size(entry["name"]) or 0}
         listing[name] = _landed(place / name, entry, lossy=name in described and _is_lossy(place / name))
     return listing
 
@@ -199,7 +204,7 @@ def _seek_first_row(file: CatalogFile, stream: BinaryIO, name: str) -> None:
 
 
 def _landed(path: UPath, entry: dict[str, Any], *, lossy: bool) -> LandedFile:
-    return LandedFile(path.name, path, int(entry["size"]), stamp_of(entry), lossy)
+    return LandedFile(path.name, path, int(entry["size"] or 0), stamp_of(entry), lossy)
 
 
 def _is_lossy(path: UPath) -> bool:

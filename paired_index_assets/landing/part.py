@@ -9,15 +9,19 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from paired_index_assets.errors import Busy, OutOfDisk
 from paired_index_assets.landing.origin import record_origin
-from paired_index_assets.storage import write_json
+from paired_index_assets.storage import only_writer, write_json
 
 _SUFFIX = ".part"
+POLL_S = 0.2
+LOCKS = ".locks"  # they stay: a lock file that is unlinked can be held twice
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}  # exFAT, some network and FUSE mounts
 
 
@@ -64,10 +68,10 @@ class Part:
     def rest(self) -> None:
         """Stop for now: keep what there is, and hold no more of the budget than that."""
         self.reserved = False
-        if self.size:
+        if not self.size:
+            return self.discard()
+        with suppress(OutOfDisk):  # said already by whoever was writing
             self._record()
-        else:
-            self.discard()
 
     def restart(self, source: str | None, version: str | None) -> None:
         """Drop the bytes; those to come are of another content."""
@@ -113,13 +117,7 @@ class Part:
 
     def become(self, target: Path) -> None:
         """Give the finished bytes their name, unless something has taken it meanwhile (FileExistsError)."""
-        record_origin(target, self.path, self.source or "")
-        _name(self.path, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        give_name(self.path, target, self.source or "")
         self.discard()
 
     def _record(self) -> None:
@@ -133,13 +131,41 @@ def reserved_bytes(folder: Path) -> int:
     return sum(Part.of(target).held_bytes for target in targets if not target.exists())
 
 
-def _name(finished: Path, target: Path) -> None:
-    """Rename without overwriting: a link where the file system has links."""
+def give_name(finished: Path, target: Path, source: str, *, lossy: bool = False) -> None:
+    """Turn the flushed file `finished` into `target` and record that it is ours. FileExistsError if the name is taken."""
+    record_origin(target, finished, source, lossy=lossy)
     try:
-        os.link(finished, target)
+        os.link(finished, target)  # a rename would overwrite
+        finished.unlink()
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
         if target.exists():
             raise FileExistsError(errno.EEXIST, "taken meanwhile", str(target)) from error
         os.rename(finished, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def only_one(lock: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold `lock` for the block; call `waiting` now and then while another process or thread has it."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(only_writer(lock))
+                break
+            except Busy:
+                waiting()
+                time.sleep(POLL_S)
+        yield
+
+
+@contextmanager
+def turn_to_write(target: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """The one writer of `target`. Whoever waited must look whether it is there now."""
+    with only_one(target.parent / LOCKS / target.name, waiting):
+        yield

@@ -35,6 +35,7 @@ def scan_headers(url: UPath | Path | str, *, names: str = "*.npy", progress: Pro
     """
     place = as_path(url)
     fs = place.fs
+    fs.invalidate_cache()
     try:
         entries = [fs.info(place.path)] if place.path.endswith(".npy") and fs.isfile(place.path) else fs.ls(place.path, detail=True)
     except FileNotFoundError as error:
@@ -47,9 +48,8 @@ def scan_headers(url: UPath | Path | str, *, names: str = "*.npy", progress: Pro
     faults: list[str] = []
     for at in range(0, len(paths), HEADERS_AT_ONCE):
         some = paths[at : at + HEADERS_AT_ONCE]
-        for path in some:
-            if sizes[path] is None:  # HTTP listings may name files without their sizes
-                sizes[path] = fs.size(path)
+        if unknown := [path for path in some if sizes[path] is None]:  # HTTP listings name files without their sizes
+            sizes |= zip(unknown, fs.sizes(unknown), strict=True)
         ends = [HEAD_BYTES if sizes[path] is None else min(HEAD_BYTES, sizes[path]) for path in some]
         heads = fs.cat_ranges(some, [0] * len(some), ends, on_error="return")
         for path, head in zip(some, heads, strict=True):

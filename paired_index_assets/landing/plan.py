@@ -1,0 +1,106 @@
+"""What a sharded build will take, before anything runs: bytes, memory, files, and time at given rates."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from paired_index_assets.landing.catalog import Catalog
+
+ID_BYTES = 8
+LIST_NUMBER_BYTES = 4
+FLOAT32_BYTES = 4
+BUILD_RESERVE_BYTES = 2 << 30  # what a shard's assembly may take beside its codes
+BITS_PER_DIMENSION = 4
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a machine does in a second."""
+
+    fetch_bytes: float = 100e6  # a 1 Gbit/s line, shared
+    read_bytes: float = 500e6
+    write_bytes: float = 300e6
+    flops: float = 200e9  # float32 GEMM of 2 recent cores; an H200 does 7.7e14 in bfloat16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes, times in seconds. Fetching and encoding overlap: the whole takes about the longest of the four, not their sum."""
+
+    files: int
+    shards: int
+    rows: int
+    dimensions: int
+    nlist: int
+    code_bytes: int  # one row's code
+    missing_files: int
+    missing_rows: int
+    waiting_shards: int  # shards that need a missing file
+    input_bytes: int
+    fetch_files: int
+    fetch_bytes: int
+    largest_file_bytes: int
+    segment_bytes: int
+    shard_bytes: int
+    largest_shard_bytes: int
+    build_memory_bytes: int  # for one shard at a time
+    search_memory_bytes: int  # lists are mapped; the coarse quantizer is held once
+    fetch_s: float
+    read_s: float
+    assign_s: float
+    write_s: float
+
+    @property
+    def longest_s(self) -> float:
+        return max(self.fetch_s, self.read_s, self.assign_s, self.write_s)
+
+
+def plan_build(
+    catalog: Catalog,
+    *,
+    nlist: int,
+    code_bytes: int | None = None,
+    landed: Collection[str] = (),
+    rates: Rates | None = None,
+) -> Plan:
+    """Estimates for building all shards of `catalog`. `landed`: names of files that need no fetching. `code_bytes` defaults to 4 bits a
+    dimension. Assignment is 2 rows nlist d floating-point operations, the largest term by far."""
+    rates = rates or Rates()
+    d = catalog.dimensions
+    code = code_bytes if code_bytes is not None else -(-d * BITS_PER_DIMENSION // 8)
+    sizes = {name: slices[0].bytes for name, slices in catalog.by_name.items()}
+    missing = [file for file in catalog.missing if file.name not in landed]
+    gone = {file.name for file in missing}
+    to_fetch = [size for name, size in sizes.items() if name not in landed and name not in gone]
+    spans = [catalog.shard_range(shard) for shard in range(catalog.shards)]
+    widest = max(stop - first for first, stop in spans)
+    quantizer = nlist * d * FLOAT32_BYTES
+    per_row = code + ID_BYTES
+    segments = catalog.total_rows * (code + LIST_NUMBER_BYTES)
+    shards = catalog.total_rows * per_row + catalog.shards * quantizer
+    read = sum(sizes[name] for name in sizes if name not in gone)
+    return Plan(
+        files=len(sizes),
+        shards=catalog.shards,
+        rows=catalog.total_rows,
+        dimensions=d,
+        nlist=nlist,
+        code_bytes=code,
+        missing_files=len(missing),
+        missing_rows=sum(file.rows for file in missing),
+        waiting_shards=len({file.shard for file in missing}),
+        input_bytes=sum(sizes.values()),
+        fetch_files=len(to_fetch),
+        fetch_bytes=sum(to_fetch),
+        largest_file_bytes=max(sizes.values()),
+        segment_bytes=segments,
+        shard_bytes=shards,
+        largest_shard_bytes=widest * per_row + quantizer,
+        build_memory_bytes=widest * per_row + quantizer + BUILD_RESERVE_BYTES,
+        search_memory_bytes=quantizer,
+        fetch_s=sum(to_fetch) / rates.fetch_bytes,
+        read_s=read / rates.read_bytes,
+        assign_s=2.0 * catalog.total_rows * nlist * d / rates.flops,
+        write_s=(segments + shards) / rates.write_bytes,
+    )
