@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
@@ -37,7 +38,7 @@ UNDECODABLE = "image can not be decoded"
 CRASHED = "decoder crashed"
 
 MAX_PIXELS = 1 << 27  # 134 million, 400 MB as RGB: a 12k x 11k scan passes, a bomb does not
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")  # not EPS and PDF, which call programs
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS and PDF, which call programs
 CHUNK = 64  # pictures sent to a worker together: 10 MB of 224 x 224 RGB on the way back
 AHEAD = 2  # chunks a worker has waiting
 
@@ -91,6 +92,15 @@ _encoder: Encoder | None = None  # of a worker process: unpickled once, not with
 def _start_worker(encoder: Encoder) -> None:
     global _encoder
     _encoder = encoder
+    Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A killed run leaves no workers behind: waiting for a chunk, they would never notice."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(chunk: Chunk) -> Prepared:

@@ -96,7 +96,9 @@ def _opened(file: ListedFile) -> tuple[pa.Schema, int]:
 def _damage_named(file: ListedFile) -> Iterator[None]:
     try:
         yield
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk or the network, not the file: Arrow raises OSError without number for damaged pages
         raise BadInput(f"{file.url}: expected a Parquet file, found one that can not be read ({str(error).strip()[:160]})") from error
 
 

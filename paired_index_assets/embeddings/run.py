@@ -180,6 +180,7 @@ class _Run:
     def _make(self, folder: Path, part_rows: int) -> EmbedSummary:
         self.started = time.monotonic()
         names = NAMES[self.modality]
+        step = f"embedding {self.modality}"
         json_path = Path((self.root.image_set if self.modality == "images" else self.root.caption_set).path)
         parts: list[SetPart] = []
         bad: Counter[str] = Counter()
@@ -200,7 +201,7 @@ class _Run:
             else:
                 reused += 1
                 self.done += outcomes.total()
-                self.progress(f"embedding {self.modality}", self.done, max(self.total, self.done))
+                self.progress(step, self.done, max(self.total, self.done))
             bad += outcomes
             parts.append(SetPart(vectors, outcomes.total(), fingerprint, metadata))
         if not sum(p.rows for p in parts):
@@ -211,6 +212,7 @@ class _Run:
                     stale.unlink()
         found = write_set(json_path, parts, model=self.encoder.identity, modality=self.modality)
         seconds = time.monotonic() - self.started
+        self.progress(step, len(found), len(found))
         del bad[OK]
         return EmbedSummary(
             self.modality,
