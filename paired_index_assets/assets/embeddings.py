@@ -1,0 +1,130 @@
+"""Pictures and captions as unit vectors in one space: row i of both is pair i."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from paired_index_assets.assets.facts import Stopwatch, markdown_table, or_fail, path, rows_and_rate
+from paired_index_assets.assets.inputs import caption_set, image_set, write_catalog
+from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.embeddings.encoders import load_encoder
+from paired_index_assets.embeddings.features import adopt_features
+from paired_index_assets.embeddings.run import embed_captions, embed_images
+from paired_index_assets.embeddings.sets import EmbeddingSet, Modality, write_set
+from paired_index_assets.embeddings.sources import PairedSource, Source, open_source
+from paired_index_assets.errors import BadInput
+from paired_index_assets.progress import Progress
+from paired_index_assets.settings import Settings
+
+
+@dg.asset(group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator")
+def image_embeddings(
+    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
+) -> dg.MaterializeResult:
+    """The pictures as float16 `.npy` parts, one row a picture, with a Parquet of keys and outcomes; and the catalog of what will be indexed.
+
+    A picture that can not be used keeps its row, zero, with the reason beside it: it is never paired and never found. Features that
+    exist already are checked and used where they lie.
+    """
+    read, watch = settings.read(), Stopwatch()
+    bad = or_fail(lambda: _make("images", read, progress.of(context)))
+    catalog = or_fail(lambda: write_catalog(read))
+    return dg.MaterializeResult(
+        metadata={
+            **_facts(image_set(read), bad, watch.seconds),
+            "files_to_index": len(catalog),
+            "rows_to_index": catalog.total_rows,
+            "catalog": path(read.build_root.catalog),
+        },
+        data_version=dg.DataVersion(image_set(read).fingerprint),
+    )
+
+
+@dg.asset(group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator")
+def caption_embeddings(
+    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
+) -> dg.MaterializeResult:
+    """The captions as float16 `.npy` parts, one row a caption, in the order of the pictures.
+
+    An empty or over-long caption keeps its row, zero, with the reason beside it: nothing is learned from it.
+    """
+    read, watch = settings.read(), Stopwatch()
+    bad = or_fail(lambda: _make("captions", read, progress.of(context)))
+    return dg.MaterializeResult(
+        metadata=_facts(caption_set(read), bad, watch.seconds), data_version=dg.DataVersion(caption_set(read).fingerprint)
+    )
+
+
+@dg.asset_check(asset=image_embeddings, blocking=True)
+def image_embeddings_are_usable(settings: SettingsResource) -> dg.AssetCheckResult:
+    """Few pictures were refused, and every other row is a finite unit vector."""
+    return _usable(settings.read(), image_set)
+
+
+@dg.asset_check(asset=caption_embeddings, blocking=True)
+def caption_embeddings_are_usable(settings: SettingsResource) -> dg.AssetCheckResult:
+    """Few captions were refused, and every other row is a finite unit vector."""
+    return _usable(settings.read(), caption_set)
+
+
+def _make(modality: Modality, settings: Settings, progress: Progress) -> dict[str, int]:
+    """Embed, or take over the features given; how many rows were refused, by reason."""
+    root = settings.build_root
+    features = settings.image_features if modality == "images" else settings.caption_features
+    if features is not None:
+        json_path = root.image_set if modality == "images" else root.caption_set
+        made = adopt_features(json_path, features.split(","), modality=modality, progress=progress)
+        facts = _with_model_named(made, settings).facts(progress=progress)
+        return {"not finite or zero": facts.invalid} if facts.invalid else {}
+    if settings.images is None:
+        raise BadInput("nothing to embed: set images (pictures), or image_features and caption_features")
+    source: Source = open_source(settings.images, "images")
+    if settings.captions:
+        source = PairedSource(source, open_source(settings.captions, "captions"))
+    encoder = load_encoder(settings.model, settings.pretrained, settings.device)
+    if modality == "images":
+        summary = embed_images(
+            source, encoder, root, part_rows=settings.part_rows, workers=settings.workers, batch_size=settings.batch_size, progress=progress
+        )
+    else:
+        summary = embed_captions(source, encoder, root, part_rows=settings.part_rows, batch_size=settings.batch_size, progress=progress)
+    return summary.bad
+
+
+def _with_model_named(made: EmbeddingSet, settings: Settings) -> EmbeddingSet:
+    """Features carry no model's name: they are taken to be of the model in the settings if their width is its width."""
+    encoder = load_encoder(settings.model, settings.pretrained, settings.device)
+    if encoder.dimensions != made.dimensions:
+        return made
+    return write_set(made.source, made.parts, model=encoder.identity, modality=made.modality)
+
+
+def _facts(made: EmbeddingSet, bad: dict[str, int], seconds: float) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        **rows_and_rate(len(made), seconds),
+        "dimensions": made.dimensions,
+        "bytes": sum(part.path.stat().st_size for part in made.parts),
+        "parts": len(made.parts),
+        "model": made.model or "not named",
+        "refused": sum(bad.values()),
+        "path": path(made.source),
+    }
+    if bad:
+        facts["refused_by_reason"] = markdown_table(["reason", "rows"], list(bad.items()))
+    return facts
+
+
+def _usable(settings: Settings, of: Callable[[Settings], EmbeddingSet]) -> dg.AssetCheckResult:
+    facts = of(settings).facts()
+    share = facts.invalid / max(facts.rows, 1)
+    unit = facts.norm_max <= 1 + UNIT_TOLERANCE and facts.norm_min >= 1 - UNIT_TOLERANCE
+    said = f"{facts.invalid} of {facts.rows} rows refused ({share:.2%}, at most {settings.max_bad_share:.2%}); norms {facts.norm_min:.4f} to {facts.norm_max:.4f}"
+    return dg.AssetCheckResult(
+        passed=share <= settings.max_bad_share and unit,
+        description=said,
+        metadata={"refused_share": share, "norm_min": facts.norm_min, "norm_max": facts.norm_max},
+    )
+
+
+UNIT_TOLERANCE = 1e-2  # half precision moves a norm by about 1e-3 (docs of LAION's embeddings); ten times that is another kind of vector

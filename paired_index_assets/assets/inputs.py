@@ -1,0 +1,99 @@
+"""What the assets read, found from the settings: one place that says which file stands for which input."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from upath import UPath
+
+from paired_index_assets.embeddings.sets import EmbeddingSet
+from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.landing.landed import Listing, first_complete, list_folder
+from paired_index_assets.settings import LAION_2B, Settings
+from paired_index_assets.storage import as_path, read_json
+from paired_index_assets.trained.artifact import TrainedIndex
+
+
+def image_set(settings: Settings) -> EmbeddingSet:
+    return EmbeddingSet.open(Path(settings.build_root.image_set.path))
+
+
+def caption_set(settings: Settings) -> EmbeddingSet:
+    return EmbeddingSet.open(Path(settings.build_root.caption_set.path))
+
+
+def aligned_sets(settings: Settings) -> tuple[EmbeddingSet, EmbeddingSet]:
+    """Images and captions, row i of both a pair. Raises BadInput with both counts, widths or models if they can not be pairs."""
+    images, captions = image_set(settings), caption_set(settings)
+    for what, mine, theirs in (
+        ("rows", len(images), len(captions)), ("dimensions", images.dimensions, captions.dimensions), ("model", images.model, captions.model),
+    ):
+        if mine != theirs:
+            raise BadInput(
+                f"{_named(settings.caption_features, captions)}: {theirs} {what}, but {_named(settings.image_features, images)} has {mine}; "
+                "row i of both must be a pair, from one model"
+            )
+    return images, captions
+
+
+def _named(features: str | None, made: EmbeddingSet) -> str:
+    return features or str(made.source)
+
+
+def landing_url(settings: Settings) -> UPath:
+    """Where the files to index land: the folder given, or the one that holds the image embeddings."""
+    if settings.landing:
+        return as_path(settings.landing)
+    folders = {part.path.parent for part in image_set(settings).parts}
+    if len(folders) != 1:
+        raise BadInput(f"the image embeddings lie in {len(folders)} folders; expected one, or `landing` set to the folder to index")
+    return as_path(folders.pop())
+
+
+def write_catalog(settings: Settings) -> Catalog:
+    """Make the build's catalog: the one given, or a scan of what is indexed. A catalog that is there keeps its ids and is only extended."""
+    root = settings.build_root
+    if settings.catalog == LAION_2B:
+        catalog = Catalog.laion2b()
+    elif settings.catalog:
+        catalog = Catalog.load(settings.catalog)
+    elif settings.landing:
+        catalog = Catalog.scan(settings.landing, shards=settings.shards)
+    else:
+        parts = image_set(settings).parts
+        catalog = Catalog.scan(parts[0].path if len(parts) == 1 else landing_url(settings), shards=settings.shards)
+    if catalog.shards > settings.shards:
+        raise BadInput(f"the catalog has {catalog.shards} shards, the settings {settings.shards}; set shards to {catalog.shards}")
+    catalog.save(root.catalog)
+    return catalog
+
+
+def catalog_of(settings: Settings) -> Catalog:
+    """Raises MissingInput until `image_embeddings` has been materialised: it makes the catalog."""
+    if not settings.build_root.catalog.exists():
+        raise MissingInput(f"{settings.build_root.catalog}: no catalog yet; materialise image_embeddings first")
+    return Catalog.load(settings.build_root.catalog)
+
+
+def listing_of(settings: Settings, catalog: Catalog) -> Listing:
+    """What has landed, complete files only."""
+    return first_complete([list_folder(landing_url(settings))], catalog)
+
+
+def promoted_index(settings: Settings) -> TrainedIndex:
+    """The trained index that the shards use."""
+    promoted = settings.build_root.promoted
+    if not promoted.exists():
+        raise MissingInput(f"{promoted}: no trained index yet; materialise trained_index first")
+    return TrainedIndex.load(settings.build_root.trained / read_json(promoted)["index"])
+
+
+def caption_texts(settings: Settings) -> list[str] | None:
+    """The caption of every row, where they are known: from the metadata of the embeddings, or the Parquet named in the settings."""
+    files = [as_path(settings.caption_texts)] if settings.caption_texts else [part.metadata for part in caption_set(settings).parts]
+    if not files or any(file is None for file in files):
+        return None
+    texts = [text or "" for file in files for text in pq.read_table(str(file), columns=["caption"])["caption"].to_pylist()]
+    if len(texts) != (rows := len(caption_set(settings))):
+        raise BadInput(f"{files[0]}: {len(texts)} captions for {rows} caption embeddings; expected one a row")
+    return texts

@@ -1,0 +1,86 @@
+"""Embedding files as they land: an external asset, and the sensor that says what has arrived.
+
+The sensor only reports; what is built because of it is decided by `automation.rebuild_on_change`. Each report is an observation and
+then a materialization with the same data version: staleness reads the first, automation and the partition bar the second.
+"""
+
+import json
+from collections.abc import Iterable
+
+import dagster as dg
+
+from paired_index_assets.assets.inputs import catalog_of, landing_url, listing_of
+from paired_index_assets.assets.partitions import shard_key, shard_partitions
+from paired_index_assets.assets.resources import SettingsResource
+from paired_index_assets.errors import MissingInput
+from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.landing.landed import LandedFile, Listing, complete_shards, landed_by_shard, version_of
+from paired_index_assets.settings import Settings
+
+TICK_SECONDS = 30
+
+landed_embeddings = dg.AssetSpec(
+    "landed_embeddings",
+    partitions_def=shard_partitions,
+    group_name="landing",
+    kinds={"numpy"},
+    description="The embedding files of each shard, once all of them have arrived. Reported by `landed_embeddings_sensor`; nothing runs here.",
+)
+
+
+@dg.sensor(minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
+def landed_embeddings_sensor(
+    context: dg.SensorEvaluationContext, settings: dg.ResourceParam[SettingsResource]
+) -> dg.SensorResult | dg.SkipReason:
+    """Report each shard all of whose files are there with the catalog's sizes, and whose listing did not change since the last tick.
+
+    The wait of one tick makes one report of forty files that are replaced in a row. The cursor holds what was reported and what waits,
+    so a restarted daemon reports nothing twice and forgets nothing.
+    """
+    read = settings.read()
+    try:
+        catalog = catalog_of(read)
+    except MissingInput as error:
+        return dg.SkipReason(str(error))
+    state = json.loads(context.cursor or '{"reported": {}, "waiting": {}}')
+    complete = _complete(listing_of(read, catalog), catalog)
+    versions = {shard_key(shard): version_of(files) for shard, files in complete.items()}
+    changed = {key: version for key, version in versions.items() if state["reported"].get(key) != version}
+    settled = {key: version for key, version in changed.items() if state["waiting"].get(key) == version}
+    cursor = json.dumps(
+        {"reported": state["reported"] | settled, "waiting": {k: v for k, v in changed.items() if k not in settled}}, sort_keys=True
+    )
+    if not settled:
+        context.update_cursor(cursor)
+        return dg.SkipReason(
+            f"{len(changed)} shards changed, waiting one tick for quiet" if changed
+            else f"nothing new in {landing_url(read)}: {len(complete)} of {catalog.shards} shards are complete"
+        )
+    events = [event for shard, files in complete.items() if shard_key(shard) in settled for event in _report(shard, files)]
+    return dg.SensorResult(asset_events=events, cursor=cursor)
+
+
+def landed_shards(settings: Settings) -> list[int]:
+    """The shards whose files are all there."""
+    catalog = catalog_of(settings)
+    return complete_shards(listing_of(settings, catalog), catalog)
+
+
+def report_landed(settings: Settings, instance: dg.DagsterInstance) -> None:
+    """Report every complete shard at once: for builds without a daemon. A version that was reported before is reported again, harmlessly."""
+    catalog = catalog_of(settings)
+    for shard, files in _complete(listing_of(settings, catalog), catalog).items():
+        for event in _report(shard, files):
+            instance.report_runless_asset_event(event)
+
+
+def _complete(listing: Listing, catalog: Catalog) -> dict[int, list[LandedFile]]:
+    landed = landed_by_shard(listing, catalog)
+    return {shard: landed[shard] for shard in complete_shards(listing, catalog)}
+
+
+def _report(shard: int, files: list[LandedFile]) -> Iterable[dg.AssetObservation | dg.AssetMaterialization]:
+    tags = {"dagster/data_version": version_of(files)}
+    metadata = {"files": len(files), "bytes": sum(file.size for file in files)}
+    for event in (dg.AssetObservation, dg.AssetMaterialization):
+        yield event(landed_embeddings.key, partition=shard_key(shard), metadata=metadata, tags=tags)

@@ -1,0 +1,89 @@
+"""What the finished index finds, beside everything else that was built, on captions that training never saw."""
+
+import dagster as dg
+import numpy as np
+
+from paired_index_assets.assets.automation import follow_when_quiet
+from paired_index_assets.assets.facts import Stopwatch, or_fail, path, picture
+from paired_index_assets.assets.inputs import aligned_sets, promoted_index
+from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.assets.shards import index_manifest
+from paired_index_assets.neighbors.exact import exact_neighbors
+from paired_index_assets.progress import Progress
+from paired_index_assets.quality.report import RecallReport
+from paired_index_assets.quality.split import Split
+from paired_index_assets.quality.tables import markdown
+from paired_index_assets.settings import Settings
+from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.trained.evidence import measure_build
+
+
+@dg.asset(
+    group_name="quality", kinds={"faiss", "matplotlib"}, code_version="1", pool="accelerator", deps=[index_manifest],
+    automation_condition=follow_when_quiet,
+)
+def recall_report(
+    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
+) -> dg.MaterializeResult:
+    """Recall by lists probed and by share of vectors scanned, for every method built and for stock faiss codes, on test captions.
+
+    The loss of the lists (coverage) and the loss of the codes are told apart. report/ has it as JSON, Markdown and a picture.
+    """
+    read, watch = settings.read(), Stopwatch()
+    report = or_fail(lambda: _report(read, progress.of(context)))
+    report.write(read.build_root.report)
+    ours = report.candidate(report.promoted or report.candidates[0].name)
+    at = ours.at(nprobe=min(read.nprobe, ours.nlist))
+    return dg.MaterializeResult(
+        metadata={
+            "recall": picture((read.build_root.report / "recall.png").read_bytes(), "recall against vectors scanned"),
+            "tables": dg.MetadataValue.md(markdown(report)),
+            "promoted": ours.name,
+            **({f"recall_at_{k}": interval.mean for k, interval in at.best.items()} if at else {}),
+            "queries": report.queries,
+            "images": report.images,
+            "seconds": round(watch.seconds, 2),
+            "path": path(read.build_root.report),
+        }
+    )
+
+
+@dg.asset_check(asset=recall_report)
+def the_shards_find_what_was_measured(settings: SettingsResource) -> dg.AssetCheckResult:
+    """Searching the shard files themselves gives the recall that the report measured in memory (where the same images are in both)."""
+    read = settings.read()
+    said, passed = or_fail(lambda: _served(read))
+    return dg.AssetCheckResult(passed=passed, description=said, severity=dg.AssetCheckSeverity.WARN)
+
+
+def _report(settings: Settings, progress: Progress) -> RecallReport:
+    root, (images, captions) = settings.build_root, aligned_sets(settings)
+    promoted = promoted_index(settings)
+    # every candidate of this contest, and no leftover of another nlist or codec
+    files = sorted(root.trained.glob(f"images.{promoted.nlist}.{promoted.codec.name}.*.index"))
+    candidates = [trained for trained in map(TrainedIndex.load, files) if trained.model == promoted.model and trained.d == promoted.d]
+    return measure_build(
+        images, captions, Split.load(root.split).test, images.valid(), candidates, promoted,
+        facts={"images": images.source.name, "encoder": images.model or "not named", "nlist": promoted.nlist},
+        seed=settings.seed, device=settings.device, progress=progress,
+    )
+
+
+SERVED_QUERIES = 200
+
+
+def _served(settings: Settings) -> tuple[str, bool]:
+    """Recall@10 of the shard files, and of the same search in memory, on some test captions."""
+    images, captions = aligned_sets(settings)
+    promoted = promoted_index(settings)
+    with ShardedIndex.open(settings.root, partial=True) as index:
+        if index.ntotal != int(images.valid().sum()):
+            return f"the shards hold {index.ntotal:,} rows, the image embeddings {len(images):,}: other images, not compared", True
+        queries = captions[Split.load(settings.build_root.split).test[:SERVED_QUERIES]].astype(np.float32)
+        truth = exact_neighbors(queries, images, 10, device=settings.device)[1]
+        every = index.search(queries, 10, nprobe=promoted.nlist)[1]
+    decoded = promoted.codec.decode(promoted.encode(images[:])[1])
+    in_memory = exact_neighbors(queries, decoded, 10)[1]
+    served, measured = (float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth, found, strict=True)])) for found in (every, in_memory))
+    return f"recall@10 with every list probed: {served:.4f} from the shards, {measured:.4f} in memory", abs(served - measured) < 0.005

@@ -1,0 +1,138 @@
+"""The 58 shard indices, the manifest that lists them, and when they are rebuilt."""
+
+import dagster as dg
+import faiss
+
+from paired_index_assets.assets.automation import follow_when_quiet, rebuild_on_change
+from paired_index_assets.assets.facts import Stopwatch, column_schema, markdown_table, or_fail, path, rows_and_rate
+from paired_index_assets.assets.inputs import catalog_of, listing_of, promoted_index
+from paired_index_assets.assets.landing import TICK_SECONDS, landed_embeddings
+from paired_index_assets.assets.partitions import shard_key, shard_number, shard_partitions
+from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.assets.training import trained_index
+from paired_index_assets.errors import MissingInput, PairedIndexError
+from paired_index_assets.landing.landed import landed_by_shard, version_of
+from paired_index_assets.shards.build import build_shard, data_version
+from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
+from paired_index_assets.shards.record import finished_record, shard_path, verify_shard
+from paired_index_assets.shards.state import shard_states, stale_shards
+
+
+@dg.asset(
+    group_name="index", kinds={"faiss"}, code_version="1", pool="shards", partitions_def=shard_partitions,
+    deps=[landed_embeddings, trained_index], automation_condition=rebuild_on_change,
+    # Only what may get better by itself is tried again (a child process that was killed): mistakes with a name fail at once.
+    retry_policy=dg.RetryPolicy(max_retries=2, delay=30, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
+)
+def shard_index(
+    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
+) -> dg.MaterializeResult:
+    """One shard as a plain faiss IVF file with global row ids: landed file, validated block, list number, code, segment, shard.
+
+    Each file is encoded once and kept as a segment, so that a killed run loses at most one file; unchanged files are not read again and
+    an unchanged shard is not touched.
+    """
+    read, watch, shard = settings.read(), Stopwatch(), shard_number(context.partition_key)
+    trained, catalog = or_fail(lambda: promoted_index(read)), or_fail(lambda: catalog_of(read))
+    listing = listing_of(read, catalog)
+    made = or_fail(lambda: build_shard(read.build_root, trained, catalog, shard, listing, progress=progress.of(context)))
+    version = version_of(landed_by_shard(listing, catalog).get(shard, []))
+    return dg.MaterializeResult(
+        metadata={
+            **rows_and_rate(sum(file.indexed for file in made.record.files), watch.seconds),
+            "unchanged": made.unchanged,
+            "files": len(made.record.files),
+            "files_encoded": len(made.encoded),
+            "rows_left_out": sum(made.left_out.values()),
+            "lossy_files": len(made.lossy_files),
+            "bytes": made.record.bytes,
+            "sha256": made.record.sha256,
+            "trained": trained.fingerprint,
+            "path": dg.MetadataValue.path(str(made.path)),
+        },
+        data_version=dg.DataVersion(data_version(trained.fingerprint, version, made.record.removed)),
+    )
+
+
+@dg.asset_check(asset=shard_index, blocking=True, partitions_def=shard_partitions)
+def shard_reads_back(context: dg.AssetCheckExecutionContext, settings: SettingsResource) -> dg.AssetCheckResult:
+    """The file on disk is the one its record describes: its sha256, and as many vectors, by stock faiss, as its files have rows."""
+    read, shard = settings.read(), shard_number(context.partition_key)
+    file = shard_path(read.build_root, read.codec, shard)
+    try:
+        record = verify_shard(file)
+    except PairedIndexError as error:
+        return dg.AssetCheckResult(passed=False, description=str(error))
+    vectors = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY).ntotal
+    return dg.AssetCheckResult(
+        passed=vectors == record.indexed,
+        description=f"{file.name}: {vectors:,} vectors read by stock faiss, {record.indexed:,} recorded",
+        metadata={"vectors": vectors, "sha256": record.sha256},
+    )
+
+
+@dg.asset(
+    group_name="index", kinds={"parquet"}, code_version="1", automation_condition=follow_when_quiet,
+    deps=[dg.AssetDep(shard_index, partition_mapping=dg.AllPartitionMapping())],
+    metadata={"dagster/column_schema": column_schema({f.name: (str(f.type), "") for f in MANIFEST_SCHEMA})},
+)
+def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
+    """One row a landed file: where its rows are, how many can be found, what was left out and why, what made its shard."""
+    read = settings.read()
+    catalog = or_fail(lambda: catalog_of(read))
+    table = write_manifest(read.build_root, read.codec, catalog)
+    states = shard_states(
+        read.build_root, read.codec, or_fail(lambda: promoted_index(read)).fingerprint, catalog, listing_of(read, catalog)
+    )
+    unfinished = [[shard_key(s.shard), s.state, s.why] for s in states if s.state != "current"]
+    metadata = {
+        "dagster/row_count": table.num_rows,
+        "shards": f"{len(states) - len(unfinished)} of {len(states)} current",
+        "rows_indexed": sum(n or 0 for n in table["indexed"].to_pylist()),
+        "rows_left_out": sum(n or 0 for n in table["left_out"].to_pylist()),
+        "bytes": sum(r.bytes for s in states if (r := finished_record(shard_path(read.build_root, read.codec, s.shard)))),
+        "path": path(read.build_root.manifest),
+    }
+    if unfinished:
+        metadata["unfinished"] = markdown_table(["shard", "state", "why"], unfinished)
+    return dg.MaterializeResult(metadata=metadata)
+
+
+@dg.asset_check(asset=index_manifest)
+def every_shard_is_current(settings: SettingsResource) -> dg.AssetCheckResult:
+    """Every shard is there, and made by the promoted trained index from the files that are there."""
+    read = settings.read()
+    shards = catalog_of(read).shards
+    manifest, fingerprint = read_manifest(read.build_root), promoted_index(read).fingerprint
+    made = {s for s, trained in zip(manifest["shard"].to_pylist(), manifest["trained"].to_pylist(), strict=True) if trained == fingerprint}
+    return dg.AssetCheckResult(
+        passed=len(made) == shards, severity=dg.AssetCheckSeverity.WARN, description=f"{len(made)} of {shards} shards are of {fingerprint}"
+    )
+
+
+index_automation = dg.AutomationConditionSensorDefinition(
+    "index_automation", target=dg.AssetSelection.groups("index", "quality"), minimum_interval_seconds=TICK_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+)
+
+rebuild_shards = dg.define_asset_job(
+    "rebuild_shards", selection=dg.AssetSelection.assets(shard_index), description="Shards by partition; unchanged ones are left alone."
+)
+
+
+@dg.schedule(job=rebuild_shards, cron_schedule="0 2 * * *", default_status=dg.DefaultScheduleStatus.RUNNING)
+def nightly_rebuild(context: dg.ScheduleEvaluationContext, settings: dg.ResourceParam[SettingsResource]) -> list[dg.RunRequest] | dg.SkipReason:
+    """Every night, the shards that the files on disk say are stale, and nothing else: what events and retries have missed.
+
+    A shard is stale if its files, its trained index or the rows taken down are not those it was made from. One run a shard.
+    """
+    read = settings.read()
+    try:
+        catalog, trained = catalog_of(read), promoted_index(read)
+    except MissingInput as error:
+        return dg.SkipReason(str(error))
+    stale = stale_shards(read.build_root, trained.codec.name, trained.fingerprint, catalog, listing_of(read, catalog))
+    night = f"{context.scheduled_execution_time:%Y-%m-%d}"
+    if not stale:
+        return dg.SkipReason(f"all {catalog.shards} shards are current or wait for files")
+    return [dg.RunRequest(run_key=f"{night}-{shard}", partition_key=shard_key(shard)) for shard in stale]

@@ -1,0 +1,164 @@
+"""Centroids from pairs, and the trained index that every shard shares: chosen by evidence, on captions kept aside."""
+
+
+import dagster as dg
+import numpy as np
+
+from paired_index_assets.assets.facts import Stopwatch, markdown_table, or_fail, path, picture
+from paired_index_assets.assets.inputs import aligned_sets, catalog_of
+from paired_index_assets.assets.pairing import caption_image_pairs
+from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.clustering.clusters import Clustering
+from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
+from paired_index_assets.pairing.pairs import read_pairs
+from paired_index_assets.progress import Progress
+from paired_index_assets.clustering.course import course_png
+from paired_index_assets.quality.split import Split
+from paired_index_assets.rows import Selected
+from paired_index_assets.settings import Settings
+from paired_index_assets.storage import read_json, write_json
+from paired_index_assets.trained.candidates import BASELINE, make_and_judge
+
+ALL_METHODS = ("kmeans", "paired_kmeans")
+
+
+@dg.asset(group_name="training", kinds={"torch"}, code_version="1", pool="accelerator", deps=[caption_image_pairs])
+def paired_centroids(
+    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
+) -> dg.MaterializeResult:
+    """Unit centroids: lists of images with their centroids in caption space (paired k-means), beside plain image k-means, the baseline.
+
+    A checkpoint after every iteration: a killed run goes on to the identical result.
+    """
+    read, watch = settings.read(), Stopwatch()
+    made = {method: or_fail(lambda method=method: _cluster(method, read, progress.of(context))) for method in _methods(read)}
+    rows = [
+        [method, number, f"{step.objective:.4f}", f"{step.imbalance:.2f}", step.split, f"{step.seconds:.1f}"]
+        for method, clustering in made.items()
+        for number, step in enumerate(clustering.history)
+    ]
+    nlist = len(next(iter(made.values())).centroids)
+    return dg.MaterializeResult(
+        metadata={
+            "nlist": nlist,
+            "seconds": round(watch.seconds, 2),
+            "methods": ", ".join(made),
+            "course": picture(course_png({method: c.history for method, c in made.items()}), "objective and imbalance by iteration"),
+            "iterations": markdown_table(["method", "iteration", "objective", "imbalance", "lists split", "seconds"], rows),
+            "path": path(read.build_root.clusters("*")),
+        }
+    )
+
+
+@dg.asset_check(asset=paired_centroids, blocking=True)
+def centroids_are_unit_and_distinct(settings: SettingsResource) -> dg.AssetCheckResult:
+    """Every centroid is a finite unit vector, and no two are equal."""
+    read = settings.read()
+    faults = {}
+    for method in _methods(read):
+        centroids = Clustering.load(read.build_root.clusters(method)).centroids
+        unit = np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-4)
+        distinct = len(np.unique(centroids, axis=0)) == len(centroids)
+        faults[method] = not (unit and distinct)
+    return dg.AssetCheckResult(passed=not any(faults.values()), metadata={f"{method}_sound": not bad for method, bad in faults.items()})
+
+
+@dg.asset(group_name="training", kinds={"faiss"}, code_version="1", pool="accelerator", deps=[paired_centroids])
+def trained_index(
+    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
+) -> dg.MaterializeResult:
+    """Empty, trained faiss indices: centroids, 4-bit codes rounded for captions, routing. The best on validation captions is promoted.
+
+    Every candidate is measured on the same captions at an equal share of vectors scanned; what won, and by how much, is recorded with it.
+    """
+    read, watch, report, root = settings.read(), Stopwatch(), progress.of(context), settings.read().build_root
+    images, captions = aligned_sets(read)
+    clusters = {method: Clustering.load(root.clusters(method)) for method in _methods(read)}
+    judged = or_fail(
+        lambda: make_and_judge(
+            images, captions, Split.load(root.split), clusters, images.valid(), codec=read.codec, rounding=read.rounding,
+            routings=_routings(read), model=images.model, seed=read.seed, device=read.device, progress=report,
+        )
+    )
+    names = {}
+    for entry in judged.candidates:
+        names[entry.name] = root.trained_index(entry.trained.nlist, read.codec, entry.file_method)
+        entry.trained.save(names[entry.name])
+    winner = judged.winner
+    verdict = judged.verdict
+    write_json(
+        root.promoted,
+        {
+            "index": names[winner.name].name, "fingerprint": winner.trained.fingerprint, "name": winner.name, "baseline": verdict.baseline.name,
+            "gain": verdict.gain.mean, "gain_low": verdict.gain.low, "gain_high": verdict.gain.high, "regression": verdict.regression,
+            "why": str(verdict),
+        },
+    )
+    k, share = verdict.k, verdict.share
+    table = [
+        [m.name, f"{m.recall(k, share=share, of='coverage').mean():.4f}", f"{m.recall(k, share=share).mean():.4f}", f"{m.imbalance:.2f}"]
+        for m in judged.measurements
+    ]
+    return dg.MaterializeResult(
+        metadata={
+            "promoted": winner.name,
+            "why": str(verdict),
+            "gain_over_baseline": verdict.gain.mean,
+            "candidates": markdown_table(["candidate", f"coverage@{k} at {share:.0%} scanned", f"recall@{k}", "imbalance"], table),
+            "nlist": winner.trained.nlist,
+            "bytes_per_vector": winner.trained.codec.code_size,
+            "fingerprint": winner.trained.fingerprint,
+            "seconds": round(watch.seconds, 2),
+            "path": path(names[winner.name]),
+        },
+        data_version=dg.DataVersion(winner.trained.fingerprint),
+    )
+
+
+@dg.asset_check(asset=trained_index, blocking=True)
+def trained_index_is_no_worse_than_image_kmeans(settings: SettingsResource) -> dg.AssetCheckResult:
+    """The promoted index is not worse than image k-means with the same codes by more than the interval (`allow_regression` lets it pass)."""
+    read = settings.read()
+    promoted = read_json(read.build_root.promoted)
+    return dg.AssetCheckResult(
+        passed=read.allow_regression or not promoted["regression"],
+        description=promoted["why"] + ("; set allow_regression to use it all the same" if promoted["regression"] else ""),
+        metadata={"gain": promoted["gain"], "gain_low": promoted["gain_low"], "gain_high": promoted["gain_high"]},
+    )
+
+
+train = dg.define_asset_job(
+    "train",
+    selection=dg.AssetSelection.assets("image_embeddings", "caption_embeddings", caption_image_pairs, paired_centroids, trained_index),
+    description="From pictures and captions to the trained index. The shards follow by themselves when it comes out different.",
+)
+
+
+def _methods(settings: Settings) -> tuple[str, ...]:
+    """The baseline is always built: every report compares with it."""
+    return ALL_METHODS if settings.method == "auto" else tuple(dict.fromkeys((BASELINE, settings.method)))
+
+
+def _routings(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """method -> the routings that may be promoted for it."""
+    asked = {"auto": ("centroids", "learned") if settings.method == "auto" else ("centroids",)}.get(settings.routing, (settings.routing,))
+    return {method: asked if settings.method in ("auto", method) else () for method in _methods(settings)}
+
+
+def _cluster(method: str, settings: Settings, progress: Progress) -> Clustering:
+    root = settings.build_root
+    images, captions = aligned_sets(settings)
+    nlist = settings.lists_for(catalog_of(settings).total_rows)
+    shared = {
+        "niter": settings.niter, "seed": settings.seed, "checkpoint": root.checkpoint(method), "device": settings.device,
+        "progress": lambda step, done, total, /, **facts: progress(f"{step} {method}", done, total, **facts),
+    }
+    if method == "kmeans":
+        valid = np.flatnonzero(images.valid()).astype(np.int64)
+        made = train_kmeans(Selected(images, valid), nlist, **shared)
+    else:
+        pairs = read_pairs(root.pairs)
+        matched = Selected(images, pairs["image_id"].to_numpy())
+        made = train_paired_kmeans(matched, Selected(captions, pairs["caption_id"].to_numpy()), nlist, **shared)
+    made.save(root.clusters(method))
+    return made

@@ -1,0 +1,52 @@
+"""`paired-index build`: the assets of the Dagster UI, materialised one after another in this process."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from paired_index_assets.cli.options import takes_settings
+from paired_index_assets.cli.terminal import bars, console
+from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.settings import Settings, absolute, load_settings
+from paired_index_assets.storage import as_path, is_local
+
+PATHS = ("root", "images", "captions", "image_features", "caption_features", "caption_texts", "landing")
+SAMPLE_PART_ROWS = 104  # 12,000 pairs in 116 files: two for each of the 58 shards
+
+
+@takes_settings("Input and output", "Embeddings", "Training", "Shards", "Search", "Hardware")
+def build(
+    settings: Settings, sample: Annotated[bool, typer.Option("--sample", help="Build the 12,000 icons that ship with the project.")] = False
+) -> None:
+    """Build an index: embeddings, pairs, centroids, trained index, shards, manifest, recall report.
+
+    Stopped at any point, the same command goes on from there. What is finished and unchanged is not built again.
+    """
+    settings = _resolved(settings, sample)
+    # Every process of a run inherits the environment, and the shard partitions are read from it when the assets are imported.
+    os.environ.update(settings.environment())
+    from dagster_project.in_process import build_all
+    from dagster_project.instance import instance_of
+
+    with instance_of(settings) as instance, bars() as progress:
+        build_all(settings, instance, progress, lambda asset: console.print(f"[bold]{asset}[/]"))
+    console.print(f"\nDone. Files of the build: {settings.root}", highlight=False)
+
+
+def _resolved(settings: Settings, sample: bool) -> Settings:
+    """Local paths made absolute and found to exist, before anything slow starts."""
+    chosen = settings.model_dump()
+    if sample:
+        from paired_index_assets.sample import sample_model, sample_pairs
+
+        chosen |= {"images": str(sample_pairs()), "model": sample_model(), "pretrained": None, "part_rows": SAMPLE_PART_ROWS}
+        chosen |= {"image_features": None, "caption_features": None}
+    if not chosen["images"] and not chosen["image_features"]:
+        raise BadInput("nothing to build from: give --images (pictures), or --image-features and --caption-features, or --sample")
+    chosen |= {name: absolute(chosen[name]) for name in PATHS}
+    for name in ("images", "captions", "image_features", "caption_features", "caption_texts"):
+        given = chosen[name]
+        if given and is_local(as_path(given)) and not any(mark in given for mark in "*?[{:") and not as_path(given).exists():
+            raise MissingInput(f"--{name.replace('_', '-')} {given}: no such file or folder")
+    return load_settings(**chosen)

@@ -1,0 +1,69 @@
+"""`paired-index search`: what the finished index finds."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import numpy as np
+import typer
+
+from paired_index_assets.cli.options import takes_settings
+from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.rows import Float32
+from paired_index_assets.settings import Settings
+
+UNKNOWN_MODEL = "unknown"  # what the embeddings room calls features whose model nobody named
+FORMATS = (".npz", ".json", ".html")
+
+
+@takes_settings(also=("root", "nprobe", "model", "pretrained", "device"))
+def search(
+    settings: Settings,
+    text: Annotated[Optional[list[str]], typer.Option("--text", help="A text query; may be given several times.")] = None,  # noqa: UP045
+    image: Annotated[Optional[list[Path]], typer.Option("--image", help="A picture as query; may be given several times.")] = None,  # noqa: UP045
+    queries: Annotated[Optional[Path], typer.Option("--queries", help="Query vectors: .npy of shape (queries, dimensions).")] = None,  # noqa: UP045
+    k: Annotated[int, typer.Option("-k", help="Results a query.", min=1)] = 10,
+    out: Annotated[Optional[Path], typer.Option("--out", help="Write .npz (scores float32, ids int64), .json or .html instead of a table.")] = None,  # noqa: UP045
+    partial: Annotated[bool, typer.Option("--partial", help="Search the shards that are there, and say which are not.")] = False,
+) -> None:
+    """Search a build by text, picture or vector."""
+    if out is not None and out.suffix not in FORMATS:
+        raise BadInput(f"--out {out}: expected a name ending in one of {', '.join(FORMATS)}")
+    if sum(given is not None and given != [] for given in (text, image, queries)) != 1:
+        raise BadInput("give one kind of query: --text, --image or --queries")
+    from paired_index_assets.cli.results import show
+    from paired_index_assets.search.sharded import ShardedIndex
+
+    with ShardedIndex.open(settings.root, partial=partial) as index:
+        named, vectors = _vectors(settings, index.model, text or [], image or [], queries)
+        scores, ids = index.search(vectors, k, nprobe=settings.nprobe)
+        show(settings, named, scores, ids, out, missing=index.missing)
+
+
+def _vectors(settings: Settings, model: str, text: list[str], image: list[Path], queries: Path | None) -> tuple[list[str], Float32]:
+    """Names and (n, d) vectors of the queries."""
+    if queries is not None:
+        try:
+            array = np.load(queries, allow_pickle=False)
+        except FileNotFoundError as error:
+            raise MissingInput(f"--queries {queries}: no such file") from error
+        except ValueError as error:
+            raise BadInput(f"--queries {queries}: not a .npy file of numbers ({error})") from error
+        return [f"row {row}" for row in range(len(array))], array
+    from PIL import Image, UnidentifiedImageError
+
+    from paired_index_assets.embeddings.encoders import load_encoder
+
+    if model == UNKNOWN_MODEL:
+        raise BadInput("this index was built from features of an unnamed model: search it with --queries, or build it again with --model")
+    encoder = load_encoder(settings.model, settings.pretrained, settings.device)
+    if encoder.identity != model:
+        raise BadInput(f"this index was built with {model}, and --model {settings.model} is {encoder.identity}: their vectors can not be compared")
+    if text:
+        if empty := [query for query in text if not query.strip()]:
+            raise BadInput(f"--text {empty[0]!r}: expected words, found none")
+        return text, encoder.encode_texts(text)
+    try:
+        pictures = np.stack([encoder.prepare_image(Image.open(file).convert("RGB")) for file in image])
+    except (FileNotFoundError, UnidentifiedImageError) as error:
+        raise BadInput(f"--image: {error}") from error
+    return [file.name for file in image], encoder.encode_images(pictures)

@@ -1,0 +1,32 @@
+"""`paired-index ui`: the Dagster web server and daemon on one build."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paired_index_assets.cli.options import takes_settings
+from paired_index_assets.cli.terminal import console
+from paired_index_assets.settings import Settings, absolute, load_settings
+
+
+@takes_settings()
+def ui(
+    settings: Settings,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
+) -> None:
+    """Open the Dagster UI on a build: materialise, backfill, watch. Its sensors and schedules run while it does."""
+    settings = load_settings(**settings.model_dump() | {"root": absolute(settings.root)})
+    from dagster_project.instance import dagster_home
+
+    os.environ.update(settings.environment())
+    os.environ["DAGSTER_HOME"] = str(dagster_home(settings))
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    # `dagster dev` is marked as superseded by `dg dev`, which wants a project folder; an installed package has none.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
+    console.print(f"Dagster UI on {settings.root}: http://{host}:{port}  (Ctrl-C stops it)", highlight=False)
+    sys.stdout.flush()
+    os.execvp("dagster", ["dagster", "dev", "-m", "dagster_project.definitions", "-h", host, "-p", str(port)])

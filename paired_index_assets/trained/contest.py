@@ -1,0 +1,105 @@
+"""Every index that could be used, measured on the same captions: lists x routing x codec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paired_index_assets.errors import BadInput
+from paired_index_assets.neighbors.exact import nearest
+from paired_index_assets.progress import Progress, silent
+from paired_index_assets.quality.candidates import candidate_from
+from paired_index_assets.quality.intervals import Interval, difference_interval
+from paired_index_assets.quality.recall import NPROBES, SHARES, Measurement, measure
+from paired_index_assets.quality.truth import GroundTruth
+from paired_index_assets.rows import Bool, Float32, Int64, Rows, UInt8
+from paired_index_assets.trained.artifact import TrainedIndex
+
+ENCODE_ROWS = 1 << 15
+JUDGED_IMAGES = 1_000_000  # images that candidates are measured on: recall at a share scanned hardly moves beyond, and all stays in memory
+
+
+def judged_images(valid: Bool, seed: int) -> Int64:
+    """Ascending ids of the images that every candidate is measured on: all valid ones, or a seeded sample of JUDGED_IMAGES."""
+    ids = np.flatnonzero(valid)
+    if len(ids) > JUDGED_IMAGES:
+        ids = np.sort(np.random.default_rng(seed).choice(ids, JUDGED_IMAGES, replace=False))
+    return ids.astype(np.int64)
+
+
+@dataclass
+class Contest:
+    """The images, queries and truth that all candidates share. Images are assigned once a set of centroids, encoded once a codec.
+
+    images (n, d), every row valid; queries (nq, d) float32 with their `truth` among these images.
+    """
+
+    images: Rows
+    queries: Float32
+    truth: GroundTruth
+    device: str | None = None
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        if len(self.queries) != len(self.truth):
+            raise BadInput(f"contest: {len(self.queries)} queries and the truth of {len(self.truth)}; expected the same captions")
+        self._lists: dict[str, Int64] = {}
+        self._codes: dict[tuple[str, str], UInt8] = {}
+
+    def lists_of(self, method: str, centroids: Float32) -> Int64:
+        """(n,) the list of each image; one set of centroids a method."""
+        if method not in self._lists:
+            self._lists[method] = nearest(self.images, centroids, device=self.device)[1]
+        return self._lists[method]
+
+    def measured(
+        self, trained: TrainedIndex, *, seconds: float = 0.0, nprobes: Sequence[int] = NPROBES, shares: Sequence[float] = SHARES
+    ) -> Measurement:
+        candidate = candidate_from(
+            trained, self.lists_of(trained.method, trained.centroids), self._codes_of(trained), build_seconds=seconds
+        )
+        return measure(candidate, self.queries, self.truth, nprobes=nprobes, shares=shares, progress=self.progress)
+
+    def _codes_of(self, trained: TrainedIndex) -> UInt8:
+        key = (trained.codec.name, trained.codec.rounding)
+        if key not in self._codes:
+            codes = np.empty((len(self.images), trained.codec.code_size), np.uint8)
+            for start in range(0, len(self.images), ENCODE_ROWS):
+                codes[start : start + ENCODE_ROWS] = trained.codec.encode(self.images[start : start + ENCODE_ROWS])
+                self.progress("encoding to compare", min(start + ENCODE_ROWS, len(self.images)), len(self.images))
+            self._codes[key] = codes
+        return self._codes[key]
+
+
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which candidate the shards use, and by how much it beats the baseline: recall@k of the product at an equal share scanned."""
+
+    winner: Measurement
+    baseline: Measurement
+    gain: Interval
+    k: int
+    share: float
+
+    @property
+    def regression(self) -> bool:
+        """Worse than the baseline by more than the interval."""
+        return self.gain.high < 0
+
+    def __str__(self) -> str:
+        if self.winner is self.baseline:
+            return f"{self.winner.name} is the baseline and nothing that was tried beats it"
+        return (
+            f"{self.winner.name} finds {self.gain.mean:+.4f} recall@{self.k} ({self.gain.low:+.4f} to {self.gain.high:+.4f}) over "
+            f"{self.baseline.name} at {self.share:.2%} of the vectors scanned, on {self.winner.scanned.shape[1]} validation captions"
+        )
+
+
+def choose(measurements: Sequence[Measurement], baseline: Measurement, *, seed: int, k: int = 10, share: float = 0.01) -> Verdict:
+    """The measurement with the best mean recall@k at `share` scanned (the first of equals), against `baseline` query by query."""
+    best = max(measurements, key=lambda m: float(m.recall(k, share=share).mean()))
+    return Verdict(best, baseline, difference_interval(best.recall(k, share=share), baseline.recall(k, share=share), seed=seed), k, share)

@@ -1,0 +1,58 @@
+"""The recall report of a build: its candidates, the paper's plain index, and stock faiss codes, on test captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from paired_index_assets.codes.codec import train_codec
+from paired_index_assets.progress import Progress, silent
+from paired_index_assets.quality.peers import PEERS, Lists, measure_peers
+from paired_index_assets.quality.recall import NPROBES
+from paired_index_assets.quality.report import RecallReport, build_report
+from paired_index_assets.quality.truth import ground_truth
+from paired_index_assets.rows import Bool, Int64, Rows, Selected
+from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.candidates import BASELINE, CODEC_IMAGES, some
+from paired_index_assets.trained.contest import Contest, judged_images
+
+NO_OPQ = tuple(name for name in PEERS if "OPQ" not in name)  # its rotation takes longer to fit than all the rest together
+
+
+def measure_build(
+    images: Rows,
+    captions: Rows,
+    test: Int64,
+    valid: Bool,
+    candidates: Sequence[TrainedIndex],
+    promoted: TrainedIndex,
+    *,
+    peers: Sequence[str] = NO_OPQ,
+    facts: dict[str, str | int | float | bool] | None = None,
+    seed: int,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> RecallReport:
+    """Every candidate, each method with the codes faiss trains by itself, and `peers` in the lists of the baseline.
+
+    images, captions (n, d), aligned; `test` the captions to report on, which neither training nor choosing has seen.
+    """
+    ids = judged_images(valid, seed)
+    shown, queries = Selected(images, ids), captions[test].astype(np.float32)
+    contest = Contest(shown, queries, ground_truth(queries, shown, device=device, progress=progress), device, progress)
+    found = {trained.fingerprint: contest.measured(trained) for trained in candidates}
+    baseline = next(trained for trained in candidates if trained.method == BASELINE and trained.routing is None)
+    if baseline.codec.rounding != "faiss":
+        plain = train_codec(baseline.codec.name, "faiss", images[some(ids, CODEC_IMAGES, seed)].astype(np.float32), queries)
+        for trained in [candidate for candidate in candidates if candidate.routing is None]:
+            variant = replace(trained, codec=plain)
+            found[variant.fingerprint] = contest.measured(variant)
+    lists = Lists(BASELINE, baseline.centroids, contest.lists_of(BASELINE, baseline.centroids))
+    nprobes = [p for p in NPROBES if p <= baseline.nlist]
+    others = measure_peers(lists, shown, queries, contest.truth, names=peers, nprobes=nprobes, progress=progress) if peers else []
+    return build_report(
+        list(found.values()), peers=others, baseline=found[baseline.fingerprint].name, promoted=found[promoted.fingerprint].name,
+        facts={"captions": "test captions: never trained on, never chosen by, one a concept", **(facts or {})}, seed=seed,
+    )

@@ -1,0 +1,100 @@
+"""Bad input is refused with one line that names the file, what was expected and what was found; exit code 1; no artifact appears."""
+
+import numpy as np
+import pytest
+
+RNG = np.random.default_rng(7)
+
+
+def unit(rows, width=16, dtype=np.float16):
+    vectors = RNG.standard_normal((rows, width))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(dtype)
+
+
+def with_nan(rows):
+    vectors = unit(rows)
+    vectors[::2] = np.nan
+    return vectors
+
+
+def features(folder, images, captions):
+    for name, array in (("images.npy", images), ("captions.npy", captions)):
+        if array is not None:
+            np.save(folder / name, array)
+    return ["--image-features", folder / "images.npy", "--caption-features", folder / "captions.npy"]
+
+
+CASES = {
+    "missing file": (None, unit(400), [], ["images.npy", "no such file"]),
+    "wrong dtype": (unit(400).astype(np.int32), unit(400), [], ["images.npy", "int32", "float16"]),
+    "object array": (np.array([{}] * 400, dtype=object), unit(400), [], ["images.npy"]),
+    "not two-dimensional": (unit(400).ravel(), unit(400), [], ["images.npy"]),
+    "widths differ": (unit(400, 16), unit(400, 24), [], ["16", "24"]),
+    "rows differ": (unit(400), unit(399), [], ["400", "399"]),
+    "NaN": (with_nan(400), unit(400), [], ["200 of 400"]),
+    "no rows": (unit(0), unit(0), [], ["images.npy", "0 rows"]),
+    "more lists than rows": (unit(400), unit(400), ["--nlist", 5000], ["nlist", "5000"]),
+    "more shards than rows": (unit(40), unit(40), ["--shards", 58], ["58"]),
+    "unknown codec": (unit(400), unit(400), ["--codec", "PQ64"], ["codec", "QT_4bit", "PQ64"]),
+    "unknown method": (unit(400), unit(400), ["--method", "magic"], ["method", "paired_kmeans", "magic"]),
+    "negative nprobe": (unit(400), unit(400), ["--nprobe", -1], ["nprobe", "-1"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_features_are_refused(case, tmp_path, paired_index):
+    images, captions, more, words = CASES[case]
+    root = tmp_path / "root"
+    done = paired_index("build", "--root", root, "--shards", 4, *features(tmp_path, images, captions), *more, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    line = done.stderr.strip().splitlines()
+    assert len(line) == 1, done.stderr
+    assert line[0].startswith("error: ")
+    assert all(word in line[0] for word in words), line[0]
+    assert not list(root.glob("shards/knn*"))
+    assert not list(root.glob("trained/*.index"))
+
+
+def test_nothing_to_build_from(tmp_path, paired_index):
+    done = paired_index("build", "--root", tmp_path, check=False)
+    assert done.returncode == 1
+    assert "--images" in done.stderr
+
+
+def test_an_empty_caption_list_is_refused(tmp_path, paired_index, small_pairs):
+    (tmp_path / "captions.txt").write_text("")
+    done = paired_index("build", "--root", tmp_path / "root", "--images", small_pairs, "--captions", tmp_path / "captions.txt", check=False)
+    assert done.returncode == 1
+    assert "captions.txt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--text", "--queries"]),
+        (["--text", ""], ["expected words"]),
+        (["--queries", "nowhere.npy"], ["nowhere.npy", "no such file"]),
+        (["--text", "a", "--out", "r.csv"], ["r.csv", ".npz"]),
+        (["--text", "a", "--model", "ViT-B-32", "--pretrained", "openai"], ["ViT-B-32", "can not be compared"]),
+    ],
+)
+def test_a_search_that_can_not_be_is_refused(small_build, paired_index, arguments, words):
+    done = paired_index("search", "--root", small_build, *arguments, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_queries_of_another_width_or_with_nan_are_refused(small_build, paired_index, tmp_path):
+    for name, array, word in (("wide", unit(3, 64, np.float32), "64"), ("nan", np.full((3, 128), np.nan, np.float32), "finite")):
+        np.save(tmp_path / f"{name}.npy", array)
+        done = paired_index("search", "--root", small_build, "--queries", tmp_path / f"{name}.npy", check=False)
+        assert done.returncode == 1
+        assert word in done.stderr
+
+
+def test_a_root_without_a_build_says_what_to_do(tmp_path, paired_index):
+    for command in (["search", "--text", "a"], ["report"]):
+        done = paired_index(command[0], "--root", tmp_path, *command[1:], check=False)
+        assert done.returncode == 1
+        assert "build" in done.stderr

@@ -1,0 +1,49 @@
+"""One home for settings: flags, environment, the last build and defaults reach the same fields, in this order."""
+
+import pytest
+
+from paired_index_assets.errors import BadInput
+from paired_index_assets.settings import Settings, load_settings
+
+
+def test_flags_come_before_the_environment_before_the_last_build_before_defaults(tmp_path, monkeypatch):
+    root = str(tmp_path)
+    load_settings(root=root, nlist=16, niter=3, seed=5).save()
+    monkeypatch.setenv("PAIRED_INDEX_NITER", "7")
+    monkeypatch.setenv("PAIRED_INDEX_SEED", "8")
+    found = load_settings(root=root, seed=9)
+    assert (found.seed, found.niter, found.nlist, found.nprobe) == (9, 7, 16, Settings.model_fields["nprobe"].default)
+
+
+def test_settings_survive_a_trip_through_the_environment(tmp_path, monkeypatch):
+    made = load_settings(root=str(tmp_path), nlist=16, method="kmeans", allow_regression=True, image_features="a.npy", caption_features="b.npy")
+    for name, value in made.environment().items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == made
+
+
+def test_another_kind_of_input_replaces_the_remembered_one(tmp_path):
+    load_settings(root=str(tmp_path), image_features="a.npy", caption_features="b.npy").save()
+    assert load_settings(root=str(tmp_path), images="pictures").image_features is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"nlist": 0}, ["nlist", "greater than or equal to 1", "found 0"]),
+        ({"codec": "PQ64"}, ["codec", "QT_4bit", "PQ64"]),
+        ({"method": "magic"}, ["method", "paired_kmeans", "magic"]),
+        ({"image_features": "a.npy"}, ["caption_features", "a pair needs both"]),
+        ({"images": "p", "image_features": "a.npy", "caption_features": "b.npy"}, ["images and image_features"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_expected_and_found(tmp_path, given, words):
+    with pytest.raises(BadInput) as raised:
+        load_settings(root=str(tmp_path), **given)
+    assert "\n" not in str(raised.value)
+    assert all(word in str(raised.value) for word in words), str(raised.value)
+
+
+@pytest.mark.parametrize(("rows", "nlist"), [(1, 4), (12_000, 256), (200_000, 1024), (2_170_337_258, 131_072)])
+def test_the_default_number_of_lists_grows_with_the_square_root_of_the_rows(tmp_path, rows, nlist):
+    assert load_settings(root=str(tmp_path)).lists_for(rows) == nlist
