@@ -29,6 +29,7 @@ def build_all(settings: Settings, instance: dg.DagsterInstance, progress: Progre
     for asset in BEFORE_SHARDS:
         say(asset)
         _run(job, instance, asset)
+    settings.save()  # only settings that made a trained index are worth remembering
     report_landed(settings, instance)
     shards = landed_shards(settings)
     say(f"shard_index, {len(shards)} partitions")

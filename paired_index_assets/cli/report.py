@@ -1,18 +1,44 @@
 """`paired-index report`: the recall report of a build."""
 
 from paired_index_assets.cli.options import takes_settings
-from paired_index_assets.cli.terminal import console
+from paired_index_assets.cli.terminal import console, table
 from paired_index_assets.errors import MissingInput
+from paired_index_assets.quality.report import CandidateReport, RecallReport
 from paired_index_assets.settings import Settings
+
+K = 10
 
 
 @takes_settings()
 def report(settings: Settings) -> None:
-    """Print the recall report of a finished build; its JSON and its picture are in report/."""
-    from rich.markdown import Markdown
+    """Print what a finished build finds on captions it never saw; report/ has all of it, with intervals and a picture."""
+    folder = settings.build_root.report
+    if not (folder / "recall.json").exists():
+        raise MissingInput(f"{folder / 'recall.json'}: no report yet; run `paired-index build --root {settings.root}` first")
+    found = RecallReport.read(folder)
+    everything = [*found.candidates, *found.peers]
+    shares = [point.amount for point in found.candidates[0].curve("share")]
+    nprobes = [point.amount for point in found.candidates[0].curve("nprobe")]
+    table(
+        f"recall@{K} by share of vectors scanned ({found.queries:,} captions never trained on, {found.images:,} images)",
+        ["index", "bytes", *(f"{share:g}" if share >= 1 else f"{100 * share:g} %" for share in shares)],
+        [[_name(found, c), c.bytes_per_vector, *(_cell(c, share=share) for share in shares)] for c in everything],
+    )
+    table(
+        f"recall@{K} by lists probed, and the share of vectors that scans",
+        ["index", *(f"nprobe {nprobe:g}" for nprobe in nprobes)],
+        [[_name(found, c), *(_cell(c, nprobe=int(nprobe)) for nprobe in nprobes)] for c in found.candidates],
+    )
+    console.print(f"The whole report: {folder / 'recall.md'} .json .png", highlight=False, soft_wrap=True)
 
-    file = settings.build_root.report / "recall.md"
-    if not file.exists():
-        raise MissingInput(f"{file}: no report yet; run `paired-index build --root {settings.root}` first")
-    console.print(Markdown(file.read_text()))
-    console.print(f"\nPicture: {file.with_suffix('.png')}   Numbers: {file.with_suffix('.json')}", highlight=False, soft_wrap=True)
+
+def _name(found: RecallReport, candidate: CandidateReport) -> str:
+    marks = {found.promoted: " (promoted)", found.baseline: " (baseline)"}
+    return candidate.name + marks.get(candidate.name, "")
+
+
+def _cell(candidate: CandidateReport, *, nprobe: int | None = None, share: float | None = None) -> str:
+    point = candidate.at(nprobe=nprobe, share=share)
+    if point is None:
+        return "-"
+    return f"{point.best[K].mean:.3f}" + (f" ({point.scanned:.1%})" if nprobe is not None else "")

@@ -1,6 +1,7 @@
 """Progress bars, tables and one-line errors on a terminal."""
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,24 +12,27 @@ from rich.table import Table
 
 from paired_index_assets.progress import Progress as ProgressCallback
 
+SAY_EVERY_SECONDS = 5.0
+
 console = Console()
 errors = Console(stderr=True)
 
 
 class Bars:
-    """One bar a step, each made when its step first reports; plain lines at every tenth where the output is not a terminal."""
+    """One bar a step, each made when its step first reports; a plain line every few seconds where the output is not a terminal."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._tasks: dict[str, Any] = {}
-        self._tenths: dict[str, int] = {}
+        self._start = time.monotonic()
+        self._said: dict[str, float] = {}
 
     def __call__(self, step: str, done: int, total: int, /, **facts: float | int | str) -> None:
         said = "  ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items())
         if not console.is_terminal:
-            tenth = 10 * done // max(total, 1)
-            if self._tenths.get(step) != tenth:
-                self._tenths[step] = tenth
+            now = time.monotonic()
+            if now - self._said.get(step, self._start) >= SAY_EVERY_SECONDS:
+                self._said[step] = now
                 console.print(f"  {step}: {done:,} of {total:,}  {said}", highlight=False)
             return
         if step not in self._tasks or self._bars.tasks[self._tasks[step]].finished:

@@ -18,7 +18,7 @@ from paired_index_assets.trained.artifact import TrainedIndex
 from paired_index_assets.trained.candidates import BASELINE, CODEC_IMAGES, some
 from paired_index_assets.trained.contest import Contest, judged_images
 
-NO_OPQ = tuple(name for name in PEERS if "OPQ" not in name)  # its rotation takes longer to fit than all the rest together
+LEAST_FOR_PRODUCT_CODES = 39 * 256  # faiss asks for 39 training points for each of 256 centroids
 
 
 def measure_build(
@@ -29,16 +29,19 @@ def measure_build(
     candidates: Sequence[TrainedIndex],
     promoted: TrainedIndex,
     *,
-    peers: Sequence[str] = NO_OPQ,
+    peers: Sequence[str] | None = None,
     facts: dict[str, str | int | float | bool] | None = None,
     seed: int,
     device: str | None = None,
     progress: Progress = silent,
 ) -> RecallReport:
-    """Every candidate, each method with the codes faiss trains by itself, and `peers` in the lists of the baseline.
+    """Every candidate, each method with the codes faiss trains by itself, and `peers` (names of PEERS) in the lists of the baseline.
 
-    images, captions (n, d), aligned; `test` the captions to report on, which neither training nor choosing has seen.
+    images, captions (n, d), aligned; `test` the captions to report on, which neither training nor choosing has seen. By default all
+    peers but OPQ, whose rotation takes longer to fit than the rest together, and none that needs more images than there are.
     """
+    if peers is None:
+        peers = [name for name in PEERS if "OPQ" not in name and ("PQ" not in name or len(images) >= LEAST_FOR_PRODUCT_CODES)]
     ids = judged_images(valid, seed)
     shown, queries = Selected(images, ids), captions[test].astype(np.float32)
     contest = Contest(shown, queries, ground_truth(queries, shown, device=device, progress=progress), device, progress)
