@@ -75,12 +75,8 @@ def write_pairs(
     reused = 0
     for number in range(blocks):
         start = number * block_rows
-
-        def told(_: str, done: int, total: int, /, before: int = start, **facts: float | int | str) -> None:
-            progress("pairing", before + done, len(captions), **facts)
-
-        written = write_block(folder, number, captions, caption_ids, matched, block_rows=block_rows, device=device, progress=told)
-        reused += not written
+        told = _shifted(progress, start, len(captions))
+        reused += not write_block(folder, number, captions, caption_ids, matched, block_rows=block_rows, device=device, progress=told)
         progress("pairing", min(start + block_rows, len(captions)), len(captions), blocks=number + 1, reused=reused)
     table = read_pairs(folder)
     similarity = table["similarity"].to_numpy()
@@ -160,9 +156,19 @@ def read_pairs(folder: UPath) -> pa.Table:
         if metadata is None or int(metadata[BLOCKS]) != len(files) or number >= len(files):
             found = "damaged" if metadata is None else f"block {number} of {int(metadata[BLOCKS])} beside {len(files)} files"
             raise DamagedArtifact(f"{path}: {found}; expected a complete table; write the pairs again, finished blocks are kept")
-        with path.open("rb") as stream:
-            tables.append(pq.read_table(stream).replace_schema_metadata(None))
+        # Not pq.read_table: its I/O threads hold the Python stream, and abort the process if one lets go of it during exit.
+        with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
+            tables.append(parquet.read(use_threads=False).replace_schema_metadata(None))
     return pa.concat_tables(tables)
+
+
+def _shifted(progress: Progress, before: int, total: int) -> Progress:
+    """What a block reports, as part of the whole."""
+
+    def told(step: str, done: int, of: int, /, **facts: float | int | str) -> None:
+        progress("pairing", before + done, total, **facts)
+
+    return told
 
 
 def _check(captions: Rows, caption_ids: Int64, images: Rows, block_rows: int) -> None:
