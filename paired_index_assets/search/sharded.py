@@ -12,6 +12,7 @@ from upath import UPath
 from paired_index_assets.errors import BadInput, PairedIndexError
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
+from paired_index_assets.search.coarse import CoarseSearch
 from paired_index_assets.search.mapped import MappedLists
 from paired_index_assets.search.shardset import ManifestedShard, manifested_shards, map_shard, promoted_index
 from paired_index_assets.search.stack import NO_ID, Stack
@@ -32,7 +33,12 @@ class ShardedIndex:
     """
 
     def __init__(
-        self, trained: TrainedIndex, shards: dict[ManifestedShard, MappedLists], missing: dict[int, str], removed: RemovedIds
+        self,
+        trained: TrainedIndex,
+        coarse: CoarseSearch,
+        shards: dict[ManifestedShard, MappedLists],
+        missing: dict[int, str],
+        removed: RemovedIds,
     ) -> None:
         self.model, self.d, self.nlist = trained.model, trained.d, trained.nlist
         self.method, self.codec, self.fingerprint = trained.method, trained.codec.name, trained.fingerprint
@@ -40,8 +46,7 @@ class ShardedIndex:
         self.missing = missing
         self.mapped = shards
         self._removed = removed
-        # where a routing table stands in for the centroids, search has no use for them: 0.4 GB at LAION-2B scale
-        self._probe = trained.probe if trained.routing is None else trained.routing.probe
+        self._coarse = coarse
         self.ntotal = sum(mapped.ntotal for mapped in shards.values())
         if self.ntotal:
             quantizer = trained.codec.format.quantizer(trained.codec.vmin, trained.codec.vdiff)
@@ -58,7 +63,7 @@ class ShardedIndex:
         build = BuildRoot.at(root)
         if not is_local(build.root):
             raise BadInput(f"{root}: expected a local folder, found a remote one; copy the build to a local disk to search it")
-        trained = promoted_index(build)
+        trained, path = promoted_index(build)
         shards: dict[ManifestedShard, MappedLists] = {}
         wrong: dict[int, PairedIndexError] = {}
         for shard in manifested_shards(build, trained.codec.name):
@@ -68,7 +73,8 @@ class ShardedIndex:
                 wrong[shard.number] = error
         if wrong and not partial:
             raise _together(wrong)
-        return cls(trained, shards, {number: str(error) for number, error in wrong.items()}, RemovedIds(build))
+        missing = {number: str(error) for number, error in wrong.items()}
+        return cls(trained, CoarseSearch(trained, path), shards, missing, RemovedIds(build))
 
     def search(
         self, queries: npt.ArrayLike, k: int, *, nprobe: int = NPROBE, exclude: npt.ArrayLike | None = None
@@ -84,7 +90,7 @@ class ShardedIndex:
         selector = self._removed.selector(exclude)
         if len(vectors) == 0 or self.ntotal == 0:
             return np.full((len(vectors), k), -np.inf, np.float32), np.full((len(vectors), k), NO_ID, np.int64)
-        lists = self._probe(vectors, min(nprobe, self.nlist))[1]
+        lists = self._coarse.lists(vectors, min(nprobe, self.nlist))
         within = min(k, self.ntotal)
         scores, ids = self._stack.search(vectors, lists, within, selector)
         rest = ((0, 0), (0, k - within))

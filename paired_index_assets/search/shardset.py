@@ -32,16 +32,17 @@ def manifested_shards(build: BuildRoot, codec: str) -> list[ManifestedShard]:
     return [ManifestedShard(number, shard_path(build, codec, number), digests.get(number)) for number in sorted(numbers)]
 
 
-def promoted_index(build: BuildRoot) -> TrainedIndex:
-    """The trained index that the shards were built with. Raises MissingInput, DamagedArtifact."""
+def promoted_index(build: BuildRoot) -> tuple[TrainedIndex, Path]:
+    """The trained index that the shards are to be built with, and its file. Raises MissingInput, DamagedArtifact."""
     chosen = read_json(build.promoted)
     try:
-        trained, fingerprint = TrainedIndex.load(build.trained / chosen["index"]), chosen["fingerprint"]
+        path, fingerprint = build.trained / chosen["index"], chosen["fingerprint"]
     except KeyError as error:
         raise DamagedArtifact(f"{build.promoted}: expected a key {error}, found {sorted(chosen)}; promote an index again") from error
+    trained = TrainedIndex.load(path)
     if trained.fingerprint != fingerprint:
         raise DamagedArtifact(f"{build.promoted}: promotes {fingerprint}, but {chosen['index']} is {trained.fingerprint}; promote again")
-    return trained
+    return trained, Path(path.path)
 
 
 def map_shard(shard: ManifestedShard, trained: TrainedIndex, *, verify: bool) -> MappedLists:

@@ -11,9 +11,10 @@ a range of queries or a range of shards, and however many clients there are, no 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import TypeVar
 
 import faiss
 import numpy as np
@@ -22,8 +23,13 @@ from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.mapped import MappedLists
 
 TASK_VECTORS = 50_000  # scanned by one task at least: some milliseconds, against some 50 us to hand it over
-TASK_BYTES = 1 << 26  # list numbers and results of one task at most
+BLOCK_BYTES = 1 << 28  # list numbers and results of the queries in work at once
+RESULT_BYTES = 12  # a score and an id
+BATCH = 64  # queries from which on they are likely to share lists
 NO_ID = -1
+
+Task = TypeVar("Task")
+Done = TypeVar("Done")
 
 
 class Stack:
@@ -54,25 +60,65 @@ class Stack:
 
         Where there are fewer than k, id -1 and score -inf.
         """
-        n, nprobe = lists.shape
-        scores = np.full((n, k), -np.inf, np.float32)
-        ids = np.full((n, k), NO_ID, np.int64)
-        tasks = self._tasks(n, nprobe, k)
-
-        def run(task: tuple[slice, slice]) -> tuple[slice, Float32, Int64]:
-            rows, shards = task
-            return rows, *self._scan(queries[rows], lists[rows], shards, k + 1, selector)
-
-        wide: dict[int, list[tuple[Float32, Int64]]] = {}
-        for rows, found, found_ids in self._pool.map(run, tasks) if len(tasks) > 1 else map(run, tasks):
-            wide.setdefault(rows.start, []).append((found, found_ids))
-        for rows in {task[0].start: task[0] for task in tasks}.values():
-            found, found_ids = ordered(*(np.concatenate(part, axis=1) for part in zip(*wide[rows.start], strict=True)))
-            tied = (found[:, k] == found[:, k - 1]) & (found_ids[:, k] != NO_ID)
-            scores[rows], ids[rows] = found[:, :k], found_ids[:, :k]
-            for row in rows.start + np.flatnonzero(tied):
-                scores[row], ids[row] = self._with_ties(queries[row], lists[row], float(scores[row, k - 1]), k, selector)
+        scores, ids = np.empty((len(lists), k), np.float32), np.empty((len(lists), k), np.int64)
+        by_list = len(lists) >= BATCH
+        row_bytes = RESULT_BYTES * (lists.shape[1] * (k + 1) if by_list else len(self._shards) * lists.shape[1] + k + 1)
+        for rows in ranges(len(lists), -(-len(lists) * row_bytes // BLOCK_BYTES)):
+            found = (self._list_by_list if by_list else self._query_by_query)(queries[rows], lists[rows], k + 1, selector)
+            self._settle(found, rows.start, queries, lists, selector, scores, ids)
         return scores, ids
+
+    def _query_by_query(
+        self, queries: Float32, lists: Int64, k: int, selector: faiss.IDSelector | None
+    ) -> tuple[Float32, Int64]:
+        """For few queries: tasks are ranges of queries, or of shards where there are fewer queries than cores."""
+        n = len(queries)
+        wanted = self._tasks(n * lists.shape[1])
+        row_parts = min(n, wanted)
+        tasks = [(rows, part) for rows in ranges(n, row_parts) for part in ranges(len(self._shards), max(1, wanted // row_parts))]
+        parts = self._run(lambda task: self._scan(queries[task[0]], lists[task[0]], task[1], k, selector), tasks)
+        by_rows: dict[int, list[tuple[Float32, Int64]]] = {}
+        for (rows, _), part in zip(tasks, parts, strict=True):
+            by_rows.setdefault(rows.start, []).append(part)
+        joined = [tuple(np.concatenate(array, axis=1) for array in zip(*found, strict=True)) for found in by_rows.values()]
+        return best(np.concatenate([scores for scores, _ in joined]), np.concatenate([ids for _, ids in joined]), k)
+
+    def _list_by_list(self, queries: Float32, lists: Int64, k: int, selector: faiss.IDSelector | None) -> tuple[Float32, Int64]:
+        """For batches: every probed list is read once, from one shard after the other, for all queries that look in it.
+
+        A pair of query and list is a query of its own to faiss; pairs go in by list, so that a list is in the cache after its first.
+        """
+        n, nprobe = lists.shape
+        order = np.argsort(lists, axis=None, kind="stable")
+        by_list = lists.ravel()[order]
+        cuts = {int(np.searchsorted(by_list, by_list[part.start])) for part in ranges(len(order), 4 * self._tasks(n * nprobe))}
+        tasks = [slice(first, stop) for first, stop in pairwise([*sorted(cuts), len(order)])]
+        everywhere = slice(0, len(self._shards))
+
+        def run(pairs: slice) -> tuple[Float32, Int64]:
+            return self._scan(queries[order[pairs] // nprobe], by_list[pairs, None], everywhere, k, selector)
+
+        scores, ids = np.empty((n * nprobe, k), np.float32), np.empty((n * nprobe, k), np.int64)
+        for pairs, found in zip(tasks, self._run(run, tasks), strict=True):
+            scores[order[pairs]], ids[order[pairs]] = found
+        return best(scores.reshape(n, -1), ids.reshape(n, -1), k)
+
+    def _settle(
+        self,
+        found: tuple[Float32, Int64],
+        first: int,
+        queries: Float32,
+        lists: Int64,
+        selector: faiss.IDSelector | None,
+        scores: Float32,
+        ids: Int64,
+    ) -> None:
+        """Write the best k of k + 1; where the k-th and the next score are equal, look who else has it."""
+        k, rows = scores.shape[1], slice(first, first + len(found[0]))
+        scores[rows], ids[rows] = found[0][:, :k], found[1][:, :k]
+        tied = (found[0][:, k] == found[0][:, k - 1]) & (found[1][:, k] != NO_ID)
+        for row in first + np.flatnonzero(tied):
+            scores[row], ids[row] = self._with_ties(queries[row], lists[row], float(scores[row, k - 1]), k, selector)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
@@ -114,15 +160,22 @@ class Stack:
         stacked = np.where(lists[:, :, None] < 0, -1, lists[:, :, None] + first)
         return np.ascontiguousarray(stacked.reshape(len(lists), -1))
 
-    def _tasks(self, n: int, nprobe: int, k: int) -> list[tuple[slice, slice]]:
-        """Ranges of queries; if these are too few to keep the cores busy, each over ranges of shards too."""
-        shards = len(self._shards)
-        each = self.ntotal * nprobe / max(1, self._nlist)  # vectors scanned for one query
-        wanted = max(1, min(cores(), int(n * each / TASK_VECTORS)))
-        most = max(1, TASK_BYTES // (12 * (shards * nprobe + k + 1)))
-        query_parts = max(-(-n // most), min(n, wanted))
-        shard_parts = min(shards, max(1, wanted // query_parts))
-        return [(rows, part) for rows in _ranges(n, query_parts) for part in _ranges(shards, shard_parts)]
+    def _tasks(self, pairs: int) -> int:
+        """How many tasks are worth it for so many pairs of query and list."""
+        scanned = pairs * self.ntotal / self._nlist
+        return max(1, min(cores(), int(scanned / TASK_VECTORS)))
+
+    def _run(self, work: Callable[[Task], Done], tasks: Sequence[Task]) -> Iterable[Done]:
+        return self._pool.map(work, tasks) if len(tasks) > 1 else map(work, tasks)
+
+
+def best(scores: Float32, ids: Int64, k: int) -> tuple[Float32, Int64]:
+    """The k highest of each row, ordered; which of those equal to the k-th is open."""
+    if scores.shape[1] > 2 * k:
+        chosen = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        scores, ids = np.take_along_axis(scores, chosen, 1), np.take_along_axis(ids, chosen, 1)
+    scores, ids = ordered(scores, ids)
+    return scores[:, :k], ids[:, :k]
 
 
 def ordered(scores: Float32, ids: Int64) -> tuple[Float32, Int64]:
@@ -136,6 +189,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ranges(n: int, parts: int) -> list[slice]:
-    edges = [n * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in pairwise(edges)]
+def ranges(n: int, parts: int) -> list[slice]:
+    """0..n in at most `parts` (at least one) slices of like length."""
+    parts = max(1, min(parts, n))
+    return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]

@@ -1,5 +1,6 @@
 """`ShardedIndex` against stock faiss: the loop that readers of these shards write themselves."""
 
+import dataclasses
 import datetime
 import os
 import shutil
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from search_builds import MODEL, NLIST, Build, D, promote, rebuild, train
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.routing.table import RoutingTable
 from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.search.stack import Stack
 from paired_index_assets.shards.takedown import add_removed
 
 
@@ -35,9 +38,10 @@ def shard_by_shard(build: Build, queries, k, nprobe, without=()):
 
 @pytest.mark.parametrize("nprobe", [1, 3, 8, NLIST, 10 * NLIST])
 @pytest.mark.parametrize("k", [1, 10, 150])
-def test_results_are_those_of_stock_faiss_shard_by_shard(finished, k, nprobe):
+@pytest.mark.parametrize("n", [7, 80])
+def test_results_are_those_of_stock_faiss_shard_by_shard(finished, n, k, nprobe):
     index = ShardedIndex.open(finished.root.root)
-    queries = finished.captions[:60]
+    queries = finished.captions[:n]
     scores, ids = index.search(queries, k, nprobe=nprobe)
     expected_scores, expected_ids = shard_by_shard(finished, queries, k, min(nprobe, NLIST))
     np.testing.assert_array_equal(scores, expected_scores)
@@ -47,7 +51,7 @@ def test_results_are_those_of_stock_faiss_shard_by_shard(finished, k, nprobe):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 9), k=st.integers(1, 5000), nprobe=st.integers(1, 60))
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 9) | st.just(70), k=st.integers(1, 5000), nprobe=st.integers(1, 60))
 def test_any_query_agrees_with_stock_faiss(finished, seed, n, k, nprobe):
     queries = np.random.default_rng(seed).normal(size=(n, D)).astype(np.float32)
     found = ShardedIndex.open(finished.root.root).search(queries, k, nprobe=nprobe)
@@ -71,10 +75,24 @@ def test_the_split_into_tasks_does_not_change_a_bit(finished, monkeypatch):
     whole = index.search(queries, 20, nprobe=9)
     monkeypatch.setattr("paired_index_assets.search.stack.cores", lambda: 5)
     monkeypatch.setattr("paired_index_assets.search.stack.TASK_VECTORS", 10)
-    monkeypatch.setattr("paired_index_assets.search.stack.TASK_BYTES", 5000)
-    for part in (queries, queries[:1], queries[:3]):
-        for mine, stock in zip(index.search(part, 20, nprobe=9), whole, strict=True):
-            np.testing.assert_array_equal(mine, stock[: len(part)])
+    monkeypatch.setattr("paired_index_assets.search.stack.BLOCK_BYTES", 5000)
+    for batch in (1, 1000):  # list by list, and query by query
+        monkeypatch.setattr("paired_index_assets.search.stack.BATCH", batch)
+        for part in (queries, queries[:1], queries[:3]):
+            for mine, stock in zip(index.search(part, 20, nprobe=9), whole, strict=True):
+                np.testing.assert_array_equal(mine, stock[: len(part)])
+
+
+def test_a_batch_scans_every_probed_list_in_one_task_only(finished, monkeypatch):
+    monkeypatch.setattr("paired_index_assets.search.stack.cores", lambda: 3)
+    monkeypatch.setattr("paired_index_assets.search.stack.TASK_VECTORS", 10)
+    scanned = []
+    scan = Stack._scan
+    monkeypatch.setattr(Stack, "_scan", lambda self, queries, lists, *rest: scanned.append(lists) or scan(self, queries, lists, *rest))
+    ShardedIndex.open(finished.root.root).search(finished.captions[:200], 5, nprobe=9)
+    assert len(scanned) > 3
+    assert sum(len(np.unique(lists)) for lists in scanned) == len(np.unique(np.concatenate(scanned)))
+    assert all((np.diff(lists[:, 0]) >= 0).all() for lists in scanned)
 
 
 def test_what_the_index_says_of_itself(finished):
@@ -219,3 +237,23 @@ def test_a_mapped_shard_outlives_its_file(fresh):
     shutil.rmtree(fresh.root.root.path)
     for mine, earlier in zip(index.search(fresh.captions[:20], 10), before, strict=True):
         np.testing.assert_array_equal(mine, earlier)
+
+
+def test_a_routing_table_chooses_the_lists_where_there_is_one(fresh):
+    draw = np.random.default_rng(3)
+    table = RoutingTable(draw.normal(size=(NLIST, D)).astype(np.float32), draw.normal(size=NLIST).astype(np.float32))
+    routed = dataclasses.replace(fresh.trained, routing=table)
+    promote(fresh.root, routed)
+    build = dataclasses.replace(fresh, trained=routed)
+    rebuild(build)
+    queries = fresh.captions[:30]
+    scores, ids = ShardedIndex.open(fresh.root.root).search(queries, 10, nprobe=3)
+    chosen = routed.probe(queries, 3)[1]
+    lists, codes = routed.encode(fresh.images.astype(np.float16))
+    decoded = routed.codec.decode(codes)
+    for query in range(len(queries)):
+        inside = np.flatnonzero(np.isin(lists, chosen[query]))
+        exact = decoded[inside] @ queries[query]
+        order = np.lexsort((inside, -exact))[:10]
+        np.testing.assert_allclose(scores[query], exact[order], rtol=1e-5)
+        assert np.isin(ids[query], inside).all()
