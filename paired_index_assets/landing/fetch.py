@@ -27,6 +27,7 @@ from paired_index_assets.storage import FULL_DISK, as_path, is_local
 
 # a download that got this share of the file further has earned its attempts anew: 3 TB over a line that drops every minute
 PROGRESS_SHARE = 0.01
+REPORT_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,17 @@ def _download(file: CatalogFile, source: Source, target: Path, rules: FetchRules
                 if failures >= rules.attempts:
                     raise Hiccup(f"{hiccup} ({failures} attempts, {furthest} of {file.bytes} bytes)") from hiccup
                 backoff = rules.backoff_s * 2 ** (failures - 1) * random.uniform(0.5, 1.0)
-                time.sleep(min(max(backoff, hiccup.retry_after_s), rules.longest_backoff_s))
+                _wait(file, min(max(backoff, hiccup.retry_after_s), rules.longest_backoff_s), furthest, str(hiccup), progress)
     finally:
         part.rest()
+
+
+def _wait(file: CatalogFile, seconds: float, done: int, reason: str, progress: Progress) -> None:
+    """Sleep, saying so every second: a caller that has given up says so by raising from its progress."""
+    while seconds > 0:
+        progress(f"fetch {file.name}", done, file.bytes, retry=reason, retry_in_s=round(seconds, 1))
+        time.sleep(min(1.0, seconds))
+        seconds -= 1.0
 
 
 def _reserve(file: CatalogFile, part: Part, rules: FetchRules) -> None:
@@ -190,6 +199,7 @@ def _receive(file: CatalogFile, url: str, answer: Answer, part: Part, rules: Fet
         part.restart(url, answer.version)
     head = min(HEAD_BYTES, file.bytes)
     checked = part.size >= head
+    told = -file.bytes
     try:
         with part.writing():
             for chunk in answer.chunks:
@@ -201,7 +211,9 @@ def _receive(file: CatalogFile, url: str, answer: Answer, part: Part, rules: Fet
                     checked = True
                 if part.size - part.durable >= rules.sync_bytes:
                     part.sync()
-                progress(f"fetch {file.name}", part.size, file.bytes)
+                if part.size - told >= REPORT_SHARE * file.bytes:
+                    progress(f"fetch {file.name}", part.size, file.bytes)
+                    told = part.size
     except (OSError, OutOfDisk) as error:
         if isinstance(error, OutOfDisk) or error.errno in FULL_DISK:
             raise OutOfDisk(

@@ -7,7 +7,6 @@ one a file. Rows are read through a stream, never a memory map: a file that shri
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,13 +17,15 @@ from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
+from paired_index_assets.landing.listing import Entry, entry_at, list_entries
 from paired_index_assets.landing.npy import read_header
 from paired_index_assets.landing.origin import is_origin, name_of_origin, read_origin
-from paired_index_assets.rows import Bool
+from paired_index_assets.rows import Bool, Float32
 from paired_index_assets.storage import as_path, digest_of_parts, is_local
 
 BLOCK_ROWS = 1 << 16
-LOOKS_AT_ONCE = 16
+CACHED_ROWS = 128
+HALF_INFINITY = 65536.0  # what the bits of a float16 infinity would mean if they were a number
 # vectors normalised in half precision (LAION's) are off by about 1e-3; ten times that is another kind of vector
 NORM_TOLERANCE = 1e-2
 
@@ -46,29 +47,22 @@ Listing = dict[str, LandedFile]
 def list_folder(folder: UPath | Path | str) -> Listing:
     """Every file directly in `folder` by name, from one listing call; empty if there is no such folder."""
     place = as_path(folder)
-    fs = place.fs
-    fs.invalidate_cache()  # a sensor's process lives for days; fsspec remembers listings
     try:
-        entries = fs.ls(place.path, detail=True)
+        entries = list_entries(place)
     except FileNotFoundError:
         return {}
-    if any(entry["size"] is None for entry in entries):  # an HTML index names files without their sizes
-        with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
-            entries = list(pool.map(lambda entry: fs.info(entry["name"]) if entry["name"].endswith(".npy") else entry, entries))
-    files = {_name_of(entry): entry for entry in entries if entry["type"] == "file"}
-    described = {name_of_origin(name) for name in files if is_origin(name)} if is_local(place) else set()
-    listing = {}
-    for name, entry in files.items():
-        if name.startswith("."):
-            continue
-        listing[name] = _landed(place / name, entry, lossy=name in described and _is_lossy(place / name))
-    return listing
+    described = {name_of_origin(entry.name) for entry in entries if is_origin(entry.name)} if is_local(place) else set()
+    return {
+        entry.name: _landed(place / entry.name, entry, lossy=entry.name in described and _is_lossy(place / entry.name))
+        for entry in entries
+        if not entry.name.startswith(".")
+    }
 
 
 def landed_file(path: UPath | Path | str) -> LandedFile:
     """One file that is there. Raises FileNotFoundError."""
     place = as_path(path)
-    return _landed(place, place.fs.info(place.path), lossy=is_local(place) and _is_lossy(place))
+    return _landed(place, entry_at(place), lossy=is_local(place) and _is_lossy(place))
 
 
 def first_complete(listings: Iterable[Listing], catalog: Catalog) -> Listing:
@@ -170,18 +164,36 @@ def check_file(file: CatalogFile, path: UPath | Path | str) -> None:
 
 def inspect_rows(vectors: npt.NDArray[Any], start_row: int = 0) -> LandedBlock:
     """Find the rows that can not be searched. vectors (n, d) float16 or float32."""
-    wide = vectors.astype(np.float32, copy=False)
-    squares = np.einsum("ij,ij->i", wide, wide)
-    # a sum of squares may overflow or vanish where the numbers themselves do not
-    odd = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
+    squares = _squared_norms(vectors)
+    # a sum of squares may overflow or vanish where the numbers themselves do not: such rows are looked at one by one
+    odd = np.flatnonzero(~((squares < HALF_INFINITY**2) & (squares > 0)))
     finite = np.ones(len(vectors), dtype=np.bool_)
     nonzero = np.ones(len(vectors), dtype=np.bool_)
-    finite[odd] = np.isfinite(wide[odd]).all(axis=1)
-    nonzero[odd] = wide[odd].any(axis=1)
+    finite[odd] = np.isfinite(vectors[odd]).all(axis=1)
+    nonzero[odd] = vectors[odd].any(axis=1)
     valid = finite & nonzero
     with np.errstate(invalid="ignore"):
         off = valid & ~(np.abs(np.sqrt(squares) - 1) <= NORM_TOLERANCE)
     return LandedBlock(start_row, vectors, valid, int((~finite).sum()), int((finite & ~nonzero).sum()), int(off.sum()))
+
+
+def _squared_norms(vectors: npt.NDArray[Any]) -> Float32:
+    """(n,) float32. Rows with an infinity or a NaN come out as HALF_INFINITY^2 or more, or NaN.
+
+    float16 is widened by shifting its bits, block by block in the cache: 830 MB/s on one core, numpy's own conversion 190.
+    """
+    squares = np.empty(len(vectors), dtype=np.float32)
+    if vectors.dtype != np.float16:
+        np.einsum("ij,ij->i", vectors, vectors, out=squares)
+        return squares
+    bits = np.ascontiguousarray(vectors).view(np.uint16)
+    for at in range(0, len(bits), CACHED_ROWS):
+        magnitudes = np.bitwise_and(bits[at : at + CACHED_ROWS], 0x7FFF).astype(np.uint32)
+        np.left_shift(magnitudes, 13, out=magnitudes)  # 10 bits of mantissa to 23
+        wide = magnitudes.view(np.float32)
+        np.multiply(wide, np.float32(2.0**112), out=wide)  # exponent bias 15 to 127
+        np.einsum("ij,ij->i", wide, wide, out=squares[at : at + CACHED_ROWS])
+    return squares
 
 
 def _seek_first_row(file: CatalogFile, stream: BinaryIO, name: str) -> None:
@@ -203,24 +215,10 @@ def _seek_first_row(file: CatalogFile, stream: BinaryIO, name: str) -> None:
     stream.seek(header.header_bytes + file.offset * file.row_bytes)
 
 
-def _landed(path: UPath, entry: dict[str, Any], *, lossy: bool) -> LandedFile:
-    return LandedFile(path.name, path, int(entry["size"] or 0), stamp_of(entry), lossy)
+def _landed(path: UPath, entry: Entry, *, lossy: bool) -> LandedFile:
+    return LandedFile(entry.name, path, entry.size, entry.stamp, lossy)
 
 
 def _is_lossy(path: UPath) -> bool:
     origin = read_origin(Path(path.path))
     return origin is not None and origin.lossy
-
-
-def _name_of(entry: dict[str, Any]) -> str:
-    return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
-
-
-def stamp_of(entry: dict[str, Any]) -> str:
-    """What changes when the content does, out of a listing entry of any fsspec file system."""
-    if "mtime" in entry and "ino" in entry:  # local: fsspec gives seconds as a float, too coarse for two writes in one tick
-        return str(Path(entry["name"]).stat().st_mtime_ns)
-    for key in ("ETag", "etag", "md5Hash", "content_md5", "version_id", "generation", "blob_id", "last_commit", "LastModified", "mtime"):
-        if entry.get(key):
-            return str(entry[key])
-    return str(entry["size"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.landing.listing import entry_at, list_entries
 from paired_index_assets.landing.npy import HEAD_BYTES, NpyHeader, header_of
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.storage import as_path
@@ -34,30 +35,29 @@ def scan_headers(url: UPath | Path | str, *, names: str = "*.npy", progress: Pro
     Each header is held against the file's size and the others' width. Raises BadInput naming every bad file.
     """
     place = as_path(url)
-    fs = place.fs
-    fs.invalidate_cache()
+    alone = place.name.endswith(".npy") and place.is_file()
     try:
-        entries = [fs.info(place.path)] if place.path.endswith(".npy") and fs.isfile(place.path) else fs.ls(place.path, detail=True)
-    except FileNotFoundError as error:
+        entries = [entry_at(place)] if alone else list_entries(place)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInput(f"{url}: no such file or folder") from error
-    sizes = {str(entry["name"]): entry["size"] for entry in entries if entry["type"] == "file" and _wanted(entry["name"], names)}
-    paths = sorted(sizes, key=natural_order)
-    if not paths:
+    folder = place.parent if alone else place
+    wanted = [entry for entry in entries if alone or (fnmatchcase(entry.name, names) and not entry.name.startswith("."))]
+    wanted.sort(key=lambda entry: natural_order(entry.name))
+    if not wanted:
         raise BadInput(f"{url}: no file matches {names!r}")
     found: list[tuple[str, NpyHeader]] = []
     faults: list[str] = []
-    for at in range(0, len(paths), HEADERS_AT_ONCE):
-        some = paths[at : at + HEADERS_AT_ONCE]
-        if unknown := [path for path in some if sizes[path] is None]:  # HTTP listings name files without their sizes
-            sizes |= zip(unknown, fs.sizes(unknown), strict=True)
-        ends = [HEAD_BYTES if sizes[path] is None else min(HEAD_BYTES, sizes[path]) for path in some]
-        heads = fs.cat_ranges(some, [0] * len(some), ends, on_error="return")
-        for path, head in zip(some, heads, strict=True):
+    for at in range(0, len(wanted), HEADERS_AT_ONCE):
+        some = wanted[at : at + HEADERS_AT_ONCE]
+        paths = [folder / entry.name for entry in some]
+        ends = [min(HEAD_BYTES, entry.size) for entry in some]
+        heads = folder.fs.cat_ranges([path.path for path in paths], [0] * len(some), ends, on_error="return")
+        for entry, path, head in zip(some, paths, heads, strict=True):
             try:
-                found.append((_name_of(path), _checked(head, sizes[path], path)))
+                found.append((entry.name, _checked(head, entry.size, str(path))))
             except BadInput as fault:
                 faults.append(str(fault))
-        progress("headers", at + len(some), len(paths))
+        progress("headers", at + len(some), len(wanted))
     widths = {header.dimensions for _, header in found}
     if len(widths) > 1:
         first_name, first = found[0]
@@ -74,19 +74,11 @@ def natural_order(name: str) -> tuple[tuple[int, int | str], ...]:
     return (*((1, int(part)) if part.isdigit() else (0, part) for part in parts), (0, name))
 
 
-def _name_of(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
-
-
-def _wanted(path: str, names: str) -> bool:
-    return fnmatchcase(_name_of(path), names) and not _name_of(path).startswith(".")
-
-
-def _checked(head: bytes | Exception, size: int | None, path: str) -> NpyHeader:
+def _checked(head: bytes | Exception, size: int, path: str) -> NpyHeader:
     if isinstance(head, Exception):
         raise BadInput(f"{path}: can not be read ({head})")
     header = header_of(head, path)
-    if size is not None and size != header.file_bytes:
+    if size != header.file_bytes:
         raise BadInput(f"{path}: {size} bytes; its header promises {header.file_bytes}. Copy or download it again")
     return header
 

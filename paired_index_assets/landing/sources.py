@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import requests
+from upath import UPath
 from urllib3.exceptions import HTTPError
 
-from paired_index_assets.landing.landed import stamp_of
+from paired_index_assets.landing.listing import Entry, entry_at
 from paired_index_assets.storage import as_path, is_local
 
 # They exist or existed (DESIGN: "never promise availability"); the first that has a file serves it.
@@ -142,18 +143,15 @@ class FsspecSource:
     def open(self, name: str, start: int, version: str | None, patience: Patience) -> Iterator[Answer]:
         with _fsspec_faults():
             path = as_path(self.url) / name
-            path.fs.invalidate_cache()
-            entry = path.fs.info(path.path)
-            size, found = int(entry["size"]), stamp_of(entry)
-        begin = start if version == found else 0
-        yield Answer(begin, size, found, self._ranges(path.fs, path.path, begin, size, found))
+            entry = entry_at(path)
+        begin = start if version == entry.stamp else 0
+        yield Answer(begin, entry.size, entry.stamp, self._ranges(path, begin, entry))
 
-    def _ranges(self, fs: Any, path: str, start: int, size: int, version: str) -> Iterator[bytes]:
+    def _ranges(self, path: UPath, start: int, entry: Entry) -> Iterator[bytes]:
         with _fsspec_faults():
-            for at in range(start, size, RANGE_BYTES):
-                yield fs.cat_file(path, start=at, end=min(at + RANGE_BYTES, size))
-            fs.invalidate_cache()
-            if stamp_of(fs.info(path)) != version:
+            for at in range(start, entry.size, RANGE_BYTES):
+                yield path.fs.cat_file(path.path, start=at, end=min(at + RANGE_BYTES, entry.size))
+            if entry_at(path).stamp != entry.stamp:
                 raise Changed("it changed while it was read")
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 import fsspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
@@ -53,6 +55,23 @@ def test_only_complete_catalogued_files_have_landed(catalog, published, tmp_path
     }
     assert complete_shards(listing, catalog) == [0]
     assert [file.name for file in landed_files(landing, catalog, 1)] == ["img_emb_2.npy"]
+
+
+def test_links_are_followed_and_broken_ones_ignored(catalog, published, tmp_path):
+    landing = tmp_path / "links"
+    landing.mkdir()
+    for file in catalog:
+        (landing / file.name).symlink_to(published / file.name)
+    (landing / "broken.npy").symlink_to(tmp_path / "nowhere")
+    (landing / "folder.npy").symlink_to(published)
+    listing = list_folder(landing)
+    assert complete_shards(listing, catalog) == [0, 1, 2]
+    assert set(listing) == {file.name for file in catalog}
+    before = version_of(landed_files(landing, catalog, 0))
+    os.utime(published / "img_emb_0.npy", ns=(0, 12345))
+    assert version_of(landed_files(landing, catalog, 0)) != before
+    (landing / "broken.npy").unlink()
+    assert Catalog.scan(landing, shards=3, names="img_*.npy").table.equals(catalog.table)
 
 
 def test_a_sliced_file_has_landed_in_each_of_its_shards(landing_folder):
@@ -151,6 +170,23 @@ def test_rows_that_can_not_be_searched_are_marked_and_counted(unit_rows, dtype):
     block = inspect_rows(rows, start_row=100)
     assert np.flatnonzero(~block.valid).tolist() == [1, 2, 3, 5]
     assert (block.not_finite, block.zero, block.off_norm, block.start_row) == (3, 1, 1, 100)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 9), st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_row_checks_agree_with_numpy_on_any_float16_bits(rows, d, seed, share):
+    """Any 16 bits: subnormals, infinities, NaNs of every kind, minus zero."""
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 1 << 16, size=(rows, d), dtype=np.uint16)
+    bits[rng.random(rows) < share] &= 0x83FF  # subnormal rows
+    bits[rng.random(rows) < share / 2] &= 0x8000  # zero rows
+    vectors = bits.view(np.float16)
+    block = inspect_rows(vectors)
+    finite, nonzero = np.isfinite(vectors).all(axis=1), vectors.any(axis=1)
+    assert (block.valid == (finite & nonzero)).all()
+    assert (block.not_finite, block.zero) == ((~finite).sum(), (finite & ~nonzero).sum())
+    norms = np.linalg.norm(vectors[block.valid].astype(np.float64), axis=1)
+    assert abs(block.off_norm - (np.abs(norms - 1) > 0.01).sum()) <= (np.abs(np.abs(norms - 1) - 0.01) < 1e-5).sum()
 
 
 def test_norms_too_large_or_small_for_float32_squares_are_not_called_infinite_or_zero():
