@@ -2,10 +2,9 @@
 
 import sys
 
-import click
 import typer
 
-from paired_index_assets.cli import build, report, search, ui
+from paired_index_assets.cli import build, catalog, doctor, report, search, serve, takedown, ui
 from paired_index_assets.cli.terminal import fail
 from paired_index_assets.errors import PairedIndexError
 
@@ -16,23 +15,20 @@ app = typer.Typer(
 app.command()(build.build)
 app.command()(search.search)
 app.command()(report.report)
+app.command()(serve.serve)
+app.command()(takedown.takedown)
+app.add_typer(catalog.app, name="catalog")
+app.command()(doctor.doctor)
 app.command()(ui.ui)
 
 
 def main() -> None:
     """Run the command; a mistake that has a name is one line on standard error and exit code 1."""
     try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        fail("stopped; run the same command again to go on from here")
-        sys.exit(130)
+        app()
     except PairedIndexError as error:
         fail(" ".join(str(error).split()))
         sys.exit(1)
-    sys.exit(code or 0)
 
 
 if __name__ == "__main__":

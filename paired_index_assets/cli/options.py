@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 
 import typer
 
@@ -33,18 +33,21 @@ def takes_settings(*groups: str, also: tuple[str, ...] = ("root",)) -> Callable[
 
 def _option(name: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
+    kind = _without_none(field.annotation)
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
     shown = "" if field.default is None else f" [default: {field.default}]"
-    flag = "--" + name.replace("_", "-")
-    option = typer.Option(flag, help=f"{field.description}{shown}".replace("[", r"\["), rich_help_panel=_group(field), show_default=False)
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[_without_none(field.annotation)], option]  # noqa: UP045
+    option = typer.Option(
+        "--" + name.replace("_", "-"), help=f"{field.description}{shown}".replace("[", r"\["), rich_help_panel=_group(field), show_default=False,
+        metavar="|".join(choices) or None,
     )
+    # Choices are left to `Settings`, so that a wrong one is one line as every other wrong setting is.
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[str if choices else kind], option])  # noqa: UP045
 
 
 def _without_none(annotation: Any) -> Any:
     """`str | None` -> `str`: typer wants the one type, and makes it optional by its default."""
-    members = [a for a in getattr(annotation, "__args__", ()) if a is not type(None)]
-    return members[0] if type(None) in getattr(annotation, "__args__", ()) else annotation
+    members = get_args(annotation)
+    return members[0] if type(None) in members else annotation
 
 
 def _group(field: Any) -> str:

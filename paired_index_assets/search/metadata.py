@@ -51,6 +51,11 @@ class Metadata:
         self._kept: OrderedDict[tuple[str, int, tuple[str, ...]], pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def files(self) -> tuple[MetadataFile, ...]:
+        """In order of ids."""
+        return tuple(self._files)
+
     @classmethod
     def in_order(cls, files: Sequence[str | Path | UPath]) -> Metadata:
         """Files that follow each other: the first row of one has the id after the last row of the one before it."""

@@ -1,0 +1,87 @@
+"""`paired-index doctor`: is this machine, and is this build, in order?"""
+
+import platform
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from paired_index_assets.cli.options import takes_settings
+from paired_index_assets.cli.terminal import table
+from paired_index_assets.errors import DamagedArtifact, PairedIndexError
+from paired_index_assets.settings import Settings
+from paired_index_assets.storage import is_local
+
+PACKAGES = ("dagster", "faiss-gpu", "torch", "open_clip_torch", "numpy", "pyarrow")
+
+
+@takes_settings()
+def doctor(settings: Settings) -> None:
+    """Check packages, processor and GPU, the root and its disk, and every artifact of a build; say what to fix."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python and packages", _packages),
+        ("processor and GPU", _hardware),
+        ("root", lambda: _root(settings)),
+        ("trained index", lambda: _trained(settings)),
+        ("shards", lambda: _shards(settings)),
+    ]
+    rows, failed = [], []
+    for name, check in checks:
+        try:
+            rows.append([name, "ok", check()])
+        except (PairedIndexError, OSError) as error:
+            rows.append([name, "FIX", str(error)])
+            failed.append(name)
+    table(f"paired-index doctor, root {settings.root}", ["what", "", "found"], rows)
+    if failed:
+        raise DamagedArtifact(f"{', '.join(failed)}: see the table for what to do")
+
+
+def _packages() -> str:
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except ModuleNotFoundError:
+            if name != "faiss-gpu":
+                raise DamagedArtifact(f"{name} is not installed; run `make install`") from None
+            found.append(f"faiss-cpu {version('faiss-cpu')}")
+    return f"Python {platform.python_version()}, " + ", ".join(found)
+
+
+def _hardware() -> str:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, " + (", ".join(gpus) or "no GPU: everything runs on the CPU")
+
+
+def _root(settings: Settings) -> str:
+    root = settings.build_root.root
+    if not is_local(root):
+        raise DamagedArtifact(f"{root}: expected a local folder; indices are memory-mapped")
+    folder = Path(root.path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    probe = folder / ".paired-index-doctor"
+    probe.write_bytes(b"")
+    probe.unlink()
+    return f"{root}: writable, {shutil.disk_usage(folder).free / 1e9:,.0f} GB free"
+
+
+def _trained(settings: Settings) -> str:
+    from paired_index_assets.assets.inputs import promoted_index
+
+    if not settings.build_root.promoted.exists():
+        return "none yet"
+    trained = promoted_index(settings)
+    return f"{trained.method}, {trained.nlist} lists, {trained.codec.name}, fingerprint {trained.fingerprint}: whole"
+
+
+def _shards(settings: Settings) -> str:
+    from paired_index_assets.search.sharded import ShardedIndex
+
+    if not settings.build_root.manifest.exists():
+        return "none yet"
+    with ShardedIndex.open(settings.root, verify=True) as index:
+        return f"{len(index.shards)} shards, {index.ntotal:,} vectors, every byte as recorded"
