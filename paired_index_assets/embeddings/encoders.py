@@ -9,6 +9,8 @@ A model of your own is given by a dotted path, ``package.module:factory``; the f
         def prepare_image(self, image): ...     # PIL image -> array, one shape for all; runs in worker processes
         def encode_images(self, images): ...    # (n, ...) the prepared arrays stacked -> (n, 512) float32, unit rows
 
+An encoder on a GPU may also have ``lanes = 2``: so many threads then call it at once, one batch being queued while another is computed.
+
 Captions and images must come from one encoder: their vectors are compared by inner product. An encoder is pickled to reach worker
 processes, where only `prepare_image` is called (leave weights out in ``__getstate__``); with ``workers=0`` it need not be picklable.
 """

@@ -68,7 +68,7 @@ def adopt_features(
     Copies and conversions go to ``imported/`` beside the JSON, part by part; what is there from a broken run is used.
 
     Raises MissingInput or BadInput naming the file and what it is not: a complete C-ordered matrix of float16 or float32, one width, one
-    dtype, `expected_rows` rows in all.
+    dtype, `expected_rows` rows in all. `model` is what the features were made with, where somebody says it.
     """
     path = Path(as_path(json_path).path)
     files = [file for one in ([inputs] if isinstance(inputs, str) else inputs) for file in _feature_files(one, modality)]

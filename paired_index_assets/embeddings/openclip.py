@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -61,11 +62,16 @@ class OpenClipEncoder:
     def __init__(self, model: str = "ViT-L-14", pretrained: str | None = "openai", device: str | None = None) -> None:
         self.model = model
         self.pretrained = None if model.startswith((LOCAL_DIR, HUB)) else pretrained
+        self._model: Any = None
+        self._loading = Lock()
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def __getstate__(self) -> dict[str, Any]:
         # What reaches a worker process: names and the picture transform, not the weights.
         return {"model": self.model, "pretrained": self.pretrained, "device": "cpu", "_preprocess": self._preprocess}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _model=None, _loading=Lock())
 
     @cached_property
     def identity(self) -> str:
@@ -89,7 +95,7 @@ class OpenClipEncoder:
         out = np.empty((len(texts), self.dimensions), np.float32)
         for start in range(0, len(texts), TEXT_BATCH):
             tokens = self._tokenizer(list(texts[start : start + TEXT_BATCH])).to(self.device)
-            with torch.inference_mode(), self._autocast():
+            with torch.inference_mode(), self.autocast():
                 out[start : start + TEXT_BATCH] = _unit(self._weights.encode_text(tokens))
         return out
 
@@ -103,17 +109,30 @@ class OpenClipEncoder:
         _, mean, std = self._preprocess
         batch = torch.from_numpy(images).to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
         batch = batch.sub_(mean.to(batch.device)).div_(std.to(batch.device)).contiguous()
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self.autocast():
             return _unit(self._weights.encode_image(batch))
 
-    def _autocast(self) -> torch.autocast:
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of a prepared picture."""
+        return self.prepare_image(Image.new("RGB", (8, 8))).shape[:2]
+
+    def autocast(self) -> torch.autocast:
         kind = torch.device(self.device).type
         return torch.autocast(kind, dtype=torch.float16 if kind == "cuda" else torch.bfloat16, enabled=kind == "cuda")
 
-    @cached_property
+    @property
+    def lanes(self) -> int:
+        """Batches under way at once: on a GPU the second is being copied and queued while the first is computed."""
+        return 2 if torch.device(self.device).type == "cuda" else 1
+
+    @property
     def _weights(self) -> Any:
-        options = {"precision": "fp32", "device": self.device, "require_pretrained": True, "force_quick_gelu": self.quick_gelu}
-        return self._ask(lambda clip: clip.create_model(self.model, self.pretrained, **options)).eval()
+        with self._loading:
+            if self._model is None:
+                options = {"precision": "fp32", "device": self.device, "require_pretrained": True, "force_quick_gelu": self.quick_gelu}
+                self._model = self._ask(lambda clip: clip.create_model(self.model, self.pretrained, **options)).eval()
+        return self._model
 
     @property
     def quick_gelu(self) -> bool:

@@ -83,7 +83,7 @@ def embed_images(
 ) -> EmbedSummary:
     """Write img_emb/ and metadata/ parts and images.json under ``root.embeddings``; finished parts of the same input are kept.
 
-    `workers` processes read and decode (None: one a core; 0: this process). A bad picture has a zero row and its reason in `outcome`.
+    `workers` processes read and decode (0: this process; None: `default_workers`). A bad picture has a zero row, its reason in `outcome`.
     Raises BadInput if the source has no images or no samples, Busy if another run writes the same set.
     """
     with ImagePool(encoder, default_workers() if workers is None else workers) as pool:
@@ -232,14 +232,15 @@ class _Run:
         return digest_of_parts(FORMAT, self.modality, self.encoder.identity, str(self.encoder.dimensions), kept, part.stamp)
 
     def _make_part(self, part: SourcePart, vectors: Path, metadata: Path, fingerprint: str) -> Counter[str]:
-        """Embed one part. A thread encodes batch n while batch n+1 is being read and decoded."""
+        """Embed one part. A thread (or `lanes` of them) encodes batch n while batch n+1 is being read and decoded."""
+        lanes: int = getattr(self.encoder, "lanes", 1)
         outcomes: Counter[str] = Counter()
         with (
             atomic_file(as_path(metadata)) as metadata_file,
             atomic_file(as_path(vectors)) as vector_file,
             StreamedNpy(vector_file, self.encoder.dimensions) as npy,
             MetadataWriter(metadata_file, self.source.columns, fingerprint) as table,
-            ThreadPoolExecutor(1) as encoding,
+            ThreadPoolExecutor(lanes) as encoding,
         ):
             waiting: deque[tuple[list[Sample], list[str], Future[Float32] | None]] = deque()
 
@@ -256,7 +257,7 @@ class _Run:
 
             for samples, reasons, pieces in self._batches(part):
                 waiting.append((samples, reasons, encoding.submit(self.encode, self.join(pieces)) if pieces else None))
-                if len(waiting) > 2:
+                if len(waiting) > lanes + 1:
                     write()
             while waiting:
                 write()
