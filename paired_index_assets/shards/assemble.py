@@ -12,6 +12,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from paired_index_assets.shards.segment import Segment
 
 FaissIvf = Any  # faiss.IndexIVF, whose stubs do not declare what is in it
 
-MERGE_BYTES = 1 << 26  # lists merged at once
+MERGE_BYTES = 1 << 24  # lists merged at once; larger blocks leave the cache (16 MiB: 5.5 s of CPU, 64 MiB: 7.7 s for 4M rows of 384 bytes)
 ID_BYTES = 8
 EMPTY_LISTS = struct.Struct("<4sQQ4sQ")  # "ilar", nlist, code size, "sprs", number of sizes (0)
 
@@ -44,7 +45,11 @@ class Part:
         return self.rows[rows].astype(np.int64) + self.start_row
 
     def codes(self, rows: slice) -> UInt8:
-        return self.segment.codes[rows] if self.places is None else self.segment.codes[self.places[rows]]
+        if self.places is None or rows.start == rows.stop:
+            return self.segment.codes(rows.start, rows.stop)
+        places = self.places[rows]
+        codes: UInt8 = self.segment.codes(int(places[0]), int(places[-1]) + 1)[places - places[0]]
+        return codes
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def part_of(segment: Segment, start_row: int, removed: Int64) -> Part:
 def write_shard(path: Path, empty: FaissIvf, parts: Sequence[Part], *, progress: Progress = silent) -> Written:
     """Write the index that `empty` would be after `add_with_ids` of all parts, in order.
 
-    Memory: the quantizer three times, 8 bytes a row, and `MERGE_BYTES` or the largest list.
+    Memory: the quantizer three times, and three times `MERGE_BYTES` or the largest list; of the segments only lists and rows.
     """
     sizes = np.zeros(empty.nlist, dtype=np.int64)
     for part in parts:
@@ -90,13 +95,9 @@ def write_shard(path: Path, empty: FaissIvf, parts: Sequence[Part], *, progress:
         done = 0
         for first, stop in _runs(sizes, empty.code_size + ID_BYTES):
             ids, codes = _merged(parts, first, stop)
-            at = 0
-            for size in sizes[first:stop]:
-                if size:
-                    put(codes[at : at + size])
-                    put(ids[at : at + size])
-                at += size
-            done += at
+            cuts = np.concatenate([[0], np.cumsum(sizes[first:stop])])
+            put(b"".join(piece for a, b in pairwise(cuts) for piece in (codes[a:b].data, ids[a:b].data)))
+            done += len(ids)
             progress("assemble", done, total)
     return Written(total, written, sha.hexdigest())
 
@@ -108,27 +109,18 @@ def check_shard(path: Path, empty: FaissIvf, parts: Sequence[Part], name: str) -
     """
     index: FaissIvf = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     expected = sum(len(part.rows) for part in parts)
-    found = (index.d, index.nlist, index.code_size, index.ntotal)
-    if found != (empty.d, empty.nlist, empty.code_size, expected):
-        raise DamagedArtifact(f"{name}: faiss reads d, nlist, code size, rows = {found}; {expected} rows were written. Build it again")
-    starts = np.array([part.start_row for part in parts], dtype=np.int64)
-    seen = [np.zeros(part.segment.header.rows, dtype=np.bool_) for part in parts]
-    count = 0
-    for number in range(index.nlist):
-        ids = list_ids(index, number)
-        if not len(ids):
-            continue
-        count += len(ids)
-        owners = np.searchsorted(starts, ids, side="right") - 1
-        for owner in np.unique(owners):
-            rows = ids[owners == owner] - starts[owner]
-            if owner < 0 or rows.max() >= len(seen[owner]):
-                raise DamagedArtifact(f"{name}: list {number} has an id outside the shard's rows; build it again")
-            seen[owner][rows] = True
-    for part, marks in zip(parts, seen, strict=True):
-        marks[part.rows] ^= True
-    if count != expected or any(marks.any() for marks in seen):
-        raise DamagedArtifact(f"{name}: {count} ids in its lists, not the {expected} expected ones once each; build it again")
+    shape = (index.d, index.nlist, index.code_size, index.ntotal)
+    if shape != (empty.d, empty.nlist, empty.code_size, expected):
+        raise DamagedArtifact(f"{name}: faiss reads d, nlist, code size, rows = {shape}; {expected} rows were written. Build it again")
+    first = parts[0].start_row
+    wanted = np.concatenate([_marks(part) for part in parts])
+    ids = np.concatenate([list_ids(index, number) for number in range(index.nlist)]) - first
+    if len(ids) != expected or (len(ids) and not 0 <= ids.min() <= ids.max() < len(wanted)):
+        raise DamagedArtifact(f"{name}: {len(ids)} ids in its lists, or ids of other shards; {expected} rows were written. Build it again")
+    found = np.zeros_like(wanted)
+    found[ids] = True
+    if not np.array_equal(found, wanted):
+        raise DamagedArtifact(f"{name}: {int((found != wanted).sum())} rows are not once in its lists; build it again")
     return index
 
 
@@ -157,6 +149,13 @@ def share_near_source(decoded: Float32, sources: Float32, *, tolerance: float = 
     """
     cosines = _unit(decoded) @ _unit(sources).T
     return float(np.mean(np.diagonal(cosines) >= cosines.max(axis=1) - tolerance))
+
+
+def _marks(part: Part) -> Bool:
+    """(rows,) whether a row of the file is in the lists."""
+    marks = np.zeros(part.segment.header.rows, dtype=np.bool_)
+    marks[part.rows] = True
+    return marks
 
 
 def _unit(vectors: Float32) -> Float32:

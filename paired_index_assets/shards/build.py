@@ -16,24 +16,22 @@ from pathlib import Path
 import numpy as np
 from upath import UPath
 
-from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.errors import DamagedArtifact
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import LandedFile, Listing, list_folder, read_block
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
 from paired_index_assets.shards.assemble import FaissIvf, Part, check_shard, part_of, share_near_source, stored_code, write_shard
-from paired_index_assets.shards.encode import ENCODE_ROWS, encode_file, kept_segment, segment_path
+from paired_index_assets.shards.encode import ENCODE_ROWS, ShardEncoder, Supply, landed_alone
 from paired_index_assets.shards.record import (
     FileRecord,
     ShardRecord,
     failure_path,
     finished_record,
     shard_path,
-    write_failure,
     write_record,
 )
-from paired_index_assets.shards.segment import open_segment
 from paired_index_assets.shards.takedown import read_removed, removed_version
 from paired_index_assets.storage import atomic_file, digest_of_parts, only_writer
 from paired_index_assets.trained.artifact import TrainedIndex
@@ -70,14 +68,17 @@ def build_shard(
     landing: UPath | Path | str | Listing,
     *,
     removed: Int64 | None = None,
+    supply: Supply | None = None,
     block_rows: int = ENCODE_ROWS,
     progress: Progress = silent,
 ) -> ShardSummary:
     """Build `shards/knn.paired_{codec}.index{shard}` and its record, or leave it alone if nothing changed.
 
     `landing` is a folder or what `landed.first_complete` chose from several; `removed` (n,) the ids to leave out, by default the
-    takedown log's. A file that is gone is not missed while its segment is there. Memory: one file's codes while encoding, then twice
-    the quantizer, 16 bytes a row and 64 MiB; the shard's codes are only ever mapped.
+    takedown log's. `supply` is called with the files that have to be encoded and yields each in turn where it is to be had (see
+    landing.obtain; a file may be deleted once the next is asked for); by default they are what has landed. A file that is gone is not
+    missed while its segment is there. Memory: one file's codes while encoding, then three times the quantizer, 24 bytes a row and
+    three times 16 MiB; never the shard's codes.
 
     Raises BadInput naming every bad file, after the segments of the good ones are saved; MissingInput naming the files that have not
     landed; Busy if another process builds this shard; OutOfDisk; DamagedArtifact if what was written does not read back.
@@ -88,14 +89,14 @@ def build_shard(
     landed = [listing.get(file.name) for file in files]
     removed = read_removed(root) if removed is None else np.unique(removed)
     with only_writer(path.with_name(f".{path.name}.lock")):
-        if failure_path(path).exists():
-            failure_path(path).unlink()
+        failure_path(path).unlink(missing_ok=True)
         done = finished_record(path)
         version = removed_version(removed, files[0].start_row, files[-1].stop_row)
         if done is not None and done.stands_for(trained.fingerprint, version, files, landed):
             return ShardSummary(shard, path, done, unchanged=True)
-        encoded = _encode_all(root, trained, files, landed, path, block_rows, progress)
-        parts = [_part(root, trained, file, there, removed, block_rows, progress) for file, there in zip(files, landed, strict=True)]
+        encoder = ShardEncoder(root, trained, path, sum(file.rows for file in files), supply or landed_alone(listing), block_rows, progress)
+        segments = encoder.segments_of(files, landed)
+        parts = [part_of(segment, file.start_row, removed) for segment, file in zip(segments, files, strict=True)]
         draft = ShardRecord(
             shard=shard,
             trained=trained.fingerprint,
@@ -107,6 +108,7 @@ def build_shard(
             sha256="",
             files=tuple(_file_record(file, part) for file, part in zip(files, parts, strict=True)),
         )
+        encoded = tuple(encoder.encoded)
         if done is not None and done.inputs == draft.inputs:  # files were touched, or copied anew, with the rows they had
             record = replace(draft, bytes=done.bytes, sha256=done.sha256)
             write_record(path, record)
@@ -125,62 +127,6 @@ def build_shard(
 def data_version(trained: str, landed: str, removed: str) -> str:
     """The version of a shard as a function of its inputs alone: trained fingerprint, landed.version_of, takedown.removed_version."""
     return digest_of_parts(trained, landed, removed)[:16]
-
-
-def _encode_all(
-    root: BuildRoot,
-    trained: TrainedIndex,
-    files: Sequence[CatalogFile],
-    landed: Sequence[LandedFile | None],
-    path: Path,
-    block_rows: int,
-    progress: Progress,
-) -> tuple[str, ...]:
-    """Give every file a segment that stands; the names of those that were encoded for it."""
-    missing: list[str] = []
-    faults: list[tuple[CatalogFile, str]] = []
-    encoded: list[str] = []
-    total, before = sum(file.rows for file in files), 0
-    for file, there in zip(files, landed, strict=True):
-        if kept_segment(root, trained.fingerprint, file, there) is None:
-            if there is None:
-                missing.append(file.name)
-            else:
-                try:
-                    encode_file(root, trained, file, there, block_rows=block_rows, progress=_inside(progress, before, total))
-                    encoded.append(file.name)
-                except BadInput as fault:
-                    faults.append((file, str(fault)))
-        before += file.rows
-        progress("encode", before, total, file=file.name)
-    if faults:
-        write_failure(path, faults)
-        also = f"\nand {_waits(path, missing)}" if missing else ""
-        raise BadInput("\n".join(text for _, text in faults) + also)
-    if missing:
-        raise MissingInput(_waits(path, missing))
-    return tuple(encoded)
-
-
-def _part(
-    root: BuildRoot,
-    trained: TrainedIndex,
-    file: CatalogFile,
-    landed: LandedFile | None,
-    removed: Int64,
-    block_rows: int,
-    progress: Progress,
-) -> Part:
-    """Map a file's segment; one whose bytes were altered is made again from its source."""
-    path = segment_path(root, trained.fingerprint, file)
-    try:
-        return part_of(open_segment(path), file.start_row, removed)
-    except DamagedArtifact as fault:
-        path.unlink()
-        if landed is None:
-            raise MissingInput(f"{fault}; {file.name} has to land again for that") from fault
-        encode_file(root, trained, file, landed, block_rows=block_rows, progress=progress)
-        return part_of(open_segment(path), file.start_row, removed)
 
 
 def _file_record(file: CatalogFile, part: Part) -> FileRecord:
@@ -225,16 +171,3 @@ def _check_sources(
             sources.append(block.vectors[row - first].astype(np.float32))
     if codes and (share := share_near_source(trained.codec.decode(np.stack(codes)), np.stack(sources))) < LEAST_NEAR:
         raise DamagedArtifact(f"{name}: {share:.0%} of {len(codes)} sampled rows decode near their source, expected {LEAST_NEAR:.0%}")
-
-
-def _inside(progress: Progress, before: int, total: int) -> Progress:
-    """Report a file's rows as rows of its shard."""
-
-    def report(step: str, done: int, _: int, /, **facts: float | int | str) -> None:
-        progress(step, before + done, total, **facts)
-
-    return report
-
-
-def _waits(path: Path, missing: Sequence[str]) -> str:
-    return f"{path}: waits for {len(missing)} files that have not landed: {', '.join(missing)}"

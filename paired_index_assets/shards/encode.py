@@ -1,4 +1,4 @@
-"""One landed file -> one segment: validated block -> list number -> code.
+"""One landed file -> one segment: validated block -> list number -> code; and the segments of all files of a shard.
 
 Blocks have a fixed number of rows counted from the file's first, so that a segment does not depend on when or how often a build was
 interrupted: the same matrix products run on the same rows.
@@ -7,21 +7,35 @@ interrupted: the same matrix products run on the same rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from paired_index_assets.errors import BadInput, DamagedArtifact
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.landing.catalog import CatalogFile
-from paired_index_assets.landing.landed import LandedBlock, LandedFile, read_blocks
+from paired_index_assets.landing.landed import LandedBlock, LandedFile, Listing, read_blocks
+from paired_index_assets.landing.obtain import Obtained
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Int64, UInt8
-from paired_index_assets.shards.segment import NOT_FINITE, ZERO, SegmentHeader, read_header, segment_name, write_segment
+from paired_index_assets.shards.record import write_failure
+from paired_index_assets.shards.segment import (
+    NOT_FINITE,
+    ZERO,
+    Segment,
+    SegmentHeader,
+    open_segment,
+    read_header,
+    segment_name,
+    write_segment,
+)
 from paired_index_assets.storage import is_local
 from paired_index_assets.trained.artifact import TrainedIndex
+
+Supply = Callable[[Sequence[CatalogFile]], Iterator[Obtained]]
 
 ENCODE_ROWS = 1 << 15  # rows a block: 100 MB of float32 at 768 dimensions
 MOST_ROWS = (1 << 31) - 1  # row numbers in a segment are int32
@@ -99,6 +113,79 @@ def encode_file(
         left=0,
     )
     return write_segment(segment_path(root, trained.fingerprint, file), header, lists, codes, why)
+
+
+@dataclass
+class ShardEncoder:
+    """Gives the files of one shard segments that stand; `encoded` are the names of those it had to encode.
+
+    `segments_of` raises BadInput naming every bad file, MissingInput naming those not to be had, after all others are saved.
+    """
+
+    root: BuildRoot
+    trained: TrainedIndex
+    shard_file: Path
+    rows: int
+    supply: Supply
+    block_rows: int
+    progress: Progress
+    encoded: list[str] = field(default_factory=list)
+    done: int = 0
+
+    def segments_of(self, files: Sequence[CatalogFile], landed: Sequence[LandedFile | None]) -> list[Segment]:
+        """One a file, every byte checked; those that do not stand for their file, or were altered, are made (again)."""
+        fingerprint = self.trained.fingerprint
+        wanted = [file for file, there in zip(files, landed, strict=True) if kept_segment(self.root, fingerprint, file, there) is None]
+        self.done = self.rows - sum(file.rows for file in wanted)
+        self._encode(wanted)
+        segments: dict[int, Segment] = {}
+        damaged = []
+        for file in files:
+            try:
+                segments[file.file_id] = open_segment(self._path(file))
+            except DamagedArtifact:
+                self._path(file).unlink()
+                damaged.append(file)
+        self.done = self.rows - sum(file.rows for file in damaged)
+        self._encode(damaged)
+        segments |= {file.file_id: open_segment(self._path(file)) for file in damaged}
+        return [segments[file.file_id] for file in files]
+
+    def _encode(self, files: Sequence[CatalogFile]) -> None:
+        if not files:
+            return
+        missing: list[tuple[CatalogFile, str]] = []
+        faults: list[tuple[CatalogFile, str]] = []
+        for got in self.supply(files):
+            if got.landed is None:
+                missing.append((got.file, got.reason or "has not landed"))
+            else:
+                try:
+                    encode_file(self.root, self.trained, got.file, got.landed, block_rows=self.block_rows, progress=self._of_the_shard)
+                    self.encoded.append(got.file.name)
+                except BadInput as fault:
+                    faults.append((got.file, str(fault)))
+            self.done += got.file.rows
+            self.progress("encode", self.done, self.rows, file=got.file.name)
+        if faults or missing:
+            write_failure(self.shard_file, [*faults, *missing])
+        waits = f"{self.shard_file}: waits for {len(missing)} files: " + "; ".join(f"{file.name} {why}" for file, why in missing)
+        if faults:
+            raise BadInput("\n".join([*(text for _, text in faults), *([waits] if missing else [])]))
+        if missing:
+            raise MissingInput(waits)
+
+    def _of_the_shard(self, step: str, done: int, _: int, /, **facts: float | int | str) -> None:
+        """Report a file's rows as rows of its shard."""
+        self.progress(step, self.done + done, self.rows, **facts)
+
+    def _path(self, file: CatalogFile) -> Path:
+        return segment_path(self.root, self.trained.fingerprint, file)
+
+
+def landed_alone(listing: Listing) -> Supply:
+    """What has landed, complete or not, and nothing else."""
+    return lambda files: (Obtained(file, listing.get(file.name)) for file in files)
 
 
 def _encoded(trained: TrainedIndex, block: LandedBlock) -> tuple[Int64, UInt8]:

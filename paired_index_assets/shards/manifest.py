@@ -44,7 +44,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("shard_file", pa.string()),  # relative to the root
         pa.field("shard_sha256", pa.string()),
         pa.field("shard_bytes", pa.int64()),
-        pa.field("problem", pa.string()),  # why the shard's last build refused this file; null if it did not
+        pa.field("problem", pa.string()),  # why the shard's last build could not use this file, or waits for it; else null
     ]
 )
 

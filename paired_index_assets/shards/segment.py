@@ -20,7 +20,6 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -63,15 +62,27 @@ class SegmentHeader:
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment mapped from its file; the arrays are read-only views."""
+    """A segment whose bytes were checked; lists and rows in memory (8 bytes a row), codes read by slices.
+
+    Read and not mapped: a shard's worth of mapped codes would count as memory of the process, and a file cut short would end it.
+    """
 
     path: Path
     header: SegmentHeader
     lists: Int32  # (kept,) ascending
     rows: Int32  # (kept,)
-    codes: UInt8  # (kept, code_size)
     left_rows: Int32  # (left,)
     left_why: UInt8  # (left,)
+
+    def codes(self, start: int, stop: int) -> UInt8:
+        """(stop - start, code_size) the codes of `lists[start:stop]`. Raises DamagedArtifact if the file was cut meanwhile."""
+        size, header = self.header.code_size, self.header
+        with self.path.open("rb") as stream:
+            stream.seek(_packed_bytes(header) + 8 * header.kept + start * size)
+            data = np.fromfile(stream, np.uint8, (stop - start) * size)
+        if len(data) != (stop - start) * size:
+            raise DamagedArtifact(f"{self.path}: ended inside its codes; build its shard again")
+        return data.reshape(stop - start, size)
 
     def lists_by_row(self) -> Int32:
         """(rows,) the list number of every row of the file, `LEFT_OUT` where it has none."""
@@ -125,28 +136,22 @@ def read_header(path: Path) -> SegmentHeader:
 
 
 def open_segment(path: Path) -> Segment:
-    """Map a segment and check every byte of it against its checksum. Raises MissingInput, DamagedArtifact."""
+    """Check every byte of a segment against its checksum and read all but its codes. Raises MissingInput, DamagedArtifact."""
     header = read_header(path)
-    data = np.memmap(path, dtype=np.uint8, mode="r")
-    if _digest(data[:-DIGEST_BYTES]) != data[-DIGEST_BYTES:].tobytes():
-        raise DamagedArtifact(f"{path}: its bytes do not match its checksum; build its shard again")
-    at = len(data) - DIGEST_BYTES - header.body_bytes
-    ends = at + np.cumsum([4 * header.kept, 4 * header.kept, header.code_size * header.kept, 4 * header.left, header.left])
-    lists, rows, codes, left_rows, left_why = (data[a:b] for a, b in zip([at, *ends[:-1]], ends, strict=True))
-    return Segment(
-        path=path,
-        header=header,
-        lists=lists.view("<i4"),
-        rows=rows.view("<i4"),
-        codes=codes.reshape(header.kept, header.code_size),
-        left_rows=np.frombuffer(left_rows.tobytes(), dtype="<i4"),  # copied: they need not lie at a multiple of four
-        left_why=left_why,
-    )
-
-
-def segments_in(folder: Path) -> Iterator[Path]:
-    """Every segment in a folder, by name."""
-    return iter(sorted(folder.glob("*.segment")))
+    sha, left = hashlib.sha256(), _packed_bytes(header) + header.body_bytes
+    with path.open("rb") as stream:
+        while left and (chunk := stream.read(min(left, CHUNK_BYTES))):
+            sha.update(chunk)
+            left -= len(chunk)
+        if stream.read() != sha.digest():
+            raise DamagedArtifact(f"{path}: its bytes do not match its checksum; build its shard again")
+        stream.seek(_packed_bytes(header))
+        lists = np.fromfile(stream, "<i4", header.kept)
+        rows = np.fromfile(stream, "<i4", header.kept)
+        stream.seek(header.kept * header.code_size, io.SEEK_CUR)
+        left_rows = np.fromfile(stream, "<i4", header.left)
+        left_why = np.fromfile(stream, np.uint8, header.left)
+    return Segment(path, header, lists, rows, left_rows, left_why)
 
 
 def segment_name(file_id: int) -> str:
@@ -159,21 +164,17 @@ def _packed(header: SegmentHeader) -> bytes:
     return PREFIX.pack(MAGIC, len(text) + padding) + text + b" " * padding
 
 
+def _packed_bytes(header: SegmentHeader) -> int:
+    return len(_packed(header))
+
+
 def _unpacked(path: Path, stream: io.BufferedReader) -> tuple[SegmentHeader, int]:
     prefix = stream.read(PREFIX.size)
     try:
         magic, length = PREFIX.unpack(prefix)
         if magic != MAGIC or not 0 < length < CHUNK_BYTES:
-            raise ValueError(f"starts with {prefix[:8]!r}, not {MAGIC!r}")
+            raise ValueError(f"it starts with {prefix[:8]!r}, not {MAGIC!r}")
         header = SegmentHeader(**json.loads(stream.read(length)))
     except (struct.error, ValueError, TypeError) as error:
         raise DamagedArtifact(f"{path}: not a segment ({error}); delete it and build its shard again") from error
     return header, PREFIX.size + length
-
-
-def _digest(data: UInt8) -> bytes:
-    sha = hashlib.sha256()
-    for start in range(0, len(data), CHUNK_BYTES):
-        sha.update(data[start : start + CHUNK_BYTES].data)
-    return sha.digest()
-

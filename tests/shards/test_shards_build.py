@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import faiss
@@ -14,6 +16,7 @@ from shard_world import NLIST, World, land, train, unit_rows
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import list_folder
+from paired_index_assets.landing.obtain import Obtained
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards import assemble
 from paired_index_assets.shards.build import ShardSummary, build_shard
@@ -291,7 +294,7 @@ def test_codes_out_of_step_with_their_ids_are_found_before_the_shard_gets_its_na
     build_shard(world.root, world.trained, world.catalog, 0, world.landing)
     segment = open_segment(segment_path(world.root, world.trained.fingerprint, file))
     lists, codes = segment.lists_by_row().astype(np.int64), np.zeros((file.rows, world.trained.codec.code_size), np.uint8)
-    codes[segment.rows] = segment.codes
+    codes[segment.rows] = segment.codes(0, segment.header.kept)
     write_segment(segment.path, segment.header, np.roll(lists, 1), np.roll(codes, 1, axis=0), np.zeros(file.rows, np.uint8))
     world.shard_file(0).unlink()
     with pytest.raises(DamagedArtifact, match="near their source"):
@@ -307,7 +310,7 @@ def test_failures_are_kept_until_a_build_succeeds(world: World) -> None:
     with pytest.raises(BadInput, match="HTML") as caught:
         build_shard(world.root, world.trained, world.catalog, 0, world.landing)
     assert missing.name in str(caught.value)
-    assert list(read_failure(world.shard_file(0))) == [bad.file_id]
+    assert list(read_failure(world.shard_file(0))) == [bad.file_id, missing.file_id]
     (world.landing / bad.name).write_bytes(content)
     (world.landing / "away").rename(world.landing / missing.name)
     summary = build_shard(world.root, world.trained, world.catalog, 0, world.landing)
@@ -323,3 +326,51 @@ def test_the_same_files_in_another_folder_give_the_same_shards(world: World, tmp
     for mine, theirs in zip(build_all(world), build_all(moved), strict=True):
         assert mine.path.read_bytes() == theirs.path.read_bytes()
         assert mine.record.inputs == theirs.record.inputs
+
+
+def test_files_are_had_one_at_a_time_from_a_supply_that_deletes_them(world: World, tmp_path: Path) -> None:
+    """A disk for one file serves a shard of three; the segments outlive the files."""
+    expected = filled_by_faiss(world, 0)
+    far, cache = world.landing.rename(tmp_path / "far"), world.landing
+    cache.mkdir()
+    asked, most = [], 0
+
+    def supply(files: Sequence[CatalogFile]) -> Iterator[Obtained]:
+        nonlocal most
+        for file in files:
+            asked.append(file.name)
+            shutil.copy(far / file.name, cache / file.name)
+            most = max(most, len(list(cache.iterdir())))
+            yield Obtained(file, list_folder(cache)[file.name])
+            (cache / file.name).unlink()
+
+    summary = build_shard(world.root, world.trained, world.catalog, 0, cache, supply=supply)
+    assert summary.path.read_bytes() == expected
+    assert (asked, most) == ([file.name for file in world.catalog.files(0)], 1)
+    assert build_shard(world.root, world.trained, world.catalog, 0, cache, supply=supply).unchanged
+    assert len(asked) == 3
+
+
+def test_a_supply_says_why_a_file_is_not_to_be_had(world: World) -> None:
+    def supply(files: Sequence[CatalogFile]) -> Iterator[Obtained]:
+        for file in files:
+            there = file.file_id != 1
+            yield Obtained(file, list_folder(world.landing)[file.name] if there else None, "" if there else "404 at every source")
+
+    with pytest.raises(MissingInput, match=r"waits for 1 files: img_emb_0001\.npy 404 at every source"):
+        build_shard(world.root, world.trained, world.catalog, 0, {}, supply=supply)
+    assert "404" in read_failure(world.shard_file(0))[1]
+
+
+def test_progress_counts_the_rows_of_the_shard_and_never_falls(world: World) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+    build_shard(
+        world.root, world.trained, world.catalog, 0, world.landing, block_rows=50,
+        progress=lambda step, done, total, **facts: seen.setdefault(step, []).append((done, total)),
+    )
+    rows = sum(file.rows for file in world.catalog.files(0))
+    assert list(seen) == ["encode", "assemble"]
+    for marks in seen.values():
+        assert {total for _, total in marks} == {rows}
+        assert [done for done, _ in marks] == sorted(done for done, _ in marks)
+        assert marks[-1][0] == rows
