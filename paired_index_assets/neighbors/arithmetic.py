@@ -29,18 +29,19 @@ NORM_SLACK = 1.001
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What the candidates are computed in: inputs of type `dtype`, float32 sums, the result rounded to `dtype`'s own width or kept."""
+    """What candidates are computed in: inputs rounded to `dtype`, summed in float32 (or better), the sum rounded once."""
 
     dtype: torch.dtype
     result_roundoff: float  # relative, of the stored score; 0 where it stays float32
     sum_factor: float = 1.0
 
     def rounded(self, vectors: torch.Tensor) -> torch.Tensor:
-        return vectors.to(self.dtype)
+        largest = torch.finfo(self.dtype).max  # beyond it the rounding error grows, and with it the margin, but nothing is infinite
+        return vectors.clamp(-largest, largest).to(self.dtype) if self.dtype == torch.float16 else vectors.to(self.dtype)
 
     def input_error(self, vectors: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
         """|x - x'| for every row, float32."""
-        if self.dtype == torch.float32:
+        if self.dtype in (torch.float32, torch.float64):
             return torch.zeros(len(vectors), dtype=torch.float32, device=vectors.device)
         error: torch.Tensor = torch.linalg.vector_norm(vectors - rounded.float(), dim=1)
         return error * NORM_SLACK
@@ -75,5 +76,7 @@ class Operand:
         return cls(block, fast, float(block.norms.max()), float(arithmetic.input_error(block.vectors, fast).max()))
 
 
+FLOAT64 = Arithmetic(torch.float64, 0.0)  # its margin is that of float32: more than enough
 FLOAT32 = Arithmetic(torch.float32, 0.0)
 BFLOAT16 = Arithmetic(torch.bfloat16, 2.0**-8 * 1.01)
+FLOAT16_FUSED = Arithmetic(torch.float16, 0.0, TENSOR_CORE_FACTOR)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 NOTHING = float("-inf")
-RESCORE_PAIRS = 1 << 14  # pairs gathered at a time: 2 x 16384 x 768 float64 = 200 MB at d=768, so it is cut by width below
-RESCORE_VALUES = 1 << 21
+RESCORE_VALUES = 1 << 21  # float64 values of candidates gathered at a time: 16 MB
 
 
 @dataclass(frozen=True)

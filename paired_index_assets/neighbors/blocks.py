@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from paired_index_assets.errors import BadInput
-from paired_index_assets.rows import Float32, Rows
+from paired_index_assets.rows import Rows
 
 # Norms up to this keep every product and sum of products far inside float32 (3.4e38).
 LARGEST_NORM = 1e18
+PIECE_BYTES = 1 << 24  # read and converted at a time
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,13 @@ def check_same_width(a: Rows, a_name: str, b: Rows, b_name: str) -> None:
         raise BadInput(f"{a_name} have {a.shape[1]} dimensions and {b_name} {b.shape[1]}; both must come from the same model")
 
 
-def read_block(rows: Rows, start: int, stop: int, name: str) -> Block:
-    """Rows start..stop as float32. Raises BadInput naming the first row that is not finite or too large to multiply."""
-    vectors = torch.from_numpy(_float32(rows[start:stop]))
+def read_block(rows: Rows, start: int, stop: int, name: str, device: str = "cpu") -> Block:
+    """Rows start..stop as float32 on `device`. Raises BadInput naming the first row that is not finite or too large to multiply."""
+    vectors = torch.empty((stop - start, rows.shape[1]), dtype=torch.float32, device=device)
+    step = max(1, PIECE_BYTES // (rows.shape[1] * rows.dtype.itemsize))
+    for first in range(start, stop, step):
+        piece = np.array(rows[first : min(first + step, stop)], order="C")  # a copy: maps are read only, and may be in any order
+        vectors[first - start : first - start + len(piece)] = torch.from_numpy(piece).to(device)
     norms = torch.linalg.vector_norm(vectors, dim=1)
     unfit = ~(norms < LARGEST_NORM)  # NaN compares false
     if bool(unfit.any()):
@@ -57,12 +60,6 @@ def read_block(rows: Rows, start: int, stop: int, name: str) -> Block:
     return Block(start, vectors, norms)
 
 
-def blocks_of(rows: Rows, block_rows: int, name: str) -> Iterator[Block]:
+def blocks_of(rows: Rows, block_rows: int, name: str, device: str = "cpu") -> Iterator[Block]:
     for start in range(0, len(rows), block_rows):
-        yield read_block(rows, start, min(start + block_rows, len(rows)), name)
-
-
-def _float32(block: npt.NDArray[Any]) -> Float32:
-    """C-ordered, writable float32; a copy only where the block is not that already."""
-    block = np.ascontiguousarray(block, dtype=np.float32)
-    return block if block.flags.writeable else block.copy()
+        yield read_block(rows, start, min(start + block_rows, len(rows)), name, device)

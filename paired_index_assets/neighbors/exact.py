@@ -7,24 +7,21 @@ arithmetic the machine has, within a proven margin (arithmetic.py), and only can
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 
 from paired_index_assets.errors import BadInput
-from paired_index_assets.neighbors import cpu
-from paired_index_assets.neighbors.arithmetic import FLOAT32, Arithmetic, Operand
+from paired_index_assets.neighbors.arithmetic import Operand
 from paired_index_assets.neighbors.best import NOTHING
 from paired_index_assets.neighbors.blocks import blocks_of, check_matrix, check_same_width, read_block
+from paired_index_assets.neighbors.engine import FLOAT32_BYTES, Engine, choose
 from paired_index_assets.neighbors.workers import workers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, Int64, Rows
 
-FLOAT32_BYTES = 4
-# The block of base rows may take this share of memory_bytes (twice, while it is converted); tiles and candidates take the rest.
-BLOCK_SHARE = 0.4
 SMALLEST_BLOCK = 1024
-QUERY_TILE = 1024  # rows a worker takes at a time: smaller tiles feed the GEMM badly, larger ones leave the cache
 
 
 def exact_neighbors(
@@ -36,13 +33,13 @@ def exact_neighbors(
     memory_bytes: int = 256 << 20,
     progress: Progress = silent,
     names: tuple[str, str] = ("queries", "base"),
-    arithmetic: Arithmetic | None = None,
+    engine: Engine | None = None,
 ) -> tuple[Float32, Int64]:
     """The k base rows with the largest inner product with each query: scores (nq, k) float32 descending, ids (nq, k) int64.
 
     queries (nq, d) and base (n, d), float16 or float32, are read in blocks, so both may be larger than memory; beyond them and
     the result about `memory_bytes` are used. `device`: "cpu", "cuda", or None for a GPU where there is one. `names` are what errors
-    call the two. `arithmetic` is for tests: what candidates are found in. Cost: 2 nq n d operations; base is read once, queries
+    call the two. `engine` is for tests: what to run on, instead of the fastest. Cost: 2 nq n d operations; base is read once, queries
     once for each block of base.
 
     Raises BadInput: not matrices, zero rows, widths differ, k < 1 or k > n, a row with NaN, infinity or a norm above 1e18.
@@ -53,22 +50,25 @@ def exact_neighbors(
     check_same_width(queries, query_name, base, base_name)
     if not 1 <= k <= len(base):
         raise BadInput(f"k: expected 1 .. {len(base)} (the rows of {base_name}), found {k}")
-    arithmetic = arithmetic or FLOAT32
     nq, d = queries.shape
-    base_rows = max(SMALLEST_BLOCK, 2 * k, int(memory_bytes * BLOCK_SHARE) // (d * FLOAT32_BYTES))
+    engine = engine or choose(device, k, len(base), float(nq) * len(base) * d, memory_bytes)
+    base_rows = max(SMALLEST_BLOCK, 2 * k, engine.base_bytes // (d * FLOAT32_BYTES))
     scores = torch.full((nq, k), NOTHING, dtype=torch.float32)
     ids = torch.full((nq, k), -1, dtype=torch.int64)
 
     def search(operand: Operand, start: int, stop: int) -> int:
-        query = read_block(queries, start, stop, query_name)
-        cpu.scan(query, operand, arithmetic, scores[start:stop], ids[start:stop])
+        query = read_block(queries, start, stop, query_name, engine.device)
+        best = scores[start:stop].to(engine.device), ids[start:stop].to(engine.device)
+        engine.scan(query, operand, engine.arithmetic, *best)
+        scores[start:stop], ids[start:stop] = best
         return len(query)
 
-    with workers() as pool:
-        for block in blocks_of(base, base_rows, base_name):
-            starts = tiles(nq, torch.get_num_threads())
+    with workers() if engine.parallel else nullcontext() as pool:
+        run = pool.map if pool else map
+        cuts = tiles(nq, engine.query_tile, torch.get_num_threads() if pool else 1)
+        for block in blocks_of(base, base_rows, base_name, engine.device):
             done = block.start * nq
-            for rows in pool.map(partial(search, Operand.of(block, arithmetic)), starts[:-1], starts[1:]):
+            for rows in run(partial(search, Operand.of(block, engine.arithmetic)), cuts[:-1], cuts[1:]):
                 done += rows * len(block)
                 progress("neighbors", done // len(base), nq)
     return scores.numpy(), ids.numpy()
@@ -88,7 +88,7 @@ def nearest(
     return scores[:, 0], ids[:, 0]
 
 
-def tiles(rows: int, threads: int) -> list[int]:
-    """Cuts of 0 .. rows: no tile above QUERY_TILE, all equally large, and a multiple of `threads` of them where there are enough rows."""
-    count = -(-rows // (QUERY_TILE * threads)) * threads
+def tiles(rows: int, largest: int, threads: int) -> list[int]:
+    """Cuts of 0 .. rows: tiles of equal size, none above `largest`, and a multiple of `threads` of them if there are enough rows."""
+    count = -(-rows // (largest * threads)) * threads
     return sorted({rows * i // count for i in range(count + 1)})

@@ -1,0 +1,84 @@
+"""What a search runs on: the device, the arithmetic of its candidates, and how much is taken at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from paired_index_assets.errors import BadInput
+from paired_index_assets.neighbors import cpu
+from paired_index_assets.neighbors.arithmetic import BFLOAT16, FLOAT16_FUSED, FLOAT32, FLOAT64, Arithmetic, Operand
+from paired_index_assets.neighbors.blocks import Block
+
+Scan = Callable[[Block, Operand, Arithmetic, torch.Tensor, torch.Tensor], None]
+
+FLOAT32_BYTES = 4
+# The block of base rows may take this share of memory_bytes, with its rounded copy; tiles and candidates take the rest.
+BLOCK_SHARE = 0.4
+CPU_TILE = 1024  # queries a worker takes at a time: fewer feed the GEMM badly, more leave the cache
+CUDA_TILE = 8192
+# Below this many multiply-adds the probe costs more than it can save.
+WORTH_PROBING = 1e11
+# bfloat16 candidates must be scored again, and their groups are looked at more often: it has to be clearly faster.
+WORTH_ROUNDING = 1.5
+PROBE_SIDE, PROBE_TIMES = 384, 3
+
+
+@dataclass(frozen=True)
+class Engine:
+    device: str
+    arithmetic: Arithmetic
+    scan: Scan
+    query_tile: int
+    base_bytes: int
+    parallel: bool  # whether tiles go to worker threads
+
+
+def choose(device: str | None, k: int, n: int, multiply_adds: float, memory_bytes: int) -> Engine:
+    """The fastest engine there is for `k` of `n` base rows. Raises BadInput for a device that torch does not have."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = device.split(":")[0]
+    if kind == "cpu":
+        arithmetic = BFLOAT16 if multiply_adds > WORTH_PROBING and bfloat16_gain() > WORTH_ROUNDING else FLOAT32
+        return Engine(device, arithmetic, cpu.scan, CPU_TILE, int(memory_bytes * BLOCK_SHARE), parallel=True)
+    if kind != "cuda" or not torch.cuda.is_available():
+        there = "cpu, cuda or cuda:N" if torch.cuda.is_available() else "cpu (torch finds no GPU here)"
+        raise BadInput(f"device: expected {there}; found {device}")
+    base_bytes = int(torch.cuda.mem_get_info(device)[0] * BLOCK_SHARE)
+    if find_spec("triton") is not None:
+        from paired_index_assets.neighbors import cuda
+        from paired_index_assets.neighbors.fused import GROUP
+
+        if k * GROUP <= n:
+            return Engine(device, FLOAT16_FUSED, cuda.scan, CUDA_TILE, base_bytes, parallel=False)
+    # float64, because a float32 GEMM on a GPU may be TF32 behind our back, which no float32 margin covers
+    return Engine(device, FLOAT64, cpu.scan, CUDA_TILE, base_bytes, parallel=False)
+
+
+@cache
+def bfloat16_gain() -> float:
+    """How many times faster a bfloat16 GEMM is than a float32 one on this CPU, measured; 0 if it does not keep its error bound."""
+    rng = np.random.default_rng(0)
+    a, b = (torch.from_numpy(rng.standard_normal((PROBE_SIDE, PROBE_SIDE), dtype=np.float32)) for _ in range(2))
+    half_a, half_b = a.bfloat16(), b.bfloat16()
+    rounded = half_a.double() @ half_b.double().T
+    bound = BFLOAT16.result_roundoff * rounded.abs() + PROBE_SIDE * 2.0**-24 * torch.outer(a.norm(dim=1), b.norm(dim=1))
+    if bool(((half_a @ half_b.T).double() - rounded).abs().gt(bound).any()):
+        return 0.0
+    return _seconds(a, b) / _seconds(half_a, half_b)
+
+
+def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    out = torch.empty((len(a), len(b)), dtype=a.dtype)
+    times = []
+    for _ in range(PROBE_TIMES):
+        began = perf_counter()
+        torch.mm(a, b.T, out=out)
+        times.append(perf_counter() - began)
+    return min(times)
