@@ -80,6 +80,10 @@ class BuildRoot:
         return self.shards / f"knn.paired_{codec}.index{number}"
 
     @property
+    def downloads(self) -> UPath:
+        return self.root / "downloads"
+
+    @property
     def manifest(self) -> UPath:
         return self.root / "manifest.parquet"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    @overload
-    def __getitem__(self, key: slice) -> npt.NDArray[Any]: ...
-
-    @overload
-    def __getitem__(self, key: Int64) -> npt.NDArray[Any]: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
 
 
 class Selected:
@@ -49,4 +45,5 @@ class Selected:
         return len(self._ids)
 
     def __getitem__(self, key: slice | Int64) -> npt.NDArray[Any]:
-        return self._rows[self._ids[key]]
+        chosen: npt.NDArray[Any] = self._rows[self._ids[key]]
+        return chosen

@@ -34,11 +34,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="ignore", frozen=True)
 
     root: str = _field(DEFAULT_ROOT, "Input and output", "Folder of the build: a path or any fsspec URL.")
-    images: str | None = _field(None, "Input and output", "Pictures: folder, glob, list of paths, webdataset tars, or Parquet with image bytes.")
+    images: str | None = _field(
+        None, "Input and output", "Pictures: folder, glob, list of paths, webdataset tars, or Parquet with image bytes."
+    )
     captions: str | None = _field(
         None, "Input and output", "Captions: text file, Parquet column, webdataset; left out, they come with the pictures."
     )
-    image_features: str | None = _field(None, "Input and output", "Image embeddings instead of pictures: .npy, tensor, safetensors or Parquet.")
+    image_features: str | None = _field(
+        None, "Input and output", "Image embeddings instead of pictures: .npy, tensor, safetensors or Parquet."
+    )
     caption_features: str | None = _field(None, "Input and output", "Caption embeddings, row i belonging to row i of the image embeddings.")
     caption_texts: str | None = _field(
         None, "Input and output", "Parquet whose row i has the `caption` of pair i: shown in results, and equal texts are kept on one side."
@@ -47,17 +51,35 @@ class Settings(BaseSettings):
         None, "Input and output", "Folder where the embedding files to index land; left out, the image embeddings themselves are indexed."
     )
     catalog: str | None = _field(None, "Input and output", f"Catalog of the landing files: a file of `catalog scan`, or `{LAION_2B}`.")
-    sources: str | None = _field(None, "Input and output", "Where to fetch landing files that are not there, in order, separated by commas.")
+    sources: str | None = _field(
+        None, "Input and output", "Where to fetch landing files that are not there, in order, separated by commas."
+    )
+    downloads: str | None = _field(None, "Input and output", "Local folder for fetched files; left out, `downloads` under the root.")
+    download_budget_gb: float | None = _field(
+        None, "Input and output", "Most disk that fetched files may take; each is deleted once it is encoded.", gt=0
+    )
+    parallel_downloads: int = _field(2, "Input and output", "Files fetched at once, and requests at a time to one host.", ge=1, le=64)
+    rebuild_from: str | None = _field(
+        None,
+        "Input and output",
+        "Folder of published faiss index files with global ids: files that no source has are rebuilt from them, lossily.",
+    )
 
-    model: str = _field("ViT-L-14", "Embeddings", "open_clip model, `local-dir:FOLDER`, or `package.module:factory` of an encoder of your own.")
+    model: str = _field(
+        "ViT-L-14", "Embeddings", "open_clip model, `local-dir:FOLDER`, or `package.module:factory` of an encoder of your own."
+    )
     pretrained: str | None = _field("openai", "Embeddings", "open_clip checkpoint name or file.")
     part_rows: int = _field(100_000, "Embeddings", "Rows of one embedding file.", ge=1)
     batch_size: int = _field(256, "Embeddings", "Samples encoded at once.", ge=1)
     workers: int = _field(2, "Embeddings", "Processes that decode pictures.", ge=0)
-    max_bad_share: float = _field(0.05, "Embeddings", "Share of unusable samples above which the embedding assets' checks fail.", ge=0, le=1)
+    max_bad_share: float = _field(
+        0.05, "Embeddings", "Share of unusable samples above which the embedding assets' checks fail.", ge=0, le=1
+    )
 
     method: Literal["auto", "paired_kmeans", "kmeans"] = _field(
-        "auto", "Training", "Centroids: `auto` builds every method and promotes the best on validation captions; `paired_kmeans` is the paper's."
+        "auto",
+        "Training",
+        "Centroids: `auto` builds every method and promotes the best on validation captions; `paired_kmeans` is the paper's.",
     )
     routing: Literal["auto", "centroids", "learned"] = _field(
         "auto", "Training", "Which lists a query probes; `auto` follows the evidence for method `auto`, and is `centroids` otherwise."

@@ -25,7 +25,11 @@ class Command:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PAIRED_INDEX_", "DAGSTER_"))}
         done = subprocess.run(
             [sys.executable, "-m", "paired_index_assets.cli.main", *map(str, arguments)],
-            capture_output=True, text=True, cwd=self.home, env=clean | environment, check=False,
+            capture_output=True,
+            text=True,
+            cwd=self.home,
+            env=clean | environment,
+            check=False,
         )
         if check and done.returncode:
             raise AssertionError(f"paired-index {arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -50,7 +54,22 @@ def small_build(tmp_path_factory, small_pairs, paired_index) -> Path:
     """A finished build of `small_pairs`; tests that change it work on a copy."""
     root = tmp_path_factory.mktemp("build") / "root"
     paired_index(
-        "build", "--root", root, "--images", small_pairs, "--model", sample_model(), "--shards", SMALL_SHARDS, "--part-rows", 125,
-        "--nlist", 16, "--validation-captions", 100, "--test-captions", 100,
+        "build",
+        "--root",
+        root,
+        "--images",
+        small_pairs,
+        "--model",
+        sample_model(),
+        "--shards",
+        SMALL_SHARDS,
+        "--part-rows",
+        125,
+        "--nlist",
+        16,
+        "--validation-captions",
+        100,
+        "--test-captions",
+        100,
     )
     return root

@@ -23,7 +23,5 @@ rebuild_on_change = (
 
 # The manifest and the report follow the shards, once for a whole backfill and not once a shard.
 follow_when_quiet = (
-    _AC.any_deps_updated().since(_AC.newly_requested() & ~_AC.any_deps_updated())
-    & ~_AC.any_deps_in_progress()
-    & ~_AC.in_progress()
+    _AC.any_deps_updated().since(_AC.newly_requested() & ~_AC.any_deps_updated()) & ~_AC.any_deps_in_progress() & ~_AC.in_progress()
 ).with_label("follow_when_quiet")

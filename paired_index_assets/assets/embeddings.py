@@ -1,6 +1,7 @@
 """Pictures and captions as unit vectors in one space: row i of both is pair i."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -16,6 +17,8 @@ from paired_index_assets.embeddings.sources import PairedSource, Source, open_so
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress
 from paired_index_assets.settings import Settings
+
+UNIT_TOLERANCE = 1e-2  # half precision moves a norm by about 1e-3 (as in LAION's embeddings); ten times that is another kind of vector
 
 
 @dg.asset(group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator")
@@ -73,15 +76,14 @@ def _make(modality: Modality, settings: Settings, progress: Progress) -> dict[st
     root = settings.build_root
     features = settings.image_features if modality == "images" else settings.caption_features
     if features is not None:
-        json_path = root.image_set if modality == "images" else root.caption_set
+        json_path = Path((root.image_set if modality == "images" else root.caption_set).path)
         made = adopt_features(json_path, features.split(","), modality=modality, progress=progress)
         facts = _with_model_named(made, settings).facts(progress=progress)
         return {"not finite or zero": facts.invalid} if facts.invalid else {}
     if settings.images is None:
         raise BadInput("nothing to embed: set images (pictures), or image_features and caption_features")
-    source: Source = open_source(settings.images, "images")
-    if settings.captions:
-        source = PairedSource(source, open_source(settings.captions, "captions"))
+    pictures = open_source(settings.images, "images")
+    source: Source = PairedSource(pictures, open_source(settings.captions, "captions")) if settings.captions else pictures
     encoder = load_encoder(settings.model, settings.pretrained, settings.device)
     if modality == "images":
         summary = embed_images(
@@ -125,6 +127,3 @@ def _usable(settings: Settings, of: Callable[[Settings], EmbeddingSet]) -> dg.As
         description=said,
         metadata={"refused_share": share, "norm_min": facts.norm_min, "norm_max": facts.norm_max},
     )
-
-
-UNIT_TOLERANCE = 1e-2  # half precision moves a norm by about 1e-3 (docs of LAION's embeddings); ten times that is another kind of vector

@@ -3,6 +3,7 @@
 import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -37,7 +38,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dg.
     return dg.MetadataValue.md("\n".join(f"| {line} |" for line in lines))
 
 
-def path(where: UPath) -> dg.PathMetadataValue:
+def path(where: UPath | Path) -> dg.PathMetadataValue:
     return dg.MetadataValue.path(str(where))
 
 

@@ -1,15 +1,21 @@
 """What the assets read, found from the settings: one place that says which file stands for which input."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.embeddings.sets import EmbeddingSet
-from paired_index_assets.errors import BadInput, MissingInput
-from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.errors import BadInput, MissingInput, PairedIndexError
+from paired_index_assets.landing.catalog import Catalog, CatalogFile
+from paired_index_assets.landing.fetch import FetchRules, release
 from paired_index_assets.landing.landed import Listing, first_complete, list_folder
+from paired_index_assets.landing.obtain import Obtained, obtain
+from paired_index_assets.landing.sources import Politeness, parse_sources
+from paired_index_assets.progress import Progress
 from paired_index_assets.settings import LAION_2B, Settings
+from paired_index_assets.shards.encode import Supply
 from paired_index_assets.storage import as_path, read_json
 from paired_index_assets.trained.artifact import TrainedIndex
 
@@ -26,7 +32,9 @@ def aligned_sets(settings: Settings) -> tuple[EmbeddingSet, EmbeddingSet]:
     """Images and captions, row i of both a pair. Raises BadInput with both counts, widths or models if they can not be pairs."""
     images, captions = image_set(settings), caption_set(settings)
     for what, mine, theirs in (
-        ("rows", len(images), len(captions)), ("dimensions", images.dimensions, captions.dimensions), ("model", images.model, captions.model),
+        ("rows", len(images), len(captions)),
+        ("dimensions", images.dimensions, captions.dimensions),
+        ("model", images.model, captions.model),
     ):
         if mine != theirs:
             raise BadInput(
@@ -76,8 +84,52 @@ def catalog_of(settings: Settings) -> Catalog:
 
 
 def listing_of(settings: Settings, catalog: Catalog) -> Listing:
-    """What has landed, complete files only."""
-    return first_complete([list_folder(landing_url(settings))], catalog)
+    """What has landed on this machine, complete files only."""
+    return first_complete([list_folder(landing_url(settings)), list_folder(_downloads(settings))], catalog)
+
+
+def available(settings: Settings, catalog: Catalog) -> Listing:
+    """What has landed, here or at a source that can list its files: one request a source. A source that does not answer adds nothing."""
+    listings = [listing_of(settings, catalog)]
+    for source in parse_sources(settings.sources):
+        try:
+            listings.append(list_folder(source))
+        except (OSError, ValueError, PairedIndexError):  # whatever its file system says: the others still count
+            continue
+    return first_complete(listings, catalog)
+
+
+def supply_of(settings: Settings, listing: Listing, progress: Progress) -> Supply | None:
+    """Where the files of a shard come from when they have not all landed; None where there is nothing but the landing folder.
+
+    A file that was fetched is deleted once it is encoded, so that a budget of a few files serves a shard of forty.
+    """
+    sources = parse_sources(settings.sources)
+    if not sources and not settings.rebuild_from:
+        return None
+    budget = None if settings.download_budget_gb is None else int(settings.download_budget_gb * 1e9)
+
+    def supply(files: Sequence[CatalogFile]) -> Iterator[Obtained]:
+        for obtained in obtain(
+            files,
+            listing,
+            sources,
+            _downloads(settings),
+            rebuild_from=settings.rebuild_from,
+            ahead=settings.parallel_downloads,
+            rules=FetchRules(budget_bytes=budget),
+            politeness=Politeness(settings.parallel_downloads),
+            progress=progress,
+        ):
+            yield obtained
+            if obtained.landed is not None:
+                release(obtained.landed.path)
+
+    return supply
+
+
+def _downloads(settings: Settings) -> UPath:
+    return as_path(settings.downloads) if settings.downloads else settings.build_root.downloads
 
 
 def promoted_index(settings: Settings) -> TrainedIndex:

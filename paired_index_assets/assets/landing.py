@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from paired_index_assets.assets.inputs import catalog_of, landing_url, listing_of
+from paired_index_assets.assets.inputs import available, catalog_of, landing_url
 from paired_index_assets.assets.partitions import shard_key, shard_partitions
 from paired_index_assets.assets.resources import SettingsResource
 from paired_index_assets.errors import MissingInput
@@ -43,7 +43,7 @@ def landed_embeddings_sensor(
     except MissingInput as error:
         return dg.SkipReason(str(error))
     state = json.loads(context.cursor or '{"reported": {}, "waiting": {}}')
-    complete = _complete(listing_of(read, catalog), catalog)
+    complete = _complete(available(read, catalog), catalog)
     versions = {shard_key(shard): version_of(files) for shard, files in complete.items()}
     changed = {key: version for key, version in versions.items() if state["reported"].get(key) != version}
     settled = {key: version for key, version in changed.items() if state["waiting"].get(key) == version}
@@ -53,7 +53,8 @@ def landed_embeddings_sensor(
     if not settled:
         context.update_cursor(cursor)
         return dg.SkipReason(
-            f"{len(changed)} shards changed, waiting one tick for quiet" if changed
+            f"{len(changed)} shards changed, waiting one tick for quiet"
+            if changed
             else f"nothing new in {landing_url(read)}: {len(complete)} of {catalog.shards} shards are complete"
         )
     events = [event for shard, files in complete.items() if shard_key(shard) in settled for event in _report(shard, files)]
@@ -63,13 +64,13 @@ def landed_embeddings_sensor(
 def landed_shards(settings: Settings) -> list[int]:
     """The shards whose files are all there."""
     catalog = catalog_of(settings)
-    return complete_shards(listing_of(settings, catalog), catalog)
+    return complete_shards(available(settings, catalog), catalog)
 
 
 def report_landed(settings: Settings, instance: dg.DagsterInstance) -> None:
     """Report every complete shard at once: for builds without a daemon. A version that was reported before is reported again, harmlessly."""
     catalog = catalog_of(settings)
-    for shard, files in _complete(listing_of(settings, catalog), catalog).items():
+    for shard, files in _complete(available(settings, catalog), catalog).items():
         for event in _report(shard, files):
             instance.report_runless_asset_event(event)
 

@@ -22,8 +22,12 @@ COLUMNS = column_schema(
 
 
 @dg.asset(
-    group_name="training", kinds={"parquet", "torch"}, code_version="1", pool="accelerator",
-    deps=[image_embeddings, caption_embeddings], metadata={"dagster/column_schema": COLUMNS},
+    group_name="training",
+    kinds={"parquet", "torch"},
+    code_version="1",
+    pool="accelerator",
+    deps=[image_embeddings, caption_embeddings],
+    metadata={"dagster/column_schema": COLUMNS},
 )
 def caption_image_pairs(
     context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
@@ -38,7 +42,12 @@ def caption_image_pairs(
     image_valid = images.valid(progress=report)
     split = or_fail(
         lambda: split_by_concept(
-            captions, images, texts=caption_texts(read), validation=read.validation_captions, test=read.test_captions, seed=read.seed,
+            captions,
+            images,
+            texts=caption_texts(read),
+            validation=read.validation_captions,
+            test=read.test_captions,
+            seed=read.seed,
             progress=report,
         )
     )

@@ -13,14 +13,18 @@ from paired_index_assets.progress import Progress
 from paired_index_assets.quality.report import RecallReport
 from paired_index_assets.quality.split import Split
 from paired_index_assets.quality.tables import markdown
+from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.settings import Settings
 from paired_index_assets.trained.artifact import TrainedIndex
-from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.trained.evidence import measure_build
 
 
 @dg.asset(
-    group_name="quality", kinds={"faiss", "matplotlib"}, code_version="1", pool="accelerator", deps=[index_manifest],
+    group_name="quality",
+    kinds={"faiss", "matplotlib"},
+    code_version="1",
+    pool="accelerator",
+    deps=[index_manifest],
     automation_condition=follow_when_quiet,
 )
 def recall_report(
@@ -64,9 +68,16 @@ def _report(settings: Settings, progress: Progress) -> RecallReport:
     files = sorted(root.trained.glob(f"images.{promoted.nlist}.{promoted.codec.name}.*.index"))
     candidates = [trained for trained in map(TrainedIndex.load, files) if trained.model == promoted.model and trained.d == promoted.d]
     return measure_build(
-        images, captions, Split.load(root.split).test, images.valid(), candidates, promoted,
+        images,
+        captions,
+        Split.load(root.split).test,
+        images.valid(),
+        candidates,
+        promoted,
         facts={"images": images.source.name, "encoder": images.model or "not named", "nlist": promoted.nlist},
-        seed=settings.seed, device=settings.device, progress=progress,
+        seed=settings.seed,
+        device=settings.device,
+        progress=progress,
     )
 
 
@@ -85,5 +96,7 @@ def _served(settings: Settings) -> tuple[str, bool]:
         every = index.search(queries, 10, nprobe=promoted.nlist)[1]
     decoded = promoted.codec.decode(promoted.encode(images[:])[1])
     in_memory = exact_neighbors(queries, decoded, 10)[1]
-    served, measured = (float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth, found, strict=True)])) for found in (every, in_memory))
+    served, measured = (
+        float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth, found, strict=True)])) for found in (every, in_memory)
+    )
     return f"recall@10 with every list probed: {served:.4f} from the shards, {measured:.4f} in memory", abs(served - measured) < 0.005

@@ -12,9 +12,8 @@ from paired_index_assets.settings import Settings
 LOG_EVERY_SECONDS = 10.0
 
 # The same fields as `Settings`, by construction: a setting added there can be given in the launchpad at once.
-_SettingsFields: Any = create_model(
-    "_SettingsFields", __base__=dg.ConfigurableResource, **{name: (field.annotation, field) for name, field in Settings.model_fields.items()}
-)
+_fields: dict[str, Any] = {name: (field.annotation, field) for name, field in Settings.model_fields.items()}
+_SettingsFields: Any = create_model("_SettingsFields", __base__=dg.ConfigurableResource, **_fields)
 
 
 class SettingsResource(_SettingsFields):  # type: ignore[misc]  # its base is made at run time

@@ -5,7 +5,7 @@ import faiss
 
 from paired_index_assets.assets.automation import follow_when_quiet, rebuild_on_change
 from paired_index_assets.assets.facts import Stopwatch, column_schema, markdown_table, or_fail, path, rows_and_rate
-from paired_index_assets.assets.inputs import catalog_of, listing_of, promoted_index
+from paired_index_assets.assets.inputs import catalog_of, listing_of, promoted_index, supply_of
 from paired_index_assets.assets.landing import TICK_SECONDS, landed_embeddings
 from paired_index_assets.assets.partitions import shard_key, shard_number, shard_partitions
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
@@ -19,8 +19,13 @@ from paired_index_assets.shards.state import shard_states, stale_shards
 
 
 @dg.asset(
-    group_name="index", kinds={"faiss"}, code_version="1", pool="shards", partitions_def=shard_partitions,
-    deps=[landed_embeddings, trained_index], automation_condition=rebuild_on_change,
+    group_name="index",
+    kinds={"faiss"},
+    code_version="1",
+    pool="shards",
+    partitions_def=shard_partitions,
+    deps=[landed_embeddings, trained_index],
+    automation_condition=rebuild_on_change,
     # Only what may get better by itself is tried again (a child process that was killed): mistakes with a name fail at once.
     retry_policy=dg.RetryPolicy(max_retries=2, delay=30, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
 )
@@ -35,7 +40,9 @@ def shard_index(
     read, watch, shard = settings.read(), Stopwatch(), shard_number(context.partition_key)
     trained, catalog = or_fail(lambda: promoted_index(read)), or_fail(lambda: catalog_of(read))
     listing = listing_of(read, catalog)
-    made = or_fail(lambda: build_shard(read.build_root, trained, catalog, shard, listing, progress=progress.of(context)))
+    report = progress.of(context)
+    supply = supply_of(read, listing, report)
+    made = or_fail(lambda: build_shard(read.build_root, trained, catalog, shard, listing, supply=supply, progress=report))
     version = version_of(landed_by_shard(listing, catalog).get(shard, []))
     return dg.MaterializeResult(
         metadata={
@@ -72,7 +79,10 @@ def shard_reads_back(context: dg.AssetCheckExecutionContext, settings: SettingsR
 
 
 @dg.asset(
-    group_name="index", kinds={"parquet"}, code_version="1", automation_condition=follow_when_quiet,
+    group_name="index",
+    kinds={"parquet"},
+    code_version="1",
+    automation_condition=follow_when_quiet,
     deps=[dg.AssetDep(shard_index, partition_mapping=dg.AllPartitionMapping())],
     metadata={"dagster/column_schema": column_schema({f.name: (str(f.type), "") for f in MANIFEST_SCHEMA})},
 )
@@ -111,7 +121,9 @@ def every_shard_is_current(settings: SettingsResource) -> dg.AssetCheckResult:
 
 
 index_automation = dg.AutomationConditionSensorDefinition(
-    "index_automation", target=dg.AssetSelection.groups("index", "quality"), minimum_interval_seconds=TICK_SECONDS,
+    "index_automation",
+    target=dg.AssetSelection.groups("index", "quality"),
+    minimum_interval_seconds=TICK_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 
@@ -121,7 +133,9 @@ rebuild_shards = dg.define_asset_job(
 
 
 @dg.schedule(job=rebuild_shards, cron_schedule="0 2 * * *", default_status=dg.DefaultScheduleStatus.RUNNING)
-def nightly_rebuild(context: dg.ScheduleEvaluationContext, settings: dg.ResourceParam[SettingsResource]) -> list[dg.RunRequest] | dg.SkipReason:
+def nightly_rebuild(
+    context: dg.ScheduleEvaluationContext, settings: dg.ResourceParam[SettingsResource]
+) -> list[dg.RunRequest] | dg.SkipReason:
     """Every night, the shards that the files on disk say are stale, and nothing else: what events and retries have missed.
 
     A shard is stale if its files, its trained index or the rows taken down are not those it was made from. One run a shard.

@@ -1,5 +1,7 @@
 """Centroids from pairs, and the trained index that every shard shares: chosen by evidence, on captions kept aside."""
 
+from functools import partial
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -9,10 +11,10 @@ from paired_index_assets.assets.inputs import aligned_sets, catalog_of
 from paired_index_assets.assets.pairing import caption_image_pairs
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.clustering.clusters import Clustering
+from paired_index_assets.clustering.course import course_png
 from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
 from paired_index_assets.pairing.pairs import read_pairs
 from paired_index_assets.progress import Progress
-from paired_index_assets.clustering.course import course_png
 from paired_index_assets.quality.split import Split
 from paired_index_assets.rows import Selected
 from paired_index_assets.settings import Settings
@@ -31,7 +33,7 @@ def paired_centroids(
     A checkpoint after every iteration: a killed run goes on to the identical result.
     """
     read, watch = settings.read(), Stopwatch()
-    made = {method: or_fail(lambda method=method: _cluster(method, read, progress.of(context))) for method in _methods(read)}
+    made = {method: or_fail(partial(_cluster, method, read, progress.of(context))) for method in _methods(read)}
     rows = [
         [method, number, f"{step.objective:.4f}", f"{step.imbalance:.2f}", step.split, f"{step.seconds:.1f}"]
         for method, clustering in made.items()
@@ -76,8 +78,18 @@ def trained_index(
     clusters = {method: Clustering.load(root.clusters(method)) for method in _methods(read)}
     judged = or_fail(
         lambda: make_and_judge(
-            images, captions, Split.load(root.split), clusters, images.valid(), codec=read.codec, rounding=read.rounding,
-            routings=_routings(read), model=images.model, seed=read.seed, device=read.device, progress=report,
+            images,
+            captions,
+            Split.load(root.split),
+            clusters,
+            images.valid(),
+            codec=read.codec,
+            rounding=read.rounding,
+            routings=_routings(read),
+            model=images.model,
+            seed=read.seed,
+            device=read.device,
+            progress=report,
         )
     )
     names = {}
@@ -89,8 +101,14 @@ def trained_index(
     write_json(
         root.promoted,
         {
-            "index": names[winner.name].name, "fingerprint": winner.trained.fingerprint, "name": winner.name, "baseline": verdict.baseline.name,
-            "gain": verdict.gain.mean, "gain_low": verdict.gain.low, "gain_high": verdict.gain.high, "regression": verdict.regression,
+            "index": names[winner.name].name,
+            "fingerprint": winner.trained.fingerprint,
+            "name": winner.name,
+            "baseline": verdict.baseline.name,
+            "gain": verdict.gain.mean,
+            "gain_low": verdict.gain.low,
+            "gain_high": verdict.gain.high,
+            "regression": verdict.regression,
             "why": str(verdict),
         },
     )
@@ -149,16 +167,19 @@ def _cluster(method: str, settings: Settings, progress: Progress) -> Clustering:
     root = settings.build_root
     images, captions = aligned_sets(settings)
     nlist = settings.lists_for(catalog_of(settings).total_rows)
-    shared = {
-        "niter": settings.niter, "seed": settings.seed, "checkpoint": root.checkpoint(method), "device": settings.device,
-        "progress": lambda step, done, total, /, **facts: progress(f"{step} {method}", done, total, **facts),
-    }
+    train: Any = partial(
+        train_kmeans if method == "kmeans" else train_paired_kmeans,
+        nlist=nlist,
+        niter=settings.niter,
+        seed=settings.seed,
+        checkpoint=root.checkpoint(method),
+        device=settings.device,
+        progress=lambda step, done, total, /, **facts: progress(f"{step} {method}", done, total, **facts),
+    )
     if method == "kmeans":
-        valid = np.flatnonzero(images.valid()).astype(np.int64)
-        made = train_kmeans(Selected(images, valid), nlist, **shared)
+        made: Clustering = train(Selected(images, np.flatnonzero(images.valid()).astype(np.int64)))
     else:
         pairs = read_pairs(root.pairs)
-        matched = Selected(images, pairs["image_id"].to_numpy())
-        made = train_paired_kmeans(matched, Selected(captions, pairs["caption_id"].to_numpy()), nlist, **shared)
+        made = train(Selected(images, pairs["image_id"].to_numpy()), Selected(captions, pairs["caption_id"].to_numpy()))
     made.save(root.clusters(method))
     return made

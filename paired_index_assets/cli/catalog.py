@@ -24,7 +24,10 @@ def scan(
     with bars() as progress:
         catalog = Catalog.scan(url, shards=shards, progress=progress)
     catalog.save(out)
-    console.print(f"wrote {out}: {len(catalog):,} files, {catalog.total_rows:,} rows of {catalog.dimensions}, {catalog.shards} shards", highlight=False)
+    console.print(
+        f"wrote {out}: {len(catalog):,} files, {catalog.total_rows:,} rows of {catalog.dimensions}, {catalog.shards} shards",
+        highlight=False,
+    )
 
 
 @app.command()

@@ -53,7 +53,9 @@ def _hardware() -> str:
     import torch
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, " + (", ".join(gpus) or "no GPU: everything runs on the CPU")
+    return f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, " + (
+        ", ".join(gpus) or "no GPU: everything runs on the CPU"
+    )
 
 
 def _root(settings: Settings) -> str:

@@ -9,7 +9,11 @@ from paired_index_assets.cli.terminal import fail
 from paired_index_assets.errors import PairedIndexError
 
 app = typer.Typer(
-    name="paired-index", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    name="paired-index",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
     help="Text search over very large sets of CLIP image embeddings.",
 )
 app.command()(build.build)

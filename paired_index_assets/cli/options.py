@@ -37,11 +37,16 @@ def _option(name: str) -> inspect.Parameter:
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     shown = "" if field.default is None else f" [default: {field.default}]"
     option = typer.Option(
-        "--" + name.replace("_", "-"), help=f"{field.description}{shown}".replace("[", r"\["), rich_help_panel=_group(field), show_default=False,
+        "--" + name.replace("_", "-"),
+        help=f"{field.description}{shown}".replace("[", r"\["),
+        rich_help_panel=_group(field),
+        show_default=False,
         metavar="|".join(choices) or None,
     )
     # Choices are left to `Settings`, so that a wrong one is one line as every other wrong setting is.
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[str if choices else kind], option])  # noqa: UP045
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[str if choices else kind], option]
+    )  # noqa: UP045
 
 
 def _without_none(annotation: Any) -> Any:

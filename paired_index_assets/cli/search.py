@@ -22,7 +22,9 @@ def search(
     image: Annotated[Optional[list[Path]], typer.Option("--image", help="A picture as query; may be given several times.")] = None,  # noqa: UP045
     queries: Annotated[Optional[Path], typer.Option("--queries", help="Query vectors: .npy of shape (queries, dimensions).")] = None,  # noqa: UP045
     k: Annotated[int, typer.Option("-k", help="Results a query.", min=1)] = 10,
-    out: Annotated[Optional[Path], typer.Option("--out", help="Write .npz (scores float32, ids int64), .json or .html instead of a table.")] = None,  # noqa: UP045
+    out: Annotated[
+        Optional[Path], typer.Option("--out", help="Write .npz (scores float32, ids int64), .json or .html instead of a table.")
+    ] = None,  # noqa: UP045
     partial: Annotated[bool, typer.Option("--partial", help="Search the shards that are there, and say which are not.")] = False,
 ) -> None:
     """Search a build by text, picture or vector."""
@@ -57,7 +59,9 @@ def _vectors(settings: Settings, model: str, text: list[str], image: list[Path],
         raise BadInput("this index was built from features of an unnamed model: search it with --queries, or build it again with --model")
     encoder = load_encoder(settings.model, settings.pretrained, settings.device)
     if encoder.identity != model:
-        raise BadInput(f"this index was built with {model}, and --model {settings.model} is {encoder.identity}: their vectors can not be compared")
+        raise BadInput(
+            f"this index was built with {model}, and --model {settings.model} is {encoder.identity}: their vectors can not be compared"
+        )
     if text:
         if empty := [query for query in text if not query.strip()]:
             raise BadInput(f"--text {empty[0]!r}: expected words, found none")

@@ -26,6 +26,8 @@ def serve(
     service = SearchService.of_build(
         settings.root, encoder, partial=partial, texts=settings.caption_texts, images=settings.images, nprobe=settings.nprobe
     )
-    console.print(f"Search page: http://{host}:{port}/   knn-service: http://{host}:{port}/knn-service   (Ctrl-C stops it)", highlight=False)
+    console.print(
+        f"Search page: http://{host}:{port}/   knn-service: http://{host}:{port}/knn-service   (Ctrl-C stops it)", highlight=False
+    )
     app = server.make_app(service) if host in server.OWN_NAMES else server.make_app(service, allowed_hosts=["*"])
     server.serve(app, host, port)

@@ -43,8 +43,13 @@ class Bars:
 @contextmanager
 def bars() -> Iterator[ProgressCallback]:
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("[dim]{task.fields[facts]}"),
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[facts]}"),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bars(progress)
@@ -61,5 +66,10 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 def fail(message: str) -> None:
     """Print one line on standard error."""
-    errors.print(f"[bold red]error:[/] {message}" if errors.is_terminal else f"error: {message}", highlight=False, soft_wrap=True, markup=errors.is_terminal)
+    errors.print(
+        f"[bold red]error:[/] {message}" if errors.is_terminal else f"error: {message}",
+        highlight=False,
+        soft_wrap=True,
+        markup=errors.is_terminal,
+    )
     sys.stderr.flush()

@@ -80,9 +80,14 @@ class SourcePart:
 class Source(Protocol):
     """What every reader offers. `columns` are the types of ``Sample.columns``; `name` is for messages."""
 
-    name: str
-    has: frozenset[Modality]
-    columns: pa.Schema
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def has(self) -> frozenset[Modality]: ...
+
+    @property
+    def columns(self) -> pa.Schema: ...
 
     def parts(self, part_rows: int) -> list[SourcePart]: ...
 

@@ -72,8 +72,11 @@ def make_and_judge(
     contest = Contest(shown, queries, ground_truth(queries, shown, device=device, progress=progress), device, progress)
     began = time.perf_counter()
     coded = train_codec(
-        codec, rounding, images[some(ids, CODEC_IMAGES, seed)].astype(np.float32),
-        captions[some(split.train, CODEC_CAPTIONS, seed)].astype(np.float32), progress=progress,
+        codec,
+        rounding,
+        images[some(ids, CODEC_IMAGES, seed)].astype(np.float32),
+        captions[some(split.train, CODEC_CAPTIONS, seed)].astype(np.float32),
+        progress=progress,
     )
     codec_seconds = time.perf_counter() - began
     learning = any("learned" in chosen for chosen in routings.values())
@@ -89,8 +92,14 @@ def make_and_judge(
                 from paired_index_assets.routing.training import train_routing
 
                 table = train_routing(
-                    clustering.centroids, lists, asked, tops, validation_captions=queries, validation_top_images=contest.truth.ids[:, :10],
-                    seed=seed, progress=progress,
+                    clustering.centroids,
+                    lists,
+                    asked,
+                    tops,
+                    validation_captions=queries,
+                    validation_top_images=contest.truth.ids[:, :10],
+                    seed=seed,
+                    progress=progress,
                 )
             nlist, d = clustering.centroids.shape
             trained = TrainedIndex(method, nlist, d, clustering.centroids, coded, table, model)

@@ -73,8 +73,6 @@ class Contest:
         return self._codes[key]
 
 
-
-
 @dataclass(frozen=True)
 class Verdict:
     """Which candidate the shards use, and by how much it beats the baseline: recall@k of the product at an equal share scanned."""

@@ -56,6 +56,10 @@ def measure_build(
     nprobes = [p for p in NPROBES if p <= baseline.nlist]
     others = measure_peers(lists, shown, queries, contest.truth, names=peers, nprobes=nprobes, progress=progress) if peers else []
     return build_report(
-        list(found.values()), peers=others, baseline=found[baseline.fingerprint].name, promoted=found[promoted.fingerprint].name,
-        facts={"captions": "test captions: never trained on, never chosen by, one a concept", **(facts or {})}, seed=seed,
+        list(found.values()),
+        peers=others,
+        baseline=found[baseline.fingerprint].name,
+        promoted=found[promoted.fingerprint].name,
+        facts={"captions": "test captions: never trained on, never chosen by, one a concept", **(facts or {})},
+        seed=seed,
     )

@@ -16,7 +16,9 @@ def test_flags_come_before_the_environment_before_the_last_build_before_defaults
 
 
 def test_settings_survive_a_trip_through_the_environment(tmp_path, monkeypatch):
-    made = load_settings(root=str(tmp_path), nlist=16, method="kmeans", allow_regression=True, image_features="a.npy", caption_features="b.npy")
+    made = load_settings(
+        root=str(tmp_path), nlist=16, method="kmeans", allow_regression=True, image_features="a.npy", caption_features="b.npy"
+    )
     for name, value in made.environment().items():
         monkeypatch.setenv(name, value)
     assert load_settings() == made

@@ -1,0 +1,221 @@
+"""Landing to backfill: what the sensor reports, what automation asks for, what the night rebuilds; nothing twice, nothing lost."""
+
+import datetime as dt
+import os
+import shutil
+from contextlib import contextmanager
+
+import dagster as dg
+import numpy as np
+import pytest
+from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
+
+from dagster_project.definitions import assemble
+from paired_index_assets.assets.landing import landed_embeddings_sensor
+from paired_index_assets.assets.partitions import shard_key
+from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.assets.shards import nightly_rebuild, shard_index
+from paired_index_assets.assets.training import trained_index
+from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.settings import load_settings
+
+SHARDS = 6
+
+
+class World:
+    """A trained build of six shards with an empty landing folder, and a Dagster instance that has seen nothing yet."""
+
+    def __init__(self, folder, built, instance):
+        self.root, self.landing, self.instance = folder / "root", folder / "landing", instance
+        shutil.copytree(built, self.root, ignore=shutil.ignore_patterns("dagster", "shards", "segments", "report", "manifest.parquet"))
+        self.source = built / "embeddings/img_emb"
+        self.landing.mkdir()
+        self.settings = load_settings(root=str(self.root), landing=str(self.landing), shards=SHARDS)
+        self.catalog = Catalog.load(self.root / "catalog.parquet")
+        self.defs = assemble(self.settings, ProgressLog())
+        self.job = self.defs.resolve_implicit_global_asset_job_def()
+        self.sensor_cursor = None
+        self.automation_cursor = None
+
+    def land(self, shard, files=None):
+        for file in self.catalog.files(shard)[:files]:
+            shutil.copyfile(self.source / file.name, self.landing / file.name)
+
+    def change(self, shard):
+        """One file of a shard arrives anew with other vectors."""
+        path = self.landing / self.catalog.files(shard)[0].name
+        vectors = np.load(path)
+        np.save(path, vectors[::-1].copy())
+        os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1_000_000))
+
+    def tick(self):
+        """One tick of the sensor; the partitions it reports."""
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=self.sensor_cursor, resources={"settings": SettingsResource(**self.settings.model_dump())}
+        )
+        result = landed_embeddings_sensor(context)
+        if isinstance(result, dg.SkipReason):
+            self.sensor_cursor = context.cursor
+            return []
+        for event in result.asset_events:
+            self.instance.report_runless_asset_event(event)
+        self.sensor_cursor = result.cursor
+        return [(type(event).__name__, event.partition) for event in result.asset_events]
+
+    def report_trained(self, version):
+        self.instance.report_runless_asset_event(dg.AssetMaterialization(trained_index.key, tags={"dagster/data_version": version}))
+
+    def requested(self):
+        found = dg.evaluate_automation_conditions(self.defs, self.instance, cursor=self.automation_cursor)
+        self.automation_cursor = found.cursor
+        return found.get_requested_partitions(shard_index.key)
+
+    def build(self, shard):
+        return self.job.execute_in_process(
+            instance=self.instance, asset_selection=[shard_index.key], partition_key=shard_key(shard), raise_on_error=False
+        )
+
+    @contextmanager
+    def building(self, shard):
+        """A run for the shard is under way: planned and started, not finished."""
+        subset = self.job.get_subset(asset_selection={shard_index.key})
+        run = self.instance.create_run_for_job(
+            subset, tags={"dagster/partition": shard_key(shard)}, asset_selection=frozenset({shard_index.key})
+        )
+        planned = DagsterEvent.build_asset_materialization_planned_event(
+            run.job_name, "shard_index", AssetMaterializationPlannedData(shard_index.key, partition=shard_key(shard))
+        )
+        self.instance.report_dagster_event(planned, run.run_id)
+        yield
+        self.instance.report_run_canceled(run)
+
+    def stale(self):
+        with dg.build_schedule_context(
+            instance=self.instance,
+            scheduled_execution_time=dt.datetime(2026, 1, 2, 2, tzinfo=dt.UTC),
+            resources={"settings": SettingsResource(**self.settings.model_dump())},
+        ) as context:
+            found = nightly_rebuild(context)
+            return [] if isinstance(found, dg.SkipReason) else [request.partition_key for request in found]
+
+
+@pytest.fixture
+def world(tmp_path, small_build):
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield World(tmp_path, small_build, instance)
+
+
+def both(*shards):
+    return [(kind, shard_key(s)) for s in shards for kind in ("AssetObservation", "AssetMaterialization")]
+
+
+def test_the_sensor_reports_complete_shards_once_they_are_quiet(world):
+    assert world.tick() == []
+    world.land(0, files=1)
+    world.land(2)
+    assert world.tick() == []  # shard 2 is complete, and waits one tick for quiet; shard 0 is not
+    assert world.tick() == both(2)
+    assert world.tick() == []
+    world.land(0)
+    assert world.tick() == []
+    assert world.tick() == both(0)
+    assert world.tick() == []
+
+
+def test_a_file_that_is_still_growing_is_not_reported(world):
+    world.land(1)
+    path = world.landing / world.catalog.files(1)[0].name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    assert world.tick() == world.tick() == world.tick() == []
+    path.write_bytes(whole)
+    assert world.tick() == []
+    assert world.tick() == both(1)
+
+
+def test_automation_asks_for_exactly_the_shards_that_are_complete_and_new(world):
+    assert world.requested() == set()
+    world.land(0)
+    world.land(3)
+    world.tick(), world.tick()
+    assert world.requested() == set()  # no trained index yet
+    world.report_trained("a")
+    assert world.requested() == {shard_key(0), shard_key(3)}
+    assert world.requested() == set()
+    world.land(5)
+    world.tick(), world.tick()
+    assert world.requested() == {shard_key(5)}
+    assert world.requested() == set()
+
+
+@pytest.mark.parametrize("idle_ticks", [0, 1])  # 0: the file lands before the very next tick after the request
+def test_files_that_land_while_their_shard_is_being_built_are_not_forgotten(world, idle_ticks):
+    world.report_trained("a")
+    world.requested()
+    world.land(0)
+    world.land(1)
+    world.tick(), world.tick()
+    assert world.requested() == {shard_key(0), shard_key(1)}
+    with world.building(0):
+        for _ in range(idle_ticks):
+            assert world.requested() == set()
+        world.change(0)
+        world.tick(), world.tick()
+        assert shard_key(0) not in world.requested()  # not while it is being built
+    world.build(0), world.build(1)
+    assert world.requested() == {shard_key(0)}
+    assert world.requested() == set()
+
+
+def test_a_new_trained_index_makes_every_landed_shard_stale_and_an_equal_one_none(world):
+    world.report_trained("a")
+    world.requested()
+    world.land(0)
+    world.land(4)
+    world.tick(), world.tick()
+    world.requested()
+    world.build(0), world.build(4)
+    world.report_trained("a")
+    assert world.requested() == set()
+    world.report_trained("b")
+    assert world.requested() == {shard_key(0), shard_key(4)}
+
+
+def test_automation_that_is_switched_on_late_builds_what_had_landed(world):
+    world.report_trained("a")
+    world.land(2)
+    world.tick(), world.tick()
+    assert world.requested() == {shard_key(2)}
+    assert world.requested() == set()  # say, a person cancelled that backfill: it is not asked for again
+
+
+def test_the_night_rebuilds_what_is_stale_and_nothing_else(world):
+    assert world.stale() == []
+    world.land(0)
+    world.land(1)
+    assert world.stale() == [shard_key(0), shard_key(1)]
+    assert world.build(0).success
+    assert world.build(1).success
+    assert world.stale() == []
+    before = {path: path.read_bytes() for path in (world.root / "shards").glob("knn*[0-9]")}
+    world.change(1)
+    assert world.stale() == [shard_key(1)]
+    assert world.build(1).success
+    assert world.stale() == []
+    after = {path: path.read_bytes() for path in before}
+    assert [path.name[-1] for path in before if before[path] != after[path]] == ["1"]
+
+
+def test_a_bad_file_fails_its_shard_by_name_and_no_other(world):
+    world.land(0)
+    world.land(1)
+    file = world.landing / world.catalog.files(0)[0].name
+    damaged = np.load(file)
+    damaged[:] = np.nan
+    np.save(file, damaged)
+    failed = world.build(0)
+    assert not failed.success
+    (event,) = [event for event in failed.all_events if event.event_type_value == "STEP_FAILURE"]
+    assert file.name in event.event_specific_data.error_display_string
+    assert world.build(1).success
+    assert not list((world.root / "shards").glob("knn*index0"))
