@@ -19,7 +19,7 @@ from paired_index_assets.neighbors.blocks import Block
 Scan = Callable[[Block, Operand, Arithmetic, torch.Tensor, torch.Tensor], None]
 
 FLOAT32_BYTES = 4
-# The block of base rows may take this share of memory_bytes, with its rounded copy; tiles and candidates take the rest.
+# The block of base rows may take this share of memory_bytes: while one is read the one before it is still there.
 BLOCK_SHARE = 0.4
 CPU_TILE = 1024  # queries a worker takes at a time: fewer feed the GEMM badly, more leave the cache
 CUDA_TILE = 8192
