@@ -7,7 +7,6 @@ when every shard is the manifest's; until then, and if it can not be opened, the
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.sharded import NPROBE, ShardedIndex
+from paired_index_assets.search.unwanted import stamp_of
 
 LOG = logging.getLogger(__name__)
 RETRY_SECONDS = 2.0  # after a set that could not be opened, most likely because a rebuild is under way
@@ -71,7 +71,7 @@ class Reloading(Generic[Opened]):
         self.reloads += 1
 
     def _look(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(_stamp(path) for path in self._watched)
+        return tuple(stamp_of(path) for path in self._watched)
 
 
 class ReloadingIndex:
@@ -101,10 +101,3 @@ class ReloadingIndex:
 def watched_files(build: BuildRoot) -> list[UPath]:
     return [build.manifest, build.promoted]
 
-
-def _stamp(path: str) -> tuple[int, ...]:
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return ()
-    return facts.st_ino, facts.st_size, facts.st_mtime_ns

@@ -93,6 +93,8 @@ class ShardedIndex:
         lists = self._coarse.lists(vectors, min(nprobe, self.nlist))
         within = min(k, self.ntotal)
         scores, ids = self._stack.search(vectors, lists, within, selector)
+        if within == k:
+            return scores, ids
         rest = ((0, 0), (0, k - within))
         return np.pad(scores, rest, constant_values=-np.inf), np.pad(ids, rest, constant_values=NO_ID)
 

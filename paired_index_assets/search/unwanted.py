@@ -19,7 +19,7 @@ class RemovedIds:
     """The takedown log of a build as a faiss selector; the file is looked at in each search and read when it has changed."""
 
     def __init__(self, build: BuildRoot) -> None:
-        self._build = build
+        self._build, self._path = build, build.removed.path
         self._lock = threading.Lock()
         self._read: tuple[tuple[int, ...], Int64, faiss.IDSelector | None] | None = None
         self._current()
@@ -40,7 +40,7 @@ class RemovedIds:
         return _none_of(np.union1d(ids, more.astype(np.int64)))
 
     def _current(self) -> tuple[Int64, faiss.IDSelector | None]:
-        stamp = _stamp(self._build.removed.path)
+        stamp = stamp_of(self._path)
         read = self._read
         if read is None or read[0] != stamp:
             with self._lock:
@@ -53,10 +53,10 @@ def _none_of(ids: Int64) -> faiss.IDSelector | None:
     return faiss.IDSelectorNot(faiss.IDSelectorBatch(np.ascontiguousarray(ids))) if len(ids) else None
 
 
-def _stamp(path: str) -> tuple[int, ...]:
+def stamp_of(path: str) -> tuple[int, ...]:
     """What changes when a file is replaced; empty where there is none."""
     try:
         facts = os.stat(path)
-    except FileNotFoundError:
+    except OSError:
         return ()
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
