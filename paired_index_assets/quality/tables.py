@@ -134,7 +134,10 @@ def table(head: Sequence[str], rows: Iterable[Cells]) -> str:
 
 
 def _curves(candidates: Sequence[CandidateReport], k: int) -> Iterable[str]:
-    scales: tuple[tuple[Literal["share", "nprobe"], str], ...] = (("share", "of the images scanned at most"), ("nprobe", "lists probed"))
+    scales: tuple[tuple[Literal["share", "nprobe"], str], ...] = (
+        ("share", "share of the images scanned, at most"),
+        ("nprobe", "lists probed"),
+    )
     for by, scale in scales:
         amounts = sorted({p.amount for c in candidates for p in c.curve(by)})
         if not amounts:
