@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     pretrained: str | None = _field("openai", "Embeddings", "open_clip checkpoint name or file.")
     part_rows: int = _field(100_000, "Embeddings", "Rows of one embedding file.", ge=1)
     batch_size: int = _field(256, "Embeddings", "Samples encoded at once.", ge=1)
-    workers: int = _field(2, "Embeddings", "Processes that decode pictures.", ge=0)
+    workers: int | None = _field(None, "Embeddings", "Processes that decode pictures; left out, as many as help on this machine.", ge=0)
     max_bad_share: float = _field(
         0.05, "Embeddings", "Share of unusable samples above which the embedding assets' checks fail.", ge=0, le=1
     )

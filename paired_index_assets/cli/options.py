@@ -46,7 +46,7 @@ def _option(name: str) -> inspect.Parameter:
     # Choices are left to `Settings`, so that a wrong one is one line as every other wrong setting is.
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[str if choices else kind], option]
-    )  # noqa: UP045
+    )
 
 
 def _without_none(annotation: Any) -> Any:

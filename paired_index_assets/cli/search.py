@@ -18,13 +18,13 @@ FORMATS = (".npz", ".json", ".html")
 @takes_settings(also=("root", "nprobe", "model", "pretrained", "device"))
 def search(
     settings: Settings,
-    text: Annotated[Optional[list[str]], typer.Option("--text", help="A text query; may be given several times.")] = None,  # noqa: UP045
-    image: Annotated[Optional[list[Path]], typer.Option("--image", help="A picture as query; may be given several times.")] = None,  # noqa: UP045
-    queries: Annotated[Optional[Path], typer.Option("--queries", help="Query vectors: .npy of shape (queries, dimensions).")] = None,  # noqa: UP045
+    text: Annotated[Optional[list[str]], typer.Option("--text", help="A text query; may be given several times.")] = None,
+    image: Annotated[Optional[list[Path]], typer.Option("--image", help="A picture as query; may be given several times.")] = None,
+    queries: Annotated[Optional[Path], typer.Option("--queries", help="Query vectors: .npy of shape (queries, dimensions).")] = None,
     k: Annotated[int, typer.Option("-k", help="Results a query.", min=1)] = 10,
     out: Annotated[
         Optional[Path], typer.Option("--out", help="Write .npz (scores float32, ids int64), .json or .html instead of a table.")
-    ] = None,  # noqa: UP045
+    ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Search the shards that are there, and say which are not.")] = False,
 ) -> None:
     """Search a build by text, picture or vector."""

@@ -17,9 +17,9 @@ from paired_index_assets.settings import Settings
 @takes_settings()
 def takedown(
     settings: Settings,
-    ids: Annotated[Optional[Path], typer.Option("--ids", help="Text file with one global row id a line.")] = None,  # noqa: UP045
-    urls: Annotated[Optional[Path], typer.Option("--urls", help="Text file with one url a line, matched with the metadata.")] = None,  # noqa: UP045
-    md5: Annotated[Optional[Path], typer.Option("--md5", help="Text file with one md5 a line, matched with the metadata.")] = None,  # noqa: UP045
+    ids: Annotated[Optional[Path], typer.Option("--ids", help="Text file with one global row id a line.")] = None,
+    urls: Annotated[Optional[Path], typer.Option("--urls", help="Text file with one url a line, matched with the metadata.")] = None,
+    md5: Annotated[Optional[Path], typer.Option("--md5", help="Text file with one md5 a line, matched with the metadata.")] = None,
     why: Annotated[str, typer.Option(help="Reason, kept in the log.")] = "asked for",
 ) -> None:
     """Remove rows: searches leave them out at once, the next rebuild for good; the log of what was removed stays."""

@@ -15,6 +15,7 @@ from paired_index_assets.progress import Progress, silent
 from paired_index_assets.quality.recall import Measurement
 from paired_index_assets.quality.split import Split
 from paired_index_assets.quality.truth import ground_truth
+from paired_index_assets.routing.training import train_routing
 from paired_index_assets.rows import Bool, Float32, Int64, Rows, Selected
 from paired_index_assets.trained.artifact import TrainedIndex
 from paired_index_assets.trained.contest import Contest, Verdict, choose, judged_images
@@ -89,8 +90,6 @@ def make_and_judge(
             began = time.perf_counter()
             table = None
             if routing == "learned":
-                from paired_index_assets.routing.training import train_routing
-
                 table = train_routing(
                     clustering.centroids,
                     lists,

@@ -21,6 +21,11 @@ ENCODE_ROWS = 1 << 15
 JUDGED_IMAGES = 1_000_000  # images that candidates are measured on: recall at a share scanned hardly moves beyond, and all stays in memory
 
 
+def fair_share(nlist: int) -> float:
+    """The share of vectors scanned at which candidates are compared: 1 %, or eight lists where lists are so few that 1 % is less."""
+    return min(1.0, max(0.01, 8 / nlist))
+
+
 def judged_images(valid: Bool, seed: int) -> Int64:
     """Ascending ids of the images that every candidate is measured on: all valid ones, or a seeded sample of JUDGED_IMAGES."""
     ids = np.flatnonzero(valid)
@@ -55,12 +60,12 @@ class Contest:
         return self._lists[method]
 
     def measured(
-        self, trained: TrainedIndex, *, seconds: float = 0.0, nprobes: Sequence[int] = NPROBES, shares: Sequence[float] = SHARES
+        self, trained: TrainedIndex, *, seconds: float = 0.0, nprobes: Sequence[int] = NPROBES
     ) -> Measurement:
         candidate = candidate_from(
             trained, self.lists_of(trained.method, trained.centroids), self._codes_of(trained), build_seconds=seconds
         )
-        return measure(candidate, self.queries, self.truth, nprobes=nprobes, shares=shares, progress=self.progress)
+        return measure(candidate, self.queries, self.truth, nprobes=nprobes, shares=sorted({*SHARES, fair_share(trained.nlist)}), progress=self.progress)
 
     def _codes_of(self, trained: TrainedIndex) -> UInt8:
         key = (trained.codec.name, trained.codec.rounding)
@@ -97,7 +102,8 @@ class Verdict:
         )
 
 
-def choose(measurements: Sequence[Measurement], baseline: Measurement, *, seed: int, k: int = 10, share: float = 0.01) -> Verdict:
-    """The measurement with the best mean recall@k at `share` scanned (the first of equals), against `baseline` query by query."""
+def choose(measurements: Sequence[Measurement], baseline: Measurement, *, seed: int, k: int = 10) -> Verdict:
+    """The measurement with the best mean recall@k at `fair_share` (the first of equals), against `baseline` query by query."""
+    share = fair_share(baseline.nlist)
     best = max(measurements, key=lambda m: float(m.recall(k, share=share).mean()))
     return Verdict(best, baseline, difference_interval(best.recall(k, share=share), baseline.recall(k, share=share), seed=seed), k, share)
