@@ -1,9 +1,11 @@
 """How fast landed rows become a shard, stage by stage, beside faiss's own `add` of the same rows in the same process.
 
     python benchmarks/shard_build.py [--data FOLDER | --rows N --dimensions D] [--nlist K] [--files F] [--shards S]
+    python benchmarks/shard_build.py --assembly --rows 4000000 --dimensions 768 --nlist 131072 --files 8
 
-FOLDER holds `image_features.npy` and `caption_features.npy`; otherwise rows are clustered and random. Prints one Markdown table: rows/s,
-seconds and peak resident memory above the start of each stage, and whether both ways gave the same lists and codes.
+FOLDER holds `image_features.npy` and `caption_features.npy`; otherwise rows are clustered and random. Prints one Markdown table: seconds,
+seconds of CPU, rows/s and peak resident memory above the start of each stage, and whether both ways gave the same lists and codes.
+With `--assembly` segments are random bytes, so that a shard of LAION's shape is put together without assigning its rows.
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ from paired_index_assets.codes.codec import ROUNDINGS, train_codec
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import list_folder
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.shards.assemble import check_shard, part_of, write_shard
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.encode import encode_file
+from paired_index_assets.shards.segment import SegmentHeader, open_segment, segment_name, write_segment
 from paired_index_assets.trained.artifact import TrainedIndex
 
 TRAINING_ROWS = 50_000
+HEAD = "| rounding | stage | s | CPU s | rows/s | peak MiB |\n|---|---|---|---|---|---|"
 
 
 def main() -> None:
@@ -40,7 +45,10 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--roundings", nargs="+", default=list(ROUNDINGS), choices=ROUNDINGS)
+    parser.add_argument("--assembly", action="store_true")
     options = parser.parse_args()
+    if options.assembly:
+        return assemble_random(options)
     images, captions = vectors_of(options)
     with tempfile.TemporaryDirectory() as scratch:
         landing = Path(scratch) / "landing"
@@ -49,7 +57,7 @@ def main() -> None:
             np.save(landing / f"img_emb_{number:04d}.npy", part)
         catalog = Catalog.scan(landing, shards=options.shards)
         print(f"{images.shape} {images.dtype}, {options.nlist} lists, {options.files} files, {options.shards} shards\n")
-        print("| rounding | stage | s | rows/s | peak MiB |\n|---|---|---|---|---|")
+        print(HEAD)
         for rounding in options.roundings:
             sample = images[:TRAINING_ROWS].astype(np.float32)
             codec = train_codec("QT_4bit", rounding, sample, captions[:TRAINING_ROWS].astype(np.float32))
@@ -74,7 +82,36 @@ def compare(rounding: str, trained: TrainedIndex, catalog: Catalog, landing: Pat
         for shard, index in enumerate(indices):
             faiss.write_index(index, str(place / f"faiss{shard}"))
     same_rows, same_codes = zip(*(agreement(faiss.read_index(str(s.path)), i) for s, i in zip(shards, indices, strict=True)), strict=True)
-    print(f"| {rounding} | same list as faiss: {np.mean(same_rows):.4%}, same code of those: {np.mean(same_codes):.4%} | | | |")
+    print(f"| {rounding} | same list as faiss: {np.mean(same_rows):.4%}, same code of those: {np.mean(same_codes):.4%} | | | | |")
+
+
+def assemble_random(options: argparse.Namespace) -> None:
+    """Segments of random lists and codes -> one shard; the peaks tell whether a shard's codes are ever held."""
+    rng, rows, code_size = np.random.default_rng(1), options.rows // options.files, options.dimensions // 2
+    quantizer = faiss.IndexFlatIP(options.dimensions)
+    quantizer.add(rng.random((options.nlist, options.dimensions), dtype=np.float32))
+    empty = faiss.IndexIVFScalarQuantizer(
+        quantizer, options.dimensions, options.nlist, faiss.ScalarQuantizer.QT_4bit, faiss.METRIC_INNER_PRODUCT, False
+    )
+    faiss.copy_array_to_vector(np.ones(2 * options.dimensions, np.float32), empty.sq.trained)
+    empty.is_trained = True
+    total = rows * options.files
+    print(f"{total} x {code_size} bytes = {total * code_size >> 20:,} MiB of codes, {options.nlist} lists, {options.files} files\n\n{HEAD}")
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        with stage("random", "make and write segments", total):
+            for number in range(options.files):
+                header = SegmentHeader("t", str(number), 0, rows, 0, "", "", False, code_size, 0, 0)
+                codes = rng.integers(0, 256, (rows, code_size), dtype=np.uint8)
+                write_segment(place / segment_name(number), header, rng.integers(0, options.nlist, rows), codes, np.zeros(rows, np.uint8))
+                del codes
+        with stage("random", "open segments, check their bytes", total):
+            nobody = np.empty(0, np.int64)
+            parts = [part_of(open_segment(place / segment_name(n)), 2_000_000_000 + n * rows, nobody) for n in range(options.files)]
+        with stage("random", "write the shard", total):
+            write_shard(place / "shard", empty, parts)
+        with stage("random", "read it back and check its ids", total):
+            check_shard(place / "shard", empty, parts, "shard")
 
 
 def added(trained: TrainedIndex, catalog: Catalog, shard: int, landing: Path) -> faiss.Index:
@@ -123,10 +160,11 @@ def centroids_of(sample: np.ndarray, nlist: int) -> np.ndarray:
 @contextmanager
 def stage(rounding: str, name: str, rows: int) -> Iterator[None]:
     Path("/proc/self/clear_refs").write_text("5")  # start the peak again
-    before, started = resident("VmRSS"), time.perf_counter()
+    before, started, worked = resident("VmRSS"), time.perf_counter(), time.process_time()
     yield
-    seconds = time.perf_counter() - started
-    print(f"| {rounding} | {name} | {seconds:.2f} | {rows / seconds:,.0f} | {(resident('VmHWM') - before) / 1024:,.0f} |", flush=True)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - worked
+    peak = (resident("VmHWM") - before) / 1024
+    print(f"| {rounding} | {name} | {seconds:.2f} | {cpu:.2f} | {rows / seconds:,.0f} | {peak:,.0f} |", flush=True)
 
 
 def resident(field: str) -> int:

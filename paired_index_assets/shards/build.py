@@ -1,7 +1,7 @@
 """shard_index: the segments of a shard's files, put in lists.
 
 1. a finished shard made of the same inputs is left alone;
-2. a file whose segment still stands is not read again, every other is encoded once, in catalog order;
+2. a file whose segment still stands is not read again, every other is encoded once;
 3. the segments are merged into one faiss file, which is read back and checked, and only then gets its name; then its record.
 
 Killed at any moment, the next build finds the finished segments and goes on; the shard's bytes do not depend on where it was cut.
@@ -23,7 +23,7 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
 from paired_index_assets.shards.assemble import FaissIvf, Part, check_shard, part_of, share_near_source, stored_code, write_shard
-from paired_index_assets.shards.encode import ENCODE_ROWS, ShardEncoder, Supply, landed_alone
+from paired_index_assets.shards.encode import ENCODE_ROWS
 from paired_index_assets.shards.record import (
     FileRecord,
     ShardRecord,
@@ -32,6 +32,7 @@ from paired_index_assets.shards.record import (
     shard_path,
     write_record,
 )
+from paired_index_assets.shards.supply import Supply, landed_alone, segments_of
 from paired_index_assets.shards.takedown import read_removed, removed_version
 from paired_index_assets.storage import atomic_file, digest_of_parts, only_writer
 from paired_index_assets.trained.artifact import TrainedIndex
@@ -77,7 +78,7 @@ def build_shard(
     `landing` is a folder or what `landed.first_complete` chose from several; `removed` (n,) the ids to leave out, by default the
     takedown log's. `supply` is called with the files that have to be encoded and yields each in turn where it is to be had (see
     landing.obtain; a file may be deleted once the next is asked for); by default they are what has landed. A file that is gone is not
-    missed while its segment is there. Memory: one file's codes while encoding, then three times the quantizer, 24 bytes a row and
+    missed while its segment is there. Memory: one file's codes and two blocks while encoding, then three times the quantizer, 24 bytes a row and
     three times 16 MiB; never the shard's codes.
 
     Raises BadInput naming every bad file, after the segments of the good ones are saved; MissingInput naming the files that have not
@@ -94,8 +95,9 @@ def build_shard(
         version = removed_version(removed, files[0].start_row, files[-1].stop_row)
         if done is not None and done.stands_for(trained.fingerprint, version, files, landed):
             return ShardSummary(shard, path, done, unchanged=True)
-        encoder = ShardEncoder(root, trained, path, sum(file.rows for file in files), supply or landed_alone(listing), block_rows, progress)
-        segments = encoder.segments_of(files, landed)
+        segments, encoded = segments_of(
+            root, trained, path, files, landed, supply or landed_alone(listing), block_rows=block_rows, progress=progress
+        )
         parts = [part_of(segment, file.start_row, removed) for segment, file in zip(segments, files, strict=True)]
         draft = ShardRecord(
             shard=shard,
@@ -108,7 +110,6 @@ def build_shard(
             sha256="",
             files=tuple(_file_record(file, part) for file, part in zip(files, parts, strict=True)),
         )
-        encoded = tuple(encoder.encoded)
         if done is not None and done.inputs == draft.inputs:  # files were touched, or copied anew, with the rows they had
             record = replace(draft, bytes=done.bytes, sha256=done.sha256)
             write_record(path, record)

@@ -26,7 +26,7 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.storage import only_writer
 
-PATIENCE = 120  # seconds until a child counts as hanging
+PATIENCE = 900  # seconds until a child counts as hanging
 
 
 @pytest.fixture(scope="module")
