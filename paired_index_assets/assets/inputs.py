@@ -15,7 +15,7 @@ from paired_index_assets.landing.obtain import Obtained, obtain
 from paired_index_assets.landing.sources import Politeness, parse_sources
 from paired_index_assets.progress import Progress
 from paired_index_assets.settings import LAION_2B, Settings
-from paired_index_assets.shards.encode import Supply
+from paired_index_assets.shards.supply import Supply
 from paired_index_assets.storage import as_path, read_json
 from paired_index_assets.trained.artifact import TrainedIndex
 
