@@ -112,7 +112,7 @@ class TrainedCodec:
         order, rows = self.metric.order, len(tile)
         if rows < TILE:
             tile = np.vstack([tile, np.zeros((TILE - rows, self.d), np.float32)])
-        expected = (self.metric.expected(tile) * step).T[order]
+        expected = (self.metric.expected(tile) * (step / step.max())).T[order]
         levels, errors = error_feedback(((tile - first) / step).T[order], feedback, top)
         coordinate_descent(levels, errors, weighed, expected, top, self.metric.passes)
         unordered = np.empty((rows, self.d), np.uint8)
@@ -125,9 +125,9 @@ class TrainedCodec:
 
     @cached_property
     def _plan(self) -> tuple[Float32, Float32]:
-        """The feedback matrix and H, both in visiting order."""
+        """The feedback matrix and H, both in visiting order, in the unit of the widest step: data may be tiny or huge."""
         assert self.metric is not None
-        weighed = self.metric.in_steps(self.steps[0])
+        weighed = self.metric.in_steps(self.steps[0] / self.steps[0].max())
         return feedback_matrix(weighed), weighed.astype(np.float32)
 
 
