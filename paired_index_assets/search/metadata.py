@@ -82,9 +82,12 @@ class Metadata:
     @property
     def columns(self) -> list[str]:
         """The columns of the first file that are not bytes."""
-        if not self._files:
-            return []
-        return [field.name for field in self._footer(self._files[0].url)[1] if not _is_bytes(field.type)]
+        return [name for name, is_bytes in self._first_columns() if not is_bytes]
+
+    @property
+    def bytes_columns(self) -> list[str]:
+        """The others: of bytes, or structs (as datasets writes pictures)."""
+        return [name for name, is_bytes in self._first_columns() if is_bytes]
 
     def rows(self, ids: Sequence[int], columns: Sequence[str] | None = None) -> list[Row | None]:
         """The row of each id, None for an id that no file describes. `columns` that a file lacks are left out; None means `columns`.
@@ -98,6 +101,10 @@ class Metadata:
                 for offset, row in zip(offsets, self._read(file, group, offsets, wanted), strict=True):
                     found[file.start + first + offset] = row
         return [found.get(int(i)) for i in ids]
+
+    def _first_columns(self) -> list[tuple[str, bool]]:
+        schema = self._footer(self._files[0].url)[1] if self._files else []
+        return [(field.name, _is_bytes(field.type)) for field in schema]
 
     def _add(self, file: MetadataFile) -> None:
         self._files.append(file)
@@ -126,6 +133,8 @@ class Metadata:
     def _read(self, file: MetadataFile, group: int, offsets: list[int], columns: list[str]) -> list[Row]:
         footer, schema = self._footer(file.url)
         columns = [name for name in columns if name in schema.names]
+        if not columns:
+            return [{} for _ in offsets]
         key = (file.url, group, tuple(columns))
         with self._lock:
             table = self._kept.get(key)

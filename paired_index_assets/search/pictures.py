@@ -6,11 +6,15 @@ import base64
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
+from paired_index_assets.embeddings.listing import list_files
+from paired_index_assets.embeddings.parquet import KNOWN_COLUMNS, ParquetSource
 from paired_index_assets.embeddings.sources import Source, SourcePart, open_source
-from paired_index_assets.errors import BadInput, PairedIndexError
+from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.search.metadata import Metadata
 
 PART_ROWS = 64  # read to reach one picture, at most
 SHOWN_BYTES = 4 << 20  # a larger picture is not put into a page
@@ -19,19 +23,28 @@ KINDS = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gi
 
 
 class Pictures:
-    """Bytes of pictures by global id. The source must know its row counts (all do but tars)."""
+    """Bytes of pictures by global id: from a column of Parquet files, or from any source that knows its row counts (all but tars)."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, held: Metadata | None = None, column: str = "") -> None:
+        self._source, self._held, self._column = source, held, column
 
     @classmethod
     def of(cls, images: str) -> Pictures | None:
         """Pictures of an input as given to a build, None if it can not be read by row."""
-        pictures = cls(open_source(images, "images"))
+        source = open_source(images, "images")
+        if isinstance(source, ParquetSource):
+            files = [file.url for file in list_files(images) if file.suffix == ".parquet"]
+            held = Metadata.in_order(files)
+            column = next((name for name in KNOWN_COLUMNS["image"] if name in held.bytes_columns), None)
+            if column is not None:
+                return cls(source, held, column)
+        pictures = cls(source)
         return pictures if all(part.rows is not None for part in pictures._parts) else None
 
     def read(self, ids: Sequence[int]) -> list[bytes | None]:
         """The encoded picture of each id, None where there is none or it can not be read."""
+        if self._held is not None:
+            return [_content(row) for row in self._held.rows(ids, [self._column])]
         found: dict[int, bytes] = {}
         wanted = np.unique(np.asarray(ids, np.int64))
         wanted = wanted[(wanted >= 0) & (wanted < self._ends[-1])] if len(self._ends) else wanted[:0]
@@ -62,6 +75,13 @@ def kind_of(content: bytes) -> str | None:
     return next((kind for start, kind in KINDS if content.startswith(start)), None)
 
 
+def _content(row: dict[str, Any] | None) -> bytes | None:
+    """The bytes of a picture cell, or of the `bytes` in one as datasets writes it."""
+    cell = next(iter(row.values()), None) if row else None
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    return content if isinstance(content, bytes) else None
+
+
 def _read(part: SourcePart, rows: list[int], first: int) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
     wanted = set(rows)
@@ -72,6 +92,6 @@ def _read(part: SourcePart, rows: list[int], first: int) -> dict[int, bytes]:
                     found[first + row] = sample.image.read()
                 except (OSError, ValueError):
                     continue  # gone or unreadable: the result is shown without its picture
-    except (BadInput, PairedIndexError, OSError):
+    except (PairedIndexError, OSError):
         return found
     return found

@@ -36,6 +36,7 @@ def test_rows_are_those_of_the_ids_in_any_order(files):
     assert [row["caption"] for row in found.rows(ids)] == [f"caption {i}" for i in ids]
     assert found.columns == ["url", "caption"]
     assert found.rows([3], ["caption", "no such column"]) == [{"caption": "caption 3"}]
+    assert found.rows([3, 999], ["no such column"]) == [{}, None]
     assert [row and row["url"] for row in found.rows([423, 424, -1, 0, 0])] == [
         "https://example.org/423", None, None, "https://example.org/0", "https://example.org/0",
     ]  # fmt: skip
@@ -98,6 +99,12 @@ def test_pictures_come_from_parquet_and_from_folders(tmp_path):
     pq.write_table(pa.table({"png": made, "caption": ["x"] * 200}), tmp_path / "pairs.parquet", row_group_size=70)
     ids = [199, 0, 64, 63, 64, 200, -1]
     assert Pictures.of(str(tmp_path / "pairs.parquet")).read(ids) == [made[i] if 0 <= i < 200 else None for i in ids]
+    nested = [{"bytes": content, "path": None} for content in made[:9]] + [None]
+    pq.write_table(pa.table({"image": nested}), tmp_path / "nested.parquet")
+    assert Pictures.of(str(tmp_path / "nested.parquet")).read([8, 9]) == [made[8], None]
+    (tmp_path / "seven.png").write_bytes(made[7])
+    pq.write_table(pa.table({"path": ["seven.png", "gone.png"]}), tmp_path / "paths.parquet")
+    assert Pictures.of(str(tmp_path / "paths.parquet")).read([1, 0]) == [None, made[7]]
     folder = tmp_path / "folder"
     folder.mkdir()
     for i in range(70):
