@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from search_builds import Build, make
+from search_builds import Build, make, picture_of
 
 from paired_index_assets.layout import BuildRoot
 
@@ -29,3 +31,19 @@ def fresh(finished: Build, tmp_path: Path) -> Build:
 @pytest.fixture(scope="session")
 def make_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Build]:
     return lambda seed: make(tmp_path_factory.mktemp("build"), seed)
+
+
+@pytest.fixture(scope="session")
+def searchable_pairs(finished: Build, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Parquet whose row i describes id i, pictures included."""
+    ids = range(len(finished.images))
+    columns = {
+        "png": [picture_of(i) for i in ids],
+        "caption": [f"caption {i}" for i in ids],
+        "url": [f"https://e.org/{i}" for i in ids],
+        "NSFW": ["NSFW" if i % 7 == 0 else "UNLIKELY" for i in ids],
+        "score": [float("nan")] * len(ids),
+    }
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    pq.write_table(pa.table(columns), path)
+    return str(path)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import uvicorn
 from PIL import Image
 
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32
+from paired_index_assets.search.server import make_app
+from paired_index_assets.search.service import SearchService
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import write_manifest
 from paired_index_assets.storage import write_json
@@ -106,3 +114,30 @@ class WordEncoder:
 
 def _direction(word: str) -> Float32:
     return np.random.default_rng(list(word.encode())).normal(size=D).astype(np.float32)
+
+
+def png(colour: tuple[int, int, int]) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def picture_of(row: int) -> bytes:
+    """The picture of an id: its colour says which."""
+    return png((row % 256, row // 256, 0))
+
+
+@contextmanager
+def served(service: SearchService) -> Iterator[int]:
+    """A real server on a free port of this machine."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        thread.join(30)

@@ -6,13 +6,11 @@ import json
 import threading
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from search_builds import MODEL, D, WordEncoder
+from search_builds import MODEL, D, WordEncoder, picture_of, png
 from starlette.testclient import TestClient
 
 from paired_index_assets.errors import BadInput
@@ -30,28 +28,11 @@ LIMITS = Limits(results=200, pictures=20, text=100, body=100_000)
 
 
 @pytest.fixture(scope="module")
-def metadata_files(finished, tmp_path_factory):
-    rows = len(finished.images)
-    pictures = [png((i % 256, i // 256, 0)) for i in range(rows)]
-    path = tmp_path_factory.mktemp("texts") / "pairs.parquet"
-    nsfw = ["NSFW" if i % 7 == 0 else "UNLIKELY" for i in range(rows)]
-    columns = {"png": pictures, "caption": [f"caption {i}" for i in range(rows)], "url": [f"https://e.org/{i}" for i in range(rows)]}
-    pq.write_table(pa.table({**columns, "NSFW": nsfw, "score": [float("nan")] * rows}), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def client(finished, metadata_files):
-    texts = images = str(metadata_files)
-    service = SearchService.of_build(finished.root.root, WordEncoder(), texts=texts, images=images, limits=LIMITS)
+def client(finished, searchable_pairs):
+    pairs = searchable_pairs
+    service = SearchService.of_build(finished.root.root, WordEncoder(), texts=pairs, images=pairs, limits=LIMITS)
     with TestClient(make_app(service), base_url="http://localhost", raise_server_exceptions=False) as client:
         yield client
-
-
-def png(colour):
-    out = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(out, "PNG")
-    return out.getvalue()
 
 
 def knn(client, **fields):
@@ -66,7 +47,7 @@ def test_a_text_finds_what_the_index_finds_with_rows_and_pictures(client, finish
         assert hit["caption"] == f"caption {hit['id']}"
         assert hit["url"] == f"https://e.org/{hit['id']}"
         assert hit["score"] is None  # NaN is not JSON
-        assert base64.b64decode(hit["image"]) == png((hit["id"] % 256, hit["id"] // 256, 0))
+        assert base64.b64decode(hit["image"]) == picture_of(hit["id"])
     assert all(set(hit) == {"id", "similarity"} for hit in found[5:])
 
 
@@ -256,7 +237,7 @@ def test_too_many_at_once_are_told_to_come_back(finished):
             return super().prepare_image(image)
 
     service = SearchService.of_build(finished.root.root, Slow(), limits=Limits(at_once=2, threads=2))
-    picture = base64.b64encode(png("red")).decode()
+    picture = base64.b64encode(png((255, 0, 0))).decode()
     with TestClient(make_app(service), base_url="http://localhost") as client:
         answers = []
         threads = [threading.Thread(target=lambda: answers.append(knn(client, image=picture).status_code)) for _ in range(2)]

@@ -2,21 +2,17 @@
 
 import http.client
 import json
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import uvicorn
-from search_builds import promote, rebuild, train
+from search_builds import promote, rebuild, served, train
 
 from paired_index_assets.errors import DamagedArtifact
 from paired_index_assets.search import reloading
 from paired_index_assets.search.reloading import ReloadingIndex
-from paired_index_assets.search.server import make_app
 from paired_index_assets.search.service import SearchService
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.storage import atomic_file
@@ -94,22 +90,6 @@ def test_threads_see_the_old_or_the_new_set_and_nothing_else(fresh, quick_retry)
     assert seen.sum() >= 2000
     assert rebuilds >= 2
     assert seen.all()
-
-
-@contextmanager
-def served(service):
-    """A real server on a free port of this machine."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(128)
-        server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="error"))
-        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield listening.getsockname()[1]
-        server.should_exit = True
-        thread.join(30)
 
 
 def over_http(fresh, requests):
