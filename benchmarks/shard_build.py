@@ -27,7 +27,7 @@ from paired_index_assets.landing.landed import list_folder
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.assemble import check_shard, part_of, write_shard
 from paired_index_assets.shards.build import build_shard
-from paired_index_assets.shards.encode import encode_file
+from paired_index_assets.shards.encode import SegmentEncoder
 from paired_index_assets.shards.segment import SegmentHeader, open_segment, segment_name, write_segment
 from paired_index_assets.trained.artifact import TrainedIndex
 
@@ -71,8 +71,10 @@ def compare(rounding: str, trained: TrainedIndex, catalog: Catalog, landing: Pat
     shutil.rmtree(place, ignore_errors=True)
     root, listing, rows = BuildRoot.at(place), list_folder(landing), catalog.total_rows
     with stage(rounding, "assign, encode, write segments", rows):
+        encoder = SegmentEncoder(root, trained)
         for file in catalog:
-            encode_file(root, trained, file, listing[file.name])
+            encoder.add(file, listing[file.name])
+        encoder.flush()
     with stage(rounding, "assemble, check, write shards", rows):
         shards = [build_shard(root, trained, catalog, shard, landing) for shard in range(catalog.shards)]
     with stage(rounding, "build again, nothing changed", rows):
