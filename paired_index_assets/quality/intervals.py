@@ -25,6 +25,9 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def signed(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
     @property
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0

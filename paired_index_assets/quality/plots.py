@@ -54,7 +54,7 @@ def recall_png(report: RecallReport, *, k: int = 10, dots_per_inch: int = 110) -
         handles.append(Line2D([], [], linestyle="none"))
         labels.append(f"{len(report.candidates) - len(shown)} more in the tables")
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     picture = io.BytesIO()
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -276,8 +276,8 @@ def _check(
             f"{candidate.name}: list_of_image {lists.shape} of lists {lists.min(initial=-1)} to {lists.max(initial=-1)}; "
             f"expected ({truth.images},) of -1 to {candidate.nlist - 1}"
         )
-    if any(p < 1 for p in nprobes) or any(not 0 < s <= 1 for s in shares) or not ks or min(ks) < 1 or not (nprobes or shares):
+    if any(p < 1 for p in nprobes) or any(not 0 < s <= 1 for s in shares) or not ks or min(ks) < 1:
         raise BadInput(
             f"{candidate.name}: nprobes {tuple(nprobes)}, shares {tuple(shares)}, ks {tuple(ks)}; "
-            "expected nprobe >= 1, 0 < share <= 1, k >= 1, and something to measure"
+            "expected nprobe >= 1, 0 < share <= 1, k >= 1"
         )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,7 @@ class Split:
                 return cls(saved["train"], saved["validation"], saved["test"], int(saved["concepts"]))
         except FileNotFoundError as error:
             raise MissingInput(f"{path}: no such file") from error
-        except (KeyError, ValueError, OSError, EOFError) as error:
+        except (KeyError, ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
             raise DamagedArtifact(f"{path}: not a split ({error}); delete it and build again") from error
 
 

@@ -59,11 +59,7 @@ def summary_table(report: RecallReport) -> str:
         yield str(by_lists.best[k]) if by_lists else "-"
         yield f"{by_lists.scanned:.2%}" if by_lists else "-"
         yield str(by_share.best[k]) if by_share else "-"
-        yield (
-            f"{difference.difference.mean:+.3f} [{difference.difference.low:+.3f}, {difference.difference.high:+.3f}]"
-            if difference
-            else "-"
-        )
+        yield difference.difference.signed() if difference else "-"
         yield str(candidate.bytes_per_vector or "-")
         yield f"{candidate.imbalance:.2f}"
         yield f"{candidate.build_seconds:.1f}"

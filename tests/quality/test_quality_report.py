@@ -1,0 +1,109 @@
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.quality.codes import DecodedRows, measure_codes
+from paired_index_assets.quality.plots import as_data_uri, recall_png
+from paired_index_assets.quality.recall import measure
+from paired_index_assets.quality.report import SCHEMA, RecallReport, build_report
+from paired_index_assets.quality.tables import markdown
+
+MOST_PNG_BYTES = 120_000
+
+
+@pytest.fixture(scope="module")
+def measured(world):
+    index = world.scalar()
+    other = replace(world.candidate(index, "paired_kmeans, centroids, QT_4bit faiss"), method="paired_kmeans")
+    shuffled = world.lists.copy()
+    shuffled[200:600] = 3  # a worse candidate, with uneven lists
+    worse = replace(world.candidate(None, "uneven"), list_of_image=shuffled)
+    return [measure(c, world.queries, world.truth) for c in (world.candidate(index), other, worse)]
+
+
+@pytest.fixture(scope="module")
+def report(world, measured) -> RecallReport:
+    index = world.scalar()
+    decoded = DecodedRows(index.sq.compute_codes(world.images), index.sq.decode, 32)
+    codes = [measure_codes("QT_4bit faiss", decoded, world.queries, world.truth, bytes_per_vector=16, rerank=True)]
+    peers = [
+        replace(measure(world.candidate(index), world.queries, world.truth, nprobes=(8,), shares=(0.01,), exhaustive=True, rerank=True), name="peer")
+    ]
+    return build_report(
+        measured, codes=codes, peers=peers, baseline=measured[0].name, promoted=measured[1].name,
+        facts={"images": "synthetic", "dimensions": 32}, notes=["A note."], seed=1,
+    )  # fmt: skip
+
+
+def test_a_report_comes_back_as_it_was_written(tmp_path, report):
+    report.write(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recall.json", "recall.md", "recall.png"]
+    assert RecallReport.read(tmp_path) == report
+    content = json.loads((tmp_path / "recall.json").read_text())
+    assert content["schema"] == SCHEMA
+    assert "NaN" not in (tmp_path / "recall.json").read_text()
+    assert content["candidates"][0]["points"][0]["product"]["10"].keys() == {"mean", "low", "high"}
+
+
+def test_the_numbers_are_those_of_the_measurement(report, measured):
+    point = report.candidate(measured[0].name).at(nprobe=8)
+    assert point.product[10].mean == pytest.approx(float(measured[0].recall(10, nprobe=8).mean()))
+    assert point.coverage[100].low < point.coverage[100].mean < point.coverage[100].high
+    assert point.scanned == pytest.approx(measured[0].scanned[measured[0].settings.index(measured[0].settings[3])].mean() / 1500)
+    assert report.candidate("uneven").imbalance > report.candidate(measured[0].name).imbalance
+    same = [d for d in report.differences if d.name == measured[1].name]
+    assert same
+    assert all(d.difference.mean == d.difference.low == d.difference.high == 0 for d in same), "the same index: no difference at any setting"
+    assert {d.of for d in report.differences if d.name == "uneven"} == {"coverage"}
+
+
+def test_the_tables_name_every_candidate_and_tell_the_losses_apart(report):
+    text = markdown(report)
+    for expected in (
+        "| **paired_kmeans, centroids, QT_4bit faiss** (promoted) |", "coverage loss | code loss", "recall@1\n", "recall@100\n", "| 0.25% |",
+        "A note.", "| dimensions | 32 |", "## Codes alone", "## Stock faiss on the same lists",
+    ):  # fmt: skip
+        assert expected in text, expected
+    widths = {(before.count("|"), line.count("|")) for before, line in zip(text.splitlines(), text.splitlines()[1:], strict=False) if "|" in before and "|" in line}
+    assert all(a == b for a, b in widths), "every row of a table has as many cells"
+
+
+def test_the_picture_is_compact_and_drawn_for_any_report(report, measured):
+    png = recall_png(report)
+    assert len(png) < MOST_PNG_BYTES
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    assert pixels.shape[1] > 900
+    assert (pixels < 200).any(axis=2).mean() > 0.005, "something is drawn"
+    assert as_data_uri(png).startswith("data:image/png;base64,iVBOR")
+    many = [replace(measured[n % 2], name=f"candidate {n}") for n in range(12)]
+    assert len(recall_png(build_report(many, promoted="candidate 11", seed=0))) < MOST_PNG_BYTES
+    recall_png(build_report(measured[2:], seed=0))  # coverage only, no baseline
+
+
+def test_a_report_of_one_scale_is_drawn_and_printed(world):
+    only_share = measure(world.candidate(None), world.queries, world.truth, nprobes=(), shares=(0.1,), ks=(5,))
+    report = build_report([only_share], seed=0)
+    assert "recall@5" in markdown(report)
+    assert recall_png(report)
+
+
+def test_what_is_not_a_report_is_named(tmp_path, report, measured):
+    with pytest.raises(MissingInput, match=r"recall\.json"):
+        RecallReport.read(tmp_path)
+    for content, said in (("{", "not JSON"), ("[]", "schema None"), ('{"schema": 99}', "schema 99"), (f'{{"schema": {SCHEMA}}}', "fields are wrong")):
+        (tmp_path / "recall.json").write_text(content)
+        with pytest.raises(DamagedArtifact, match=said):
+            RecallReport.read(tmp_path)
+    with pytest.raises(BadInput, match="different names"):
+        build_report([measured[0], measured[0]], seed=0)
+    with pytest.raises(BadInput, match="one set"):
+        build_report([measured[0], replace(measured[1], images=7)], seed=0)
+    with pytest.raises(BadInput, match="'kmeanz'"):
+        build_report(measured, baseline="kmeanz", seed=0)
+    with pytest.raises(BadInput, match="no candidate 'x'"):
+        report.candidate("x")
