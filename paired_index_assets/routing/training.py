@@ -31,7 +31,7 @@ LEARNING_RATE = 0.05  # falls to 0 in a straight line; .05 and .15 end alike on 
 PRIOR = 1e-6  # precision of the prior on W, a caption: 1e-5 loses .004 of coverage on icons, 1e-7 gains nothing
 TEMPERATURES = (5.0, 10.0, 20.0, 40.0, 80.0)  # tried for the start, on the labels themselves
 HELD_OUT = 20  # without validation captions every twentieth serves
-SHARE = 0.01  # of the vectors scanned, where coverage is judged
+SHARE, LISTS = 0.01, 8  # coverage is judged at this share of the vectors scanned, or at as many average lists if that is more
 FEWEST_CAPTIONS = 200
 
 
@@ -124,8 +124,8 @@ def train_routing(
 
 
 def coverage_of(weights: Tensor, bias: Tensor, judges: Labels, sizes: Tensor) -> float:
-    """The share of the judges' images in the lists probed until SHARE of all vectors would be passed; at least one list is probed."""
-    budget = SHARE * float(sizes.sum())
+    """The share of the judges' images in the lists probed before the budget of vectors would be passed; at least one list is probed."""
+    budget = max(SHARE, LISTS / len(weights)) * float(sizes.sum())
     found = 0.0
     rows = max(1, LOGITS // len(weights) // 4)
     for first in range(0, len(judges), rows):
