@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import Listing, is_complete
 from paired_index_assets.layout import BuildRoot
@@ -33,7 +35,7 @@ def shard_states(
     root: BuildRoot, codec: str, trained: str, catalog: Catalog, listing: Listing, *, removed: Int64 | None = None
 ) -> list[ShardState]:
     """The state of every shard, for the trained index of fingerprint `trained` and files as listed (landed.list_folder)."""
-    removed = read_removed(root) if removed is None else removed
+    removed = read_removed(root) if removed is None else np.unique(removed)
     return [_state(root, codec, trained, catalog, listing, removed, shard) for shard in range(catalog.shards)]
 
 

@@ -195,6 +195,19 @@ def test_a_takedown_rebuilds_the_shards_it_touches_and_encodes_nothing(world: Wo
     assert again[1].path.read_bytes() == filled_by_faiss(world, 1, (gone,))
 
 
+def test_a_shard_all_of_whose_rows_were_taken_down_is_an_empty_index(world: World) -> None:
+    files = world.catalog.files(0)
+    everything = np.arange(files[0].start_row, files[-1].stop_row)
+    summary = build_shard(world.root, world.trained, world.catalog, 0, world.landing, removed=everything[::-1])
+    assert (summary.record.indexed, summary.left_out["taken_down"]) == (0, len(everything))
+    assert faiss.read_index(str(summary.path)).search(unit_rows(1, 3), 2)[1].tolist() == [[-1, -1]]
+    assert summary.path.read_bytes() == filled_by_faiss(world, 0, tuple(everything.tolist()))
+    states = shard_states(
+        world.root, "QT_4bit", world.trained.fingerprint, world.catalog, list_folder(world.landing), removed=everything[::-1]
+    )
+    assert [state.state for state in states] == ["current", "stale", "stale"]
+
+
 def test_finished_segments_stand_when_their_files_are_gone(world: World) -> None:
     files = world.catalog.files(0)
     for file in files:
