@@ -154,7 +154,8 @@ def memory(folder: Path) -> None:
     """Shards of LAION-2B's number and lists, narrow vectors: the tables are full size, the centroids are scaled down."""
     draw, root = np.random.default_rng(0), folder / "memory"
     centroids = draw.normal(size=(LAION_LISTS, MEMORY_WIDTH)).astype(np.float32)
-    images = np.repeat(centroids, 2, axis=0) + 0.1
+    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    images = np.repeat(centroids, 2, axis=0)
     ones = np.ones(MEMORY_WIDTH, np.float32)
     codec = TrainedCodec("QT_4bit", "nearest", -4 * ones, 8 * ones, None)
     build(root, images, TrainedIndex("kmeans", LAION_LISTS, MEMORY_WIDTH, centroids, codec), LAION_SHARDS)

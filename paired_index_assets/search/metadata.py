@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from paired_index_assets.embeddings.listing import list_files
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.landing.catalog import Catalog
@@ -78,6 +79,10 @@ class Metadata:
             if sibling in there:
                 files.append(MetadataFile(str(place / sibling), slices[0].start_row - slices[0].offset, sum(part.rows for part in slices)))
         return cls(files)
+
+    def __len__(self) -> int:
+        """Ids that have a row."""
+        return sum(file.rows for file in self._files)
 
     @property
     def columns(self) -> list[str]:
@@ -176,12 +181,20 @@ class Metadata:
 
 
 def metadata_of(build: BuildRoot, texts: str | None = None) -> Metadata | None:
-    """The metadata written with the image embeddings of a build, else the Parquet `texts` (row i describes id i), else None."""
+    """What describes the rows of a build: the metadata written with its image embeddings, if these are what it indexed; else `texts`,
+    a Parquet whose row i describes id i, or a folder of `metadata_NNNN.parquet` beside the catalogued files; else None."""
+    catalog = Catalog.load(build.catalog) if build.catalog.exists() else None
     if build.image_set.exists():
-        files = [part.metadata for part in EmbeddingSet.open(str(build.image_set)).parts if part.metadata is not None]
-        if files:
+        parts = EmbeddingSet.open(str(build.image_set)).parts
+        indexed = None if catalog is None else [(name, sum(part.rows for part in cuts)) for name, cuts in catalog.by_name.items()]
+        files = [part.metadata for part in parts if part.metadata is not None]
+        if len(files) == len(parts) and indexed in (None, [(part.path.name, part.rows) for part in parts]):
             return Metadata.in_order(files)
-    return Metadata.in_order([texts]) if texts is not None else None
+    if texts is None:
+        return None
+    if catalog is not None and as_path(texts).is_dir():
+        return Metadata.beside(texts, catalog)
+    return Metadata.in_order([file.url for file in list_files(texts) if file.suffix == ".parquet"])
 
 
 class _named:

@@ -29,17 +29,18 @@ class Pictures:
         self._source, self._held, self._column = source, held, column
 
     @classmethod
-    def of(cls, images: str) -> Pictures | None:
-        """Pictures of an input as given to a build, None if it can not be read by row."""
+    def of(cls, images: str, rows: int | None = None) -> Pictures | None:
+        """Pictures of an input as given to a build; None if it can not be read by row, or is not of `rows` samples, those of the index."""
         source = open_source(images, "images")
         if isinstance(source, ParquetSource):
             files = [file.url for file in list_files(images) if file.suffix == ".parquet"]
             held = Metadata.in_order(files)
             column = next((name for name in KNOWN_COLUMNS["image"] if name in held.bytes_columns), None)
             if column is not None:
-                return cls(source, held, column)
+                return cls(source, held, column) if rows in (None, len(held)) else None
         pictures = cls(source)
-        return pictures if all(part.rows is not None for part in pictures._parts) else None
+        readable = all(part.rows is not None for part in pictures._parts)
+        return pictures if readable and rows in (None, int(pictures._ends[-1])) else None
 
     def read(self, ids: Sequence[int]) -> list[bytes | None]:
         """The encoded picture of each id, None where there is none or it can not be read."""

@@ -24,6 +24,7 @@ from paired_index_assets.embeddings.decoding import prepare_image
 from paired_index_assets.embeddings.encoders import Encoder
 from paired_index_assets.embeddings.sources import HeldImage
 from paired_index_assets.errors import BadInput
+from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32
 from paired_index_assets.search.metadata import Metadata, metadata_of
@@ -133,12 +134,13 @@ class SearchService:
         into its own network.
         """
         build = BuildRoot.at(root)
-        pictures = Pictures.of(images) if images is not None else None
 
         def opened() -> Searchable:
             index = ShardedIndex.open(root, partial=partial)
             if encoder is not None:
                 check_encoder(encoder, index)
+            rows = Catalog.load(build.catalog).total_rows if build.catalog.exists() else None
+            pictures = Pictures.of(images, rows) if images is not None else None
             return Searchable(index, metadata_of(build, texts), pictures)
 
         return cls(Reloading(opened, watched_files(build)), encoder, name=name, nprobe=nprobe, limits=limits, fetch=fetch)
