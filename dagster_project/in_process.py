@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import dagster as dg
 
@@ -10,7 +10,7 @@ from dagster_project.definitions import assemble
 from paired_index_assets.assets.landing import landed_shards, report_landed
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.assets.resources import ForwardedProgress
-from paired_index_assets.errors import DamagedArtifact, PairedIndexError
+from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.progress import Progress
 from paired_index_assets.settings import Settings
 
@@ -42,14 +42,26 @@ def build_all(settings: Settings, instance: dg.DagsterInstance, progress: Progre
 
 
 def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, asset: str, partition: str | None = None) -> None:
-    try:
-        job.execute_in_process(instance=instance, asset_selection=[dg.AssetKey(asset)], partition_key=partition, run_config=QUIET)
-    except dg.Failure as failure:
-        raise _named(failure) from failure
-    except dg.DagsterError as error:
-        raise DamagedArtifact(f"{asset}: {error}") from error
+    done = job.execute_in_process(
+        instance=instance, asset_selection=[dg.AssetKey(asset)], partition_key=partition, run_config=QUIET, raise_on_error=False
+    )
+    if not done.success:
+        raise PairedIndexError(_why(done.all_events) or f"{asset}: the run failed; its log is in the Dagster UI")
 
 
-def _named(failure: dg.Failure) -> PairedIndexError:
-    cause = failure.__cause__
-    return cause if isinstance(cause, PairedIndexError) else PairedIndexError(failure.description or str(failure))
+def _why(events: Sequence[dg.DagsterEvent]) -> str | None:
+    """What a person should read: the check that did not pass, else the failure with a name, else the unexpected error."""
+    for event in events:
+        if event.event_type_value == "ASSET_CHECK_EVALUATION" and not event.asset_check_evaluation_data.passed:
+            found = event.asset_check_evaluation_data
+            if found.severity == dg.AssetCheckSeverity.ERROR:
+                return f"{found.asset_key.to_user_string()}: {found.check_name}: {found.description or 'not passed'}"
+    for event in events:
+        if event.event_type_value == "STEP_FAILURE":
+            failure = event.step_failure_data
+            if failure.user_failure_data and failure.user_failure_data.description:
+                return failure.user_failure_data.description
+            if failure.error is not None:
+                cause = failure.error.cause or failure.error
+                return f"{event.step_key}: unexpected {cause.cls_name}: {cause.message}; its traceback is in the run's log in the Dagster UI"
+    return None

@@ -22,7 +22,7 @@ from upath import UPath
 from paired_index_assets.errors import Busy, DamagedArtifact, MissingInput, OutOfDisk
 
 CHUNK_BYTES = 1 << 22
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def as_path(url: str | Path | UPath) -> UPath:

@@ -84,8 +84,9 @@ def catalog_of(settings: Settings) -> Catalog:
 
 
 def listing_of(settings: Settings, catalog: Catalog) -> Listing:
-    """What has landed on this machine, complete files only."""
-    return first_complete([list_folder(landing_url(settings)), list_folder(_downloads(settings))], catalog)
+    """What has landed on this machine; a file that is not complete is listed too, so that its build can say what is wrong with it."""
+    landing, downloads = list_folder(landing_url(settings)), list_folder(_downloads(settings))
+    return {**landing, **first_complete([landing, downloads], catalog)}
 
 
 def available(settings: Settings, catalog: Catalog) -> Listing:

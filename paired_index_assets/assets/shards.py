@@ -15,7 +15,7 @@ from paired_index_assets.landing.landed import landed_by_shard, version_of
 from paired_index_assets.shards.build import build_shard, data_version
 from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
 from paired_index_assets.shards.record import finished_record, shard_path, verify_shard
-from paired_index_assets.shards.state import shard_states, stale_shards
+from paired_index_assets.shards.state import shard_states, stale_shards, sweep_segments
 
 
 @dg.asset(
@@ -91,9 +91,8 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
     read = settings.read()
     catalog = or_fail(lambda: catalog_of(read))
     table = write_manifest(read.build_root, read.codec, catalog)
-    states = shard_states(
-        read.build_root, read.codec, or_fail(lambda: promoted_index(read)).fingerprint, catalog, listing_of(read, catalog)
-    )
+    fingerprint = or_fail(lambda: promoted_index(read)).fingerprint
+    states = shard_states(read.build_root, read.codec, fingerprint, catalog, listing_of(read, catalog))
     unfinished = [[shard_key(s.shard), s.state, s.why] for s in states if s.state != "current"]
     metadata = {
         "dagster/row_count": table.num_rows,
@@ -103,7 +102,9 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
         "bytes": sum(r.bytes for s in states if (r := finished_record(shard_path(read.build_root, read.codec, s.shard)))),
         "path": path(read.build_root.manifest),
     }
-    if unfinished:
+    if not unfinished:
+        sweep_segments(read.build_root, keep=[fingerprint])
+    else:
         metadata["unfinished"] = markdown_table(["shard", "state", "why"], unfinished)
     return dg.MaterializeResult(metadata=metadata)
 

@@ -1,7 +1,12 @@
 """Bad input is refused with one line that names the file, what was expected and what was found; exit code 1; no artifact appears."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
+
+from paired_index_assets.cli.main import main
 
 RNG = np.random.default_rng(7)
 
@@ -26,13 +31,13 @@ def features(folder, images, captions):
 
 CASES = {
     "missing file": (None, unit(400), [], ["images.npy", "no such file"]),
-    "wrong dtype": (unit(400).astype(np.int32), unit(400), [], ["images.npy", "int32", "float16"]),
+    "wrong dtype": (unit(400).astype(np.int32), unit(400), [], ["images.npy", "<i4", "float16"]),
     "object array": (np.array([{}] * 400, dtype=object), unit(400), [], ["images.npy"]),
     "not two-dimensional": (unit(400).ravel(), unit(400), [], ["images.npy"]),
     "widths differ": (unit(400, 16), unit(400, 24), [], ["16", "24"]),
     "rows differ": (unit(400), unit(399), [], ["400", "399"]),
     "NaN": (with_nan(400), unit(400), [], ["200 of 400"]),
-    "no rows": (unit(0), unit(0), [], ["images.npy", "0 rows"]),
+    "no rows": (unit(0), unit(0), [], [".npy", "0 rows"]),
     "more lists than rows": (unit(400), unit(400), ["--nlist", 5000], ["nlist", "5000"]),
     "more shards than rows": (unit(40), unit(40), ["--shards", 58], ["58"]),
     "unknown codec": (unit(400), unit(400), ["--codec", "PQ64"], ["codec", "QT_4bit", "PQ64"]),
@@ -41,18 +46,39 @@ CASES = {
 }
 
 
+@pytest.fixture
+def refused(monkeypatch, capfd):
+    """Run a command in this process; the one line on standard error it ended with, and with exit code 1."""
+
+    def run(*arguments):
+        monkeypatch.setattr(os, "environ", os.environ.copy())
+        monkeypatch.setattr(sys, "argv", ["paired-index", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capfd.readouterr().err.strip().splitlines()
+        assert stopped.value.code == 1, said
+        assert len(said) == 1, said
+        assert said[0].startswith("error: ")
+        return said[0]
+
+    return run
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_bad_features_are_refused(case, tmp_path, paired_index):
+def test_bad_features_are_refused(case, tmp_path, refused):
     images, captions, more, words = CASES[case]
     root = tmp_path / "root"
-    done = paired_index("build", "--root", root, "--shards", 4, *features(tmp_path, images, captions), *more, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    line = done.stderr.strip().splitlines()
-    assert len(line) == 1, done.stderr
-    assert line[0].startswith("error: ")
-    assert all(word in line[0] for word in words), line[0]
+    line = refused("build", "--root", root, "--shards", 4, *features(tmp_path, images, captions), *more)
+    assert all(word in line for word in words), line
     assert not list(root.glob("shards/knn*"))
     assert not list(root.glob("trained/*.index"))
+
+
+def test_a_process_says_it_in_one_line_too(tmp_path, paired_index):
+    done = paired_index("build", "--root", tmp_path / "root", *features(tmp_path, with_nan(400), unit(400)), check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "200 of 400" in done.stderr
 
 
 def test_nothing_to_build_from(tmp_path, paired_index):

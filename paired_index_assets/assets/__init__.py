@@ -1,0 +1,6 @@
+"""The assets, their checks, and when they run: read, call the core, write, report."""
+
+import warnings
+
+# Checks by partition are in preview in this release of Dagster, and wanted: each shard shows the result of its own.
+warnings.filterwarnings("ignore", message="Specifying a partitions_def on an AssetCheckSpec")
