@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from paired_index_assets.neighbors.workers import Workspace
+
 NOTHING = float("-inf")
 RESCORE_VALUES = 1 << 18  # float64 values of candidates gathered at a time: 2 MB, which stay in cache
 
@@ -34,14 +36,20 @@ class Candidates:
         return Candidates(*(torch.cat([getattr(part, field) for part in parts]) for field in ("query", "base", "score")))
 
 
-def exact_scores(queries: torch.Tensor, base: torch.Tensor, query: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+def exact_scores(
+    queries: torch.Tensor, base: torch.Tensor, query: torch.Tensor, row: torch.Tensor, space: Workspace | None = None
+) -> torch.Tensor:
     """<queries[query[i]], base[row[i]]> summed in float64, rounded once to float32: the score this package defines."""
+    space, d = space or Workspace(), queries.shape[1]
     out = torch.empty(len(query), dtype=torch.float32, device=queries.device)
-    step = max(1, RESCORE_VALUES // queries.shape[1])
+    step = max(1, RESCORE_VALUES // d)
     for start in range(0, len(query), step):
-        part = slice(start, start + step)
-        product = queries.index_select(0, query[part]).double()
-        product *= base.index_select(0, row[part])
+        part = slice(start, min(start + step, len(query)))
+        shape = (part.stop - start, d)
+        gathered = space.tensor("gathered", shape, torch.float32, queries.device)
+        product = space.tensor("product", shape, torch.float64, queries.device)
+        product.copy_(torch.index_select(queries, 0, query[part], out=gathered))
+        product *= torch.index_select(base, 0, row[part], out=gathered)
         out[part] = product.sum(1)
     return out
 

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from paired_index_assets.errors import BadInput
+from paired_index_assets.neighbors.workers import Workspace
 from paired_index_assets.rows import Rows
 
 # Norms up to this keep every product and sum of products far inside float32 (3.4e38).
 LARGEST_NORM = 1e18
-PIECE_BYTES = 1 << 24  # read and converted at a time
+PIECE_BYTES = 1 << 20  # read and converted at a time, in cache
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,20 @@ def check_same_width(a: Rows, a_name: str, b: Rows, b_name: str) -> None:
         raise BadInput(f"{a_name} have {a.shape[1]} dimensions and {b_name} {b.shape[1]}; both must come from the same model")
 
 
-def read_block(rows: Rows, start: int, stop: int, name: str, device: str = "cpu") -> Block:
-    """Rows start..stop as float32 on `device`. Raises BadInput naming the first row that is not finite or too large to multiply."""
-    vectors = torch.empty((stop - start, rows.shape[1]), dtype=torch.float32, device=device)
+def read_block(rows: Rows, start: int, stop: int, name: str, device: str = "cpu", space: Workspace | None = None) -> Block:
+    """Rows start..stop as float32 on `device`, in `space` if given.
+
+    Raises BadInput naming the first row that is not finite or too large to multiply.
+    """
+    vectors = (space or Workspace()).tensor("rows", (stop - start, rows.shape[1]), torch.float32, device)
     step = max(1, PIECE_BYTES // (rows.shape[1] * rows.dtype.itemsize))
     for first in range(start, stop, step):
-        piece = np.array(rows[first : min(first + step, stop)], order="C")  # a copy: maps are read only, and may be in any order
-        vectors[first - start : first - start + len(piece)] = torch.from_numpy(piece).to(device)
+        piece = rows[first : min(first + step, stop)]
+        part = vectors[first - start : first - start + len(piece)]
+        if device == "cpu" and piece.dtype == np.float32:
+            np.copyto(part.numpy(), piece)
+        else:  # torch widens float16 several times faster than numpy; the copy is because maps are read only
+            part.copy_(torch.from_numpy(np.array(piece, order="C")))
     norms = torch.linalg.vector_norm(vectors, dim=1)
     unfit = ~(norms < LARGEST_NORM)  # NaN compares false
     if bool(unfit.any()):

@@ -15,6 +15,7 @@ import torch
 from paired_index_assets.neighbors.arithmetic import Arithmetic, Operand
 from paired_index_assets.neighbors.best import NOTHING, Candidates, exact_scores, kth_score, merge
 from paired_index_assets.neighbors.blocks import Block
+from paired_index_assets.neighbors.workers import Workspace
 
 BASE_TILE = 1024
 GROUP = 16
@@ -23,7 +24,7 @@ CROWD = 512
 FULL_TILE = 1 << 22  # exact scores at a time, then
 
 
-def scan(query: Block, base: Operand, arithmetic: Arithmetic, scores: torch.Tensor, ids: torch.Tensor) -> None:
+def scan(query: Block, base: Operand, arithmetic: Arithmetic, scores: torch.Tensor, ids: torch.Tensor, space: Workspace) -> None:
     """Bring `scores` float32 and `ids` int64, both (len(query), k), up to date with the rows of `base`, in place.
 
     Blocks of base must come in ascending order of rows; rows not yet filled hold -inf and -1.
@@ -33,13 +34,13 @@ def scan(query: Block, base: Operand, arithmetic: Arithmetic, scores: torch.Tens
     query_error = arithmetic.input_error(query.vectors, fast_query)
     margin = arithmetic.margin(query.norms, query_error, base.norm, base.error, query.vectors.shape[1])
     rows = min(len(base.fast), max(BASE_TILE, 2 * k))
-    buffer = torch.empty(_groups(rows) * GROUP * len(query), dtype=arithmetic.dtype, device=query.vectors.device)
+    buffer = space.tensor("tile", (_groups(rows) * GROUP * len(query),), arithmetic.dtype, query.vectors.device)
     search = _TileSearch(k, arithmetic, margin, scores[:, k - 1], [], torch.zeros_like(margin, dtype=torch.bool))
     for first in range(0, len(base.fast), rows):
         search.look_at(fast_query, base.fast[first : first + rows], first, buffer)
     search.prune()
     for found in search.found:
-        exact = exact_scores(query.vectors, base.block.vectors, found.query, found.base)
+        exact = exact_scores(query.vectors, base.block.vectors, found.query, found.base, space)
         merge(scores, ids, found.query, found.base + base.block.start, exact)
     crowded = search.crowded.nonzero()[:, 0]
     if len(crowded):

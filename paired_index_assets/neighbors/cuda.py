@@ -12,11 +12,12 @@ from paired_index_assets.neighbors.arithmetic import Arithmetic, Operand
 from paired_index_assets.neighbors.best import exact_scores, merge
 from paired_index_assets.neighbors.blocks import Block
 from paired_index_assets.neighbors.fused import GROUP, group_maxima
+from paired_index_assets.neighbors.workers import Workspace
 
 SCORED_VALUES = 1 << 28  # values of candidate rows scored before the next ones see the result: 2 GB of float64
 
 
-def scan(query: Block, base: Operand, arithmetic: Arithmetic, scores: torch.Tensor, ids: torch.Tensor) -> None:
+def scan(query: Block, base: Operand, arithmetic: Arithmetic, scores: torch.Tensor, ids: torch.Tensor, space: Workspace) -> None:
     """As cpu.scan, with all tensors on the GPU. Needs k <= len(base) / GROUP to be fast; right for any k."""
     k, d = scores.shape[1], query.vectors.shape[1]
     fast_query = arithmetic.rounded(query.vectors)
@@ -35,4 +36,5 @@ def scan(query: Block, base: Operand, arithmetic: Arithmetic, scores: torch.Tens
         owner = column[start : start + step].repeat_interleave(GROUP)
         inside = rows < len(base.fast)
         rows, owner = rows[inside], owner[inside]
-        merge(scores, ids, owner, rows + base.block.start, exact_scores(query.vectors, base.block.vectors, owner, rows))
+        exact = exact_scores(query.vectors, base.block.vectors, owner, rows, space)
+        merge(scores, ids, owner, rows + base.block.start, exact)

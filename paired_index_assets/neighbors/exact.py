@@ -7,6 +7,7 @@ arithmetic the machine has, within a proven margin (arithmetic.py), and only can
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from functools import partial
 
@@ -17,7 +18,7 @@ from paired_index_assets.neighbors.arithmetic import Operand
 from paired_index_assets.neighbors.best import NOTHING
 from paired_index_assets.neighbors.blocks import blocks_of, check_matrix, check_same_width, read_block
 from paired_index_assets.neighbors.engine import FLOAT32_BYTES, Engine, choose
-from paired_index_assets.neighbors.workers import workers
+from paired_index_assets.neighbors.workers import Workspace, workers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, Int64, Rows
 
@@ -56,10 +57,13 @@ def exact_neighbors(
     scores = torch.full((nq, k), NOTHING, dtype=torch.float32)
     ids = torch.full((nq, k), -1, dtype=torch.int64)
 
+    spaces = threading.local()
+
     def search(operand: Operand, start: int, stop: int) -> int:
-        query = read_block(queries, start, stop, query_name, engine.device)
+        space = spaces.__dict__.setdefault("own", Workspace())
+        query = read_block(queries, start, stop, query_name, engine.device, space)
         best = scores[start:stop].to(engine.device), ids[start:stop].to(engine.device)
-        engine.scan(query, operand, engine.arithmetic, *best)
+        engine.scan(query, operand, engine.arithmetic, *best, space)
         scores[start:stop], ids[start:stop] = best
         return len(query)
 

@@ -8,11 +8,31 @@ tiles and splits nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workspace:
+    """Memory that one worker uses again and again: fresh pages from the system cost as much as the arithmetic on them."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device = "cpu") -> torch.Tensor:
+        """An uninitialised tensor; what was taken by this name before is overwritten."""
+        size = torch.Size(shape).numel()
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size or buffer.dtype != dtype:
+            self._buffers[name] = buffer = torch.empty(size, dtype=dtype, device=device)
+        return buffer[:size].view(shape)
 
 
 @contextmanager
@@ -31,3 +51,14 @@ def workers() -> Iterator[ThreadPoolExecutor]:
         ready.wait()
         torch.set_num_threads(count)  # puts that default back
         yield pool
+
+
+def in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """As pool.map, but never more than `ahead` results wait to be used."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

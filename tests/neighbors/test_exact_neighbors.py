@@ -7,6 +7,7 @@ from hypothesis.extra import numpy as hnp
 from neighbor_cases import ARITHMETICS, engine, plain_neighbors, towers
 
 from paired_index_assets.neighbors import cpu
+from paired_index_assets.neighbors import engine as engines
 from paired_index_assets.neighbors.exact import exact_neighbors, nearest
 from paired_index_assets.rows import Selected
 
@@ -116,3 +117,17 @@ def test_the_callers_thread_settings_are_left_alone():
     images, captions = towers(500, 300, 8)
     nearest(captions, images)
     assert torch.get_num_threads() == before
+
+
+def test_bfloat16_is_taken_for_large_work_where_it_was_measured_to_be_faster(monkeypatch):
+    def chosen(gain, multiply_adds):
+        monkeypatch.setattr(engines, "bfloat16_gain", lambda: gain)
+        return engines.choose("cpu", 10, 10**6, multiply_adds, 1 << 28).arithmetic
+
+    assert chosen(3.0, 1e12) == ARITHMETICS["bfloat16"]
+    assert chosen(1.2, 1e12) == ARITHMETICS["float32"]
+    assert chosen(3.0, 1e9) == ARITHMETICS["float32"]
+
+
+def test_the_probe_measures_a_ratio_on_this_machine():
+    assert 0 <= engines.bfloat16_gain() < 100

@@ -1,0 +1,73 @@
+"""What the benchmarks of one process share: clustered vectors, peak memory while something runs, the rate of a bare GEMM."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+T = TypeVar("T")
+SAMPLE_SECONDS = 0.005
+
+
+def vectors(n: int, d: int, seed: int, data: Path | None, name: str) -> np.ndarray:
+    """n unit vectors, float32: the first of `data`/name.npy if they are of that width, else around 1,000 shared concepts."""
+    if data is not None:
+        rows = np.load(data / f"{name}.npy", mmap_mode="r")
+        if rows.shape[1] == d and len(rows) >= n:
+            return np.asarray(rows[:n], dtype=np.float32)
+        raise SystemExit(f"{data / name}.npy: holds {rows.shape}; asked for {n} rows of {d} dimensions")
+    concepts = np.random.default_rng(0).standard_normal((1_000, d), dtype=np.float32)
+    rng = np.random.default_rng(seed)
+    out = np.empty((n, d), np.float32)
+    for start in range(0, n, 50_000):
+        part = out[start : start + 50_000]
+        part[:] = concepts[rng.integers(0, len(concepts), len(part))] + 0.7 * rng.standard_normal(part.shape, dtype=np.float32)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return out
+
+
+def measured(work: Callable[[], T]) -> tuple[T, float, float]:
+    """What `work` returns, its seconds, and its peak of anonymous memory above the start in MiB (GPU memory, if it used more of that)."""
+    stop, peak, start = threading.Event(), [0], _resident()
+
+    def watch() -> None:
+        while not stop.wait(SAMPLE_SECONDS):
+            peak[0] = max(peak[0], _resident() - start)
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - began
+    stop.set()
+    watcher.join()
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return result, seconds, max(peak[0], on_gpu) / 2**20
+
+
+def gemm_rate(d: int, device: str, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Operations a second of torch's GEMM into a buffer that is there: the best of as many tries as fit into `seconds`."""
+    side = 8192 if device.startswith("cuda") else 1024
+    a, b = (torch.randn(side, d, device=device).to(dtype) for _ in range(2))
+    out = torch.empty(side, side, device=device, dtype=dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        torch.mm(a, b.T, out=out)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * side * side * d / best
+
+
+def _resident() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))

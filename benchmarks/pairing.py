@@ -1,0 +1,125 @@
+"""Exact pairing beside faiss.knn and the reference's block loop, in one process, ratio first.
+
+    python benchmarks/pairing.py [--quick] [--base 20000 100000 300000] [--queries 4096] [--dimensions 128 768] [-k 1] [--plot pairing.png]
+    python benchmarks/pairing.py --data FOLDER --base 200000 --queries 200000 --dimensions 128
+
+FOLDER holds `image_features.npy` and `caption_features.npy`; otherwise vectors are clustered and random. Cost is linear in queries, so a
+few thousand stand for as many as you like; `--queries 0` pairs as many as there are base rows. Each contender runs `--repeats` times,
+in turn, and its best time counts. Prints a Markdown table; times 2 minutes or so on two idle cores, --quick 10 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from measuring import gemm_rate, measured, vectors
+
+from paired_index_assets.neighbors.exact import exact_neighbors
+
+HEAD = (
+    "| base rows | d | k | ours / faiss.knn | ours / block loop | of GEMM peak | ours s | faiss s | loop s | extra MiB: ours | faiss | loop |"
+    " ids as faiss | ids as loop |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+REFERENCE_BLOCK = 1_000_000  # images a block, in the reference
+REFERENCE_QUERIES = 1_024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--base", type=int, nargs="+", default=[20_000, 100_000, 300_000])
+    parser.add_argument("--queries", type=int, default=4_096)
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[128, 768])
+    parser.add_argument("-k", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--plot", type=Path, default=Path("pairing.png"))
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    if options.quick:
+        options.base, options.queries, options.repeats = [10_000, 20_000], 2_048, 1
+    half = torch.float16 if options.device.startswith("cuda") else torch.float32
+    rows = []
+    print(HEAD)
+    for d in options.dimensions:
+        peak = gemm_rate(d, options.device, half)
+        for n in options.base:
+            row = compare(n, options.queries or n, d, peak, options)
+            rows.append(row)
+            print(
+                "| {n:,} | {d} | {k} | **{faiss_ratio:.2f}** | **{loop_ratio:.2f}** | {share:.0%} | {ours:.2f} | {faiss:.2f} | {loop:.2f} |"
+                " {ours_mib:.0f} | {faiss_mib:.0f} | {loop_mib:.0f} | {faiss_same:.2%} | {loop_same:.2%} |".format(**row),
+                flush=True,
+            )
+    plot(rows, options.plot)
+    print(f"\n{options.queries or 'as many'} queries, {options.device}, best of {options.repeats}; growth: {options.plot}")
+
+
+def compare(n: int, nq: int, d: int, peak: float, options: argparse.Namespace) -> dict[str, float]:
+    base, queries = vectors(n, d, 1, options.data, "image_features"), vectors(nq, d, 2, options.data, "caption_features")
+    contenders: dict[str, Callable[[], np.ndarray]] = {
+        "ours": lambda: exact_neighbors(queries, base, options.k, device=options.device)[1],
+        "faiss": lambda: faiss.knn(queries, base, options.k, metric=faiss.METRIC_INNER_PRODUCT)[1],
+        "loop": lambda: reference_loop(queries, base, options.device),
+    }
+    for work in contenders.values():  # once through everything: threads started, kernels compiled
+        work() if n * nq * d < 1e10 else None
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    memory: dict[str, float] = dict.fromkeys(contenders, 0.0)
+    ids = {}
+    for _ in range(options.repeats):
+        for name, work in contenders.items():
+            ids[name], took, mib = measured(work)
+            seconds[name].append(took)
+            memory[name] = max(memory[name], mib)
+    best = {name: min(took) for name, took in seconds.items()}
+    return {
+        "n": n, "d": d, "k": options.k, **best, **{f"{name}_mib": mib for name, mib in memory.items()},
+        "faiss_ratio": best["faiss"] / best["ours"], "loop_ratio": best["loop"] / best["ours"],
+        "share": 2.0 * nq * n * d / best["ours"] / peak,
+        "faiss_same": float((ids["ours"] == ids["faiss"]).mean()), "loop_same": float((ids["ours"][:, 0] == ids["loop"]).mean()),
+    }  # fmt: skip
+
+
+def reference_loop(queries: np.ndarray, base: np.ndarray, device: str) -> np.ndarray:
+    """The pairing of the reference (laion-index), in its own terms: half precision, the scores of a block written to memory, then their
+    maximum. On a CPU, where half precision has no fast GEMM, the product is taken in float32 and its scores written in half."""
+    dtype = torch.float16 if device.startswith("cuda") else torch.float32
+    best = torch.full((len(queries),), -float("inf"), dtype=torch.float16, device=device)
+    ids = torch.zeros(len(queries), dtype=torch.int64, device=device)
+    for start in range(0, len(base), REFERENCE_BLOCK):
+        block = torch.from_numpy(base[start : start + REFERENCE_BLOCK]).to(device, dtype)
+        for first in range(0, len(queries), REFERENCE_QUERIES):
+            part = slice(first, first + REFERENCE_QUERIES)
+            scores = (torch.from_numpy(queries[part]).to(device, dtype) @ block.T).half()
+            value, row = scores.max(dim=1)
+            better = value > best[part]
+            best[part] = torch.where(better, value, best[part])
+            ids[part] = torch.where(better, row + start, ids[part])
+    return ids.cpu().numpy()
+
+
+def plot(rows: list[dict[str, float]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for number, d in enumerate(sorted({row["d"] for row in rows})):
+        mine = [row for row in rows if row["d"] == d]
+        for name, label, style in (("ours", "exact_neighbors", "-o"), ("faiss", "faiss.knn", "--s"), ("loop", "reference's block loop", ":^")):
+            axes.plot([row["n"] for row in mine], [row[name] for row in mine], style, color=f"C{number}", label=f"{label}, d={d}")
+    axes.set(xscale="log", yscale="log", xlabel="base rows", ylabel="seconds", title=f"Exact neighbours, k={rows[0]['k']}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
