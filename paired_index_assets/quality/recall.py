@@ -27,13 +27,13 @@ from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.quality.candidates import Candidate
 from paired_index_assets.quality.truth import DEEPEST_K, GroundTruth
-from paired_index_assets.rows import Bool, Float32, Int64
+from paired_index_assets.rows import Bool, Float32, Int32, Int64
 
 NPROBES = (1, 2, 4, 8, 16, 32, 64)
 SHARES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 KS = (1, 10, DEEPEST_K)
 RERANK = 10
-BLOCK_BYTES = 128 << 20
+BLOCK_BYTES = 512 << 20
 
 
 Kind = Literal["coverage", "product", "reranked", "best"]
@@ -250,10 +250,10 @@ def _lists_within(setting: Setting, cumulated: Int64, searchable: int) -> Int64:
     return np.full(len(cumulated), cumulated.shape[1] if setting.by == "all" else int(setting.amount))
 
 
-def _rank_of_lists(lists: Int64, nlist: int) -> Int64:
+def _rank_of_lists(lists: Int64, nlist: int) -> Int32:
     """(queries, nlist): when each list is probed, from 0; _NEVER if it is not."""
-    rank = np.full((len(lists), nlist + 1), _NEVER, np.int64)
-    np.put_along_axis(rank, np.where(lists >= 0, lists, nlist), np.arange(lists.shape[1])[None], 1)
+    rank = np.full((len(lists), nlist + 1), _NEVER, np.int32)
+    np.put_along_axis(rank, np.where(lists >= 0, lists, nlist), np.arange(lists.shape[1], dtype=np.int32)[None], 1)
     return rank[:, :nlist]
 
 
