@@ -94,6 +94,7 @@ class Settings(BaseSettings):
     allow_regression: bool = _field(False, "Training", "Let an index through that is worse than image k-means on validation captions.")
 
     shards: int = _field(58, "Shards", "Shard files.", ge=1, le=10_000)
+    tick_seconds: int = _field(30, "Shards", "Seconds between two looks at the landing folder.", ge=1)
     nprobe: int = _field(8, "Search", "Inverted lists a query visits.", ge=1)
     device: str | None = _field(None, "Hardware", "torch device; left out, the GPU if there is one.")
 

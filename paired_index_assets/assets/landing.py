@@ -15,9 +15,9 @@ from paired_index_assets.assets.resources import SettingsResource
 from paired_index_assets.errors import MissingInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import LandedFile, Listing, complete_shards, landed_by_shard, version_of
-from paired_index_assets.settings import Settings
+from paired_index_assets.settings import Settings, load_settings
 
-TICK_SECONDS = 30
+TICK_SECONDS = load_settings().tick_seconds
 
 landed_embeddings = dg.AssetSpec(
     "landed_embeddings",

@@ -1,0 +1,158 @@
+"""The Dagster UI for real: web server, daemon, sensor, backfill, a kill, and a browser that looks at the pages."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from paired_index_assets.landing.catalog import Catalog
+
+PATIENCE_SECONDS = 420  # for two busy cores; each wait ends as soon as what it waits for is there
+SELECTOR = {"repositoryName": "__repository__", "repositoryLocationName": "dagster_project.definitions"}
+
+
+class Ui:
+    """`paired-index ui` on a trained build with an empty landing folder."""
+
+    def __init__(self, folder, built):
+        self.root, self.landing, self.source = folder / "root", folder / "landing", built / "embeddings/img_emb"
+        shutil.copytree(built, self.root, ignore=shutil.ignore_patterns("dagster", "shards", "segments", "report", "manifest.parquet"))
+        self.landing.mkdir()
+        settings = json.loads((self.root / "settings.json").read_text())
+        (self.root / "settings.json").write_text(json.dumps(settings | {"landing": str(self.landing), "tick_seconds": 3}))
+        self.catalog = Catalog.load(self.root / "catalog.parquet")
+        self.log = folder / "ui.log"
+        self.process = None
+
+    def start(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PAIRED_INDEX_", "DAGSTER_"))}
+        command = [sys.executable, "-m", "paired_index_assets.cli.main", "ui", "--root", str(self.root), "--port", str(self.port)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=clean, start_new_session=True)
+        self.until(lambda: self.answers(), "the web server")
+
+    def kill(self, how=signal.SIGKILL):
+        if self.process is not None:
+            os.killpg(self.process.pid, how)
+            self.process.wait(30)
+            self.process = None
+
+    def answers(self):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/server_info", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def ask(self, text, **variables):
+        body = json.dumps({"query": text, "variables": variables}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            content = json.load(answer)
+        assert "errors" not in content, content
+        return content["data"]
+
+    def until(self, true, what):
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not true():
+            assert self.process is None or self.process.poll() is None, f"the UI stopped:\n{self.log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"waited for {what}:\n{self.log.read_text()[-3000:]}"
+            time.sleep(1)
+
+    def land(self, *shards):
+        for shard in shards:
+            for file in self.catalog.files(shard):
+                shutil.copyfile(self.source / file.name, self.landing / file.name)
+
+    def built(self):
+        return sorted(int(path.name.rpartition("index")[2]) for path in (self.root / "shards").glob("knn*[0-9]"))
+
+    def backfills(self):
+        """(id, status, partitions) of every backfill, oldest first."""
+        found = self.ask("{ partitionBackfillsOrError { ... on PartitionBackfills { results { id status partitionNames } } } }")
+        rows = found["partitionBackfillsOrError"]["results"]
+        return [(row["id"], row["status"], sorted(row["partitionNames"] or [])) for row in reversed(rows)]
+
+    def latest(self, asset):
+        found = self.ask(
+            "query($k: AssetKeyInput!) { assetOrError(assetKey: $k) { ... on Asset { assetMaterializations(limit: 1) { runId } } } }",
+            k={"path": [asset]},
+        )
+        events = found["assetOrError"].get("assetMaterializations", [])
+        return events[0]["runId"] if events else None
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory, small_build):
+    ui = Ui(tmp_path_factory.mktemp("ui"), small_build)
+    ui.start()
+    yield ui
+    ui.kill(signal.SIGTERM)
+
+
+def test_the_whole_graph_materialises_from_the_ui_and_landing_does_the_rest(ui):
+    """In one story, because a web server and a daemon take half a minute to start."""
+    launched = ui.ask(
+        "mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename ... on LaunchRunSuccess { run { runId } } } }",
+        p={"selector": SELECTOR | {"jobName": "train"}, "runConfigData": {}},
+    )["launchRun"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    run = launched["run"]["runId"]
+    status = "query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } }"
+    ui.until(lambda: ui.ask(status, r=run)["runOrError"]["status"] in ("SUCCESS", "FAILURE"), "the training run")
+    assert ui.ask(status, r=run)["runOrError"]["status"] == "SUCCESS"
+
+    ui.land(1, 3, 4)
+    ui.until(lambda: ui.built() == [1, 3, 4], "the shards that landed")
+    ui.until(lambda: all(status == "COMPLETED_SUCCESS" for _, status, _ in ui.backfills()), "the end of the backfill")
+    shards = [partitions for _, _, partitions in ui.backfills() if partitions]
+    assert sorted(key for keys in shards for key in keys) == ["shard_01", "shard_03", "shard_04"]  # each asked for once
+
+    before = {path: path.read_bytes() for path in (ui.root / "shards").glob("knn*[0-9]")}
+    ui.land(0)
+    ui.kill()  # web server, daemon and code server, at no good moment
+    ui.land(2)
+    ui.start()
+    ui.until(lambda: ui.built() == [0, 1, 2, 3, 4], "the shards that landed around the kill")
+    ui.until(lambda: ui.latest("recall_report") is not None and ui.latest("index_manifest") is not None, "manifest and report")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_browser_shows_lineage_partitions_checks_and_the_recall_picture(ui, tmp_path):
+    browsers = [path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))]
+    if not browsers:
+        pytest.skip("no Chromium on this machine: install the package chromium to look at the pages")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browsers[0], args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1500, "height": 950})
+        page.set_default_timeout(120_000)
+        broken = []
+        page.on("pageerror", lambda error: broken.append(str(error)))
+        for path, words in {
+            "/asset-groups/": ["embeddings", "training", "landing", "index", "quality"],
+            "/assets/shard_index?view=partitions&partition=shard_03": ["shard_03", "sha256", "rows_left_out"],
+            "/assets/trained_index?view=checks": ["trained_index_is_no_worse_than_image_kmeans"],
+            "/automation": ["landed_embeddings_sensor", "nightly_rebuild", "index_automation"],
+        }.items():
+            page.goto(f"http://127.0.0.1:{ui.port}{path}", wait_until="domcontentloaded")
+            for word in words:
+                page.get_by_text(word).first.wait_for()
+        page.goto(f"http://127.0.0.1:{ui.port}/assets/recall_report?view=overview", wait_until="domcontentloaded")
+        page.get_by_text("[Show Markdown]").first.click()
+        picture = page.locator("img[src^='data:image/png']").first
+        picture.wait_for()
+        assert picture.evaluate("image => image.naturalWidth") > 500
+        assert not broken
+        browser.close()
