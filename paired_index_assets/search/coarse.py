@@ -13,13 +13,15 @@ import faiss
 import numpy as np
 
 from paired_index_assets.rows import Float32, Int64
+from paired_index_assets.search.workers import Workers, cores, ranges
 from paired_index_assets.trained.artifact import TrainedIndex
 
 
 class CoarseSearch:
     """The lists `TrainedIndex.probe` chooses; safe to use from many threads."""
 
-    def __init__(self, trained: TrainedIndex, path: Path) -> None:
+    def __init__(self, trained: TrainedIndex, path: Path, workers: Workers) -> None:
+        self._workers = workers
         self._routed = trained.routing is not None
         if trained.routing is not None:
             # the bias is one more dimension, in which every query is 1
@@ -33,5 +35,6 @@ class CoarseSearch:
         """(nq, nprobe) list numbers for `queries` (nq, d), best first."""
         if self._routed:
             queries = np.hstack([queries, np.ones((len(queries), 1), np.float32)])
-        lists: Int64 = self._table.search(np.ascontiguousarray(queries), nprobe)[1]
-        return lists
+        queries = np.ascontiguousarray(queries)
+        parts = self._workers.run(lambda rows: self._table.search(queries[rows], nprobe)[1], ranges(len(queries), cores()))
+        return np.concatenate(list(parts))

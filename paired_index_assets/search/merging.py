@@ -66,8 +66,8 @@ def _check(merged: faiss.InvertedLists, sources: Sequence[faiss.InvertedLists], 
     """Every list is its sources' lists, one behind the other, byte for byte."""
     for number in range(merged.nlist):
         codes, ids = zip(*(_content(source, number) for source in sources), strict=True)
-        expected = (np.concatenate(codes), np.concatenate(ids))
-        if not all(np.array_equal(mine, theirs) for mine, theirs in zip(_content(merged, number), expected, strict=True)):
+        mine_codes, mine_ids = _content(merged, number)
+        if not (np.array_equal(mine_codes, np.concatenate(codes)) and np.array_equal(mine_ids, np.concatenate(ids))):
             raise DamagedArtifact(f"{out}: list {number} is not the shards' lists put together; merge again")
         if number % LISTS_A_REPORT == 0:
             progress("check", number, merged.nlist)

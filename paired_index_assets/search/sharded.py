@@ -17,6 +17,7 @@ from paired_index_assets.search.mapped import MappedLists
 from paired_index_assets.search.shardset import ManifestedShard, manifested_shards, map_shard, promoted_index
 from paired_index_assets.search.stack import NO_ID, Stack
 from paired_index_assets.search.unwanted import RemovedIds
+from paired_index_assets.search.workers import Workers
 from paired_index_assets.storage import is_local
 from paired_index_assets.trained.artifact import TrainedIndex
 
@@ -35,7 +36,7 @@ class ShardedIndex:
     def __init__(
         self,
         trained: TrainedIndex,
-        coarse: CoarseSearch,
+        path: Path,
         shards: dict[ManifestedShard, MappedLists],
         missing: dict[int, str],
         removed: RemovedIds,
@@ -46,11 +47,12 @@ class ShardedIndex:
         self.missing = missing
         self.mapped = shards
         self._removed = removed
-        self._coarse = coarse
+        self._workers = Workers()
+        self._coarse = CoarseSearch(trained, path, self._workers)
         self.ntotal = sum(mapped.ntotal for mapped in shards.values())
         if self.ntotal:
             quantizer = trained.codec.format.quantizer(trained.codec.vmin, trained.codec.vdiff)
-            self._stack = Stack(list(shards.values()), trained.nlist, quantizer)
+            self._stack = Stack(list(shards.values()), trained.nlist, quantizer, self._workers)
 
     @classmethod
     def open(cls, root: str | Path | UPath, *, partial: bool = False, verify: bool = False) -> ShardedIndex:
@@ -74,7 +76,7 @@ class ShardedIndex:
         if wrong and not partial:
             raise _together(wrong)
         missing = {number: str(error) for number, error in wrong.items()}
-        return cls(trained, CoarseSearch(trained, path), shards, missing, RemovedIds(build))
+        return cls(trained, path, shards, missing, RemovedIds(build))
 
     def search(
         self, queries: npt.ArrayLike, k: int, *, nprobe: int = NPROBE, exclude: npt.ArrayLike | None = None
@@ -101,8 +103,7 @@ class ShardedIndex:
 
     def close(self) -> None:
         """Stop the search threads. What is mapped is unmapped when the last reference to the index goes."""
-        if self.ntotal:
-            self._stack.close()
+        self._workers.close()
 
     def __enter__(self) -> ShardedIndex:
         return self

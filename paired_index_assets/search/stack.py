@@ -4,23 +4,20 @@ The lists of S shards are stacked: list l of shard s becomes list ``s * nlist + 
 use (`search_preassigned`). So one coarse search serves all shards, one heap of the best k serves them all, and nothing is merged in
 Python. 58 shards and 8 probed lists are 464 lists of the stack for each query.
 
-Threads are this module's, not OpenMP's: in faiss's parallel_mode 0 `search_preassigned` runs on the thread that calls it, so a task is
-a range of queries or a range of shards, and however many clients there are, no more tasks run at once than there are cores.
+In faiss's parallel_mode 0 `search_preassigned` runs on the thread that calls it: a task is a range of queries, of shards or of lists.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeVar
 
 import faiss
 import numpy as np
 
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.mapped import MappedLists
+from paired_index_assets.search.workers import Workers, cores, ranges
 
 TASK_VECTORS = 50_000  # scanned by one task at least: some milliseconds, against some 50 us to hand it over
 BLOCK_BYTES = 1 << 28  # list numbers and results of the queries in work at once
@@ -28,14 +25,11 @@ RESULT_BYTES = 12  # a score and an id
 BATCH = 64  # queries from which on they are likely to share lists
 NO_ID = -1
 
-Task = TypeVar("Task")
-Done = TypeVar("Done")
-
 
 class Stack:
     """The lists of `shards` (all of one codec and nlist) as one index; immutable, safe to search from many threads."""
 
-    def __init__(self, shards: Sequence[MappedLists], nlist: int, quantizer: faiss.ScalarQuantizer) -> None:
+    def __init__(self, shards: Sequence[MappedLists], nlist: int, quantizer: faiss.ScalarQuantizer, workers: Workers) -> None:
         if not shards:
             raise ValueError("a stack of no shards")
         self._nlist, self._shards = nlist, shards
@@ -53,7 +47,7 @@ class Stack:
         index.is_trained, index.ntotal, index.parallel_mode = True, self.ntotal, 0
         index.replace_invlists(self._stacked, False)
         self._index = index
-        self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="scan")
+        self._workers = workers
 
     def search(self, queries: Float32, lists: Int64, k: int, selector: faiss.IDSelector | None) -> tuple[Float32, Int64]:
         """The best k of `queries` (n, d) in `lists` (n, nprobe): scores (n, k) descending and ids, equal scores by ascending id.
@@ -76,7 +70,7 @@ class Stack:
         wanted = self._tasks(n * lists.shape[1])
         row_parts = min(n, wanted)
         tasks = [(rows, part) for rows in ranges(n, row_parts) for part in ranges(len(self._shards), max(1, wanted // row_parts))]
-        parts = self._run(lambda task: self._scan(queries[task[0]], lists[task[0]], task[1], k, selector), tasks)
+        parts = self._workers.run(lambda task: self._scan(queries[task[0]], lists[task[0]], task[1], k, selector), tasks)
         by_rows: dict[int, list[tuple[Float32, Int64]]] = {}
         for (rows, _), part in zip(tasks, parts, strict=True):
             by_rows.setdefault(rows.start, []).append(part)
@@ -99,7 +93,7 @@ class Stack:
             return self._scan(queries[order[pairs] // nprobe], by_list[pairs, None], everywhere, k, selector)
 
         scores, ids = np.empty((n * nprobe, k), np.float32), np.empty((n * nprobe, k), np.int64)
-        for pairs, found in zip(tasks, self._run(run, tasks), strict=True):
+        for pairs, found in zip(tasks, self._workers.run(run, tasks), strict=True):
             scores[order[pairs]], ids[order[pairs]] = found
         return best(scores.reshape(n, -1), ids.reshape(n, -1), k)
 
@@ -119,9 +113,6 @@ class Stack:
         tied = (found[0][:, k] == found[0][:, k - 1]) & (found[1][:, k] != NO_ID)
         for row in first + np.flatnonzero(tied):
             scores[row], ids[row] = self._with_ties(queries[row], lists[row], float(scores[row, k - 1]), k, selector)
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False)
 
     def _scan(
         self, queries: Float32, lists: Int64, shards: slice, k: int, selector: faiss.IDSelector | None
@@ -165,9 +156,6 @@ class Stack:
         scanned = pairs * self.ntotal / self._nlist
         return max(1, min(cores(), int(scanned / TASK_VECTORS)))
 
-    def _run(self, work: Callable[[Task], Done], tasks: Sequence[Task]) -> Iterable[Done]:
-        return self._pool.map(work, tasks) if len(tasks) > 1 else map(work, tasks)
-
 
 def best(scores: Float32, ids: Int64, k: int) -> tuple[Float32, Int64]:
     """The k highest of each row, ordered; which of those equal to the k-th is open."""
@@ -182,14 +170,3 @@ def ordered(scores: Float32, ids: Int64) -> tuple[Float32, Int64]:
     """Each row by descending score, equal scores by ascending id, missing ones (-1) last."""
     order = np.lexsort((ids, ids < 0, -scores), axis=1)
     return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def ranges(n: int, parts: int) -> list[slice]:
-    """0..n in at most `parts` (at least one) slices of like length."""
-    parts = max(1, min(parts, n))
-    return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
