@@ -10,7 +10,7 @@ Three roundings onto the same bytes, which any faiss reads (see `formats`):
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,11 +33,11 @@ ROUNDINGS = ("query", "nearest", "faiss")
 TILE = 4096  # rows coded together, always: in another shape BLAS may sum otherwise, and a code would hang on its batch
 DESCENT_PASSES = 1  # a second one adds .001 of recall on icons and costs as much as all the rest
 
-SAMPLE_ROWS = 2 * TILE  # rows that the grid is chosen on
+SAMPLE_ROWS = TILE  # rows that the grid is chosen on
 WIDTHS = (1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 5.0, 6.0)  # half widths tried, in standard deviations
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # tried, in units of the mean of the second moments' diagonal
 WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0)  # of the expected query tried, the trace of the second moments being 1
-RIDGE, WEIGHT = 0.01, 0.1  # where the search starts
+WIDTH, RIDGE, WEIGHT = 2.5, 0.01, 0.1  # where the search starts
 HELD_OUT = 10  # every tenth caption judges
 FEWEST_JUDGES = 20
 
@@ -158,7 +158,7 @@ def train_codec(name: str, rounding: str, images: Float32, captions: Float32, *,
 
 
 def _least_loss(name: str, rounding: str, images: Float32, captions: Float32, progress: Progress) -> TrainedCodec:
-    """Coordinate search over width, ridge and weight, one after the other."""
+    """Coordinate search over width, ridge and weight, one after the other, each downhill from where it starts."""
     mean, spread = spread_of(images)
     sample = images[:: max(1, len(images) // SAMPLE_ROWS)][:SAMPLE_ROWS]
     held_out = np.arange(len(captions)) % HELD_OUT == HELD_OUT - 1
@@ -168,7 +168,7 @@ def _least_loss(name: str, rounding: str, images: Float32, captions: Float32, pr
     tried: dict[tuple[float, float, float], tuple[float, TrainedCodec]] = {}
 
     def loss(width: float, ridge: float = RIDGE, weight: float = WEIGHT) -> float:
-        """Memoised: the coordinate search crosses its own path."""
+        """Memoised: the search crosses its own path."""
         if (width, ridge, weight) not in tried:
             vmin, vdiff = ranges(mean, spread, width)
             codec = TrainedCodec(name, rounding, vmin, vdiff, metric.tuned(ridge, weight) if metric else None)
@@ -177,11 +177,21 @@ def _least_loss(name: str, rounding: str, images: Float32, captions: Float32, pr
             progress("codec", len(tried), len(WIDTHS) + len(RIDGES) + len(WEIGHTS), loss=found, width=width, ridge=ridge, weight=weight)
         return tried[width, ridge, weight][0]
 
-    width = min(WIDTHS, key=loss)
+    width = _downhill(WIDTHS, WIDTH, loss)
     if rounding == "query":
-        ridge = min(RIDGES, key=lambda r: loss(width, r))
-        min(WEIGHTS, key=lambda w: loss(width, ridge, w))
+        ridge = _downhill(RIDGES, RIDGE, lambda r: loss(width, r))
+        _downhill(WEIGHTS, WEIGHT, lambda w: loss(width, ridge, w))
     return min(tried.values(), key=lambda entry: entry[0])[1]
+
+
+def _downhill(values: tuple[float, ...], start: float, loss: Callable[[float], float]) -> float:
+    """The value of ordered `values` from which no neighbour has less loss, coming from `start`."""
+    at = values.index(start)
+    while True:
+        best = min((i for i in (at, at - 1, at + 1) if 0 <= i < len(values)), key=lambda i: loss(values[i]))
+        if best == at:
+            return values[at]
+        at = best
 
 
 def _trained_by_faiss(name: str, images: Float32) -> TrainedCodec:
