@@ -157,12 +157,12 @@ def growth(images: Float32, captions: Float32, queries: Float32, *, shards: int,
         rows = {int(row["batch"]): row for row in compare(root, queries, k=k, nprobe=8, rounds=rounds)}
         for (name, column), batch in zip(found.items(), (1, 1000, 1, 1000), strict=True):
             column.append(rows[batch]["loop_ms" if name.startswith("shard after") else "ms"] / batch)
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
     for (name, column), style in zip(found.items(), ("C1o-", "C1s--", "C0o-", "C0s--"), strict=True):
         axes.loglog(sizes, column, style, label=name)
     axes.set(xlabel="rows", ylabel="ms a query", title=f"{shards} shards, nprobe 8, lists = 4 sqrt(rows)")
     axes.grid(True, which="both", alpha=0.25)
-    axes.legend()
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(Path(__file__).with_name("search_growth.png"), dpi=120)
 
 
