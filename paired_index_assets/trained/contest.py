@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput
 from paired_index_assets.neighbors.exact import nearest
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.quality.candidates import candidate_from
+from paired_index_assets.quality.codes import CodeMeasurement, DecodedRows, measure_codes
 from paired_index_assets.quality.intervals import Interval, difference_interval
 from paired_index_assets.quality.recall import NPROBES, SHARES, Measurement, measure
 from paired_index_assets.quality.truth import GroundTruth
@@ -59,20 +61,32 @@ class Contest:
             self._lists[method] = nearest(self.images, centroids, device=self.device)[1]
         return self._lists[method]
 
-    def measured(
-        self, trained: TrainedIndex, *, seconds: float = 0.0, nprobes: Sequence[int] = NPROBES
-    ) -> Measurement:
+    def measured(self, trained: TrainedIndex, *, seconds: float = 0.0, nprobes: Sequence[int] = NPROBES) -> Measurement:
         candidate = candidate_from(
-            trained, self.lists_of(trained.method, trained.centroids), self._codes_of(trained), build_seconds=seconds
+            trained, self.lists_of(trained.method, trained.centroids), self._codes_of(trained.codec), build_seconds=seconds
         )
-        return measure(candidate, self.queries, self.truth, nprobes=nprobes, shares=sorted({*SHARES, fair_share(trained.nlist)}), progress=self.progress)
+        return measure(
+            candidate,
+            self.queries,
+            self.truth,
+            nprobes=nprobes,
+            shares=sorted({*SHARES, fair_share(trained.nlist)}),
+            progress=self.progress,
+        )
 
-    def _codes_of(self, trained: TrainedIndex) -> UInt8:
-        key = (trained.codec.name, trained.codec.rounding)
+    def codes_alone(self, codec: TrainedCodec) -> CodeMeasurement:
+        """Every image scored by its code: the loss of the codes without that of the lists."""
+        rows = DecodedRows(self._codes_of(codec), codec.decode, codec.d)
+        return measure_codes(
+            f"{codec.name} {codec.rounding}", rows, self.queries, self.truth, bytes_per_vector=codec.code_size, device=self.device
+        )
+
+    def _codes_of(self, codec: TrainedCodec) -> UInt8:
+        key = (codec.name, codec.rounding)
         if key not in self._codes:
-            codes = np.empty((len(self.images), trained.codec.code_size), np.uint8)
+            codes = np.empty((len(self.images), codec.code_size), np.uint8)
             for start in range(0, len(self.images), ENCODE_ROWS):
-                codes[start : start + ENCODE_ROWS] = trained.codec.encode(self.images[start : start + ENCODE_ROWS])
+                codes[start : start + ENCODE_ROWS] = codec.encode(self.images[start : start + ENCODE_ROWS])
                 self.progress("encoding to compare", min(start + ENCODE_ROWS, len(self.images)), len(self.images))
             self._codes[key] = codes
         return self._codes[key]
