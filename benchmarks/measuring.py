@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,8 +33,17 @@ def vectors(n: int, d: int, seed: int, data: Path | None, name: str) -> np.ndarr
     return out
 
 
-def measured(work: Callable[[], T]) -> tuple[T, float, float]:
-    """What `work` returns, its seconds, and its peak of anonymous memory above the start in MiB (GPU memory, if it used more of that)."""
+@dataclass(frozen=True)
+class Cost:
+    """Wall seconds, seconds of CPU of all threads (which other work on the machine changes less), peak MiB of memory above the start."""
+
+    seconds: float
+    cpu: float
+    mib: float
+
+
+def measured(work: Callable[[], T]) -> tuple[T, Cost]:
+    """What `work` returns and what it cost; its memory is anonymous memory, or GPU memory if it used more of that."""
     stop, peak, start = threading.Event(), [0], _resident()
 
     def watch() -> None:
@@ -44,13 +54,24 @@ def measured(work: Callable[[], T]) -> tuple[T, float, float]:
         torch.cuda.reset_peak_memory_stats()
     watcher = threading.Thread(target=watch)
     watcher.start()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     result = work()
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     stop.set()
     watcher.join()
     on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return result, seconds, max(peak[0], on_gpu) / 2**20
+    return result, Cost(seconds, cpu, max(peak[0], on_gpu) / 2**20)
+
+
+def in_turn(contenders: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, Any], dict[str, Cost]]:
+    """Every contender `repeats` times, one after the other: what each returned, and the least it cost (the most of memory)."""
+    made, costs = {}, {}
+    for _ in range(repeats):
+        for name, work in contenders.items():
+            made[name], cost = measured(work)
+            before = costs.get(name, cost)
+            costs[name] = Cost(min(cost.seconds, before.seconds), min(cost.cpu, before.cpu), max(cost.mib, before.mib))
+    return made, costs
 
 
 def gemm_rate(d: int, device: str, dtype: torch.dtype, seconds: float = 1.0) -> float:

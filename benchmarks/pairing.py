@@ -5,7 +5,8 @@
 
 FOLDER holds `image_features.npy` and `caption_features.npy`; otherwise vectors are clustered and random. Cost is linear in queries, so a
 few thousand stand for as many as you like; `--queries 0` pairs as many as there are base rows. Each contender runs `--repeats` times,
-in turn, and its best time counts. Prints a Markdown table; times 2 minutes or so on two idle cores, --quick 10 seconds.
+in turn, and its best time counts; CPU seconds stand beside, for a machine that has other work. Prints a Markdown table; takes 2 minutes
+or so on two idle cores, --quick 10 seconds.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from measuring import gemm_rate, measured, vectors
+from measuring import gemm_rate, in_turn, vectors
 
 from paired_index_assets.neighbors.exact import exact_neighbors
 
 HEAD = (
-    "| base rows | d | k | ours / faiss.knn | ours / block loop | of GEMM peak | ours s | faiss s | loop s | extra MiB: ours | faiss | loop |"
-    " ids as faiss | ids as loop |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| base rows | d | k | faiss.knn / ours | block loop / ours | CPU: faiss / ours | loop / ours | of GEMM peak | ours s | faiss s | loop s |"
+    " extra MiB: ours | faiss | loop | ids as faiss | ids as loop |\n|" + "---|" * 16
 )
 REFERENCE_BLOCK = 1_000_000  # images a block, in the reference
 REFERENCE_QUERIES = 1_024
@@ -52,8 +53,9 @@ def main() -> None:
             row = compare(n, options.queries or n, d, peak, options)
             rows.append(row)
             print(
-                "| {n:,} | {d} | {k} | **{faiss_ratio:.2f}** | **{loop_ratio:.2f}** | {share:.0%} | {ours:.2f} | {faiss:.2f} | {loop:.2f} |"
-                " {ours_mib:.0f} | {faiss_mib:.0f} | {loop_mib:.0f} | {faiss_same:.2%} | {loop_same:.2%} |".format(**row),
+                "| {n:,} | {d} | {k} | **{faiss_ratio:.2f}** | **{loop_ratio:.2f}** | {faiss_cpu:.2f} | {loop_cpu:.2f} | {share:.0%} |"
+                " {ours:.2f} | {faiss:.2f} | {loop:.2f} | {ours_mib:.0f} | {faiss_mib:.0f} | {loop_mib:.0f} |"
+                " {faiss_same:.2%} | {loop_same:.2%} |".format(**row),
                 flush=True,
             )
     plot(rows, options.plot)
@@ -69,19 +71,13 @@ def compare(n: int, nq: int, d: int, peak: float, options: argparse.Namespace) -
     }
     for work in contenders.values():  # once through everything: threads started, kernels compiled
         work() if n * nq * d < 1e10 else None
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    memory: dict[str, float] = dict.fromkeys(contenders, 0.0)
-    ids = {}
-    for _ in range(options.repeats):
-        for name, work in contenders.items():
-            ids[name], took, mib = measured(work)
-            seconds[name].append(took)
-            memory[name] = max(memory[name], mib)
-    best = {name: min(took) for name, took in seconds.items()}
+    ids, costs = in_turn(contenders, options.repeats)
+    ours, rival, loop = costs["ours"], costs["faiss"], costs["loop"]
     return {
-        "n": n, "d": d, "k": options.k, **best, **{f"{name}_mib": mib for name, mib in memory.items()},
-        "faiss_ratio": best["faiss"] / best["ours"], "loop_ratio": best["loop"] / best["ours"],
-        "share": 2.0 * nq * n * d / best["ours"] / peak,
+        "n": n, "d": d, "k": options.k, "ours": ours.seconds, "faiss": rival.seconds, "loop": loop.seconds,
+        "faiss_ratio": rival.seconds / ours.seconds, "loop_ratio": loop.seconds / ours.seconds,
+        "faiss_cpu": rival.cpu / ours.cpu, "loop_cpu": loop.cpu / ours.cpu,
+        "share": 2.0 * nq * n * d / ours.seconds / peak, "ours_mib": ours.mib, "faiss_mib": rival.mib, "loop_mib": loop.mib,
         "faiss_same": float((ids["ours"] == ids["faiss"]).mean()), "loop_same": float((ids["ours"][:, 0] == ids["loop"]).mean()),
     }  # fmt: skip
 

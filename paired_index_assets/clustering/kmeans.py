@@ -24,7 +24,7 @@ from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.neighbors.blocks import blocks_of, check_matrix, check_same_width
 from paired_index_assets.neighbors.exact import nearest
 from paired_index_assets.neighbors.fingerprint import fingerprint_of
-from paired_index_assets.neighbors.workers import in_order, workers
+from paired_index_assets.neighbors.workers import workers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, Int64, Rows, Selected
 from paired_index_assets.storage import digest_of_parts, write_bytes
@@ -33,8 +33,7 @@ ITERATIONS = 10  # as in the paper and in faiss's IVF training
 SEED = 1234  # faiss's ClusteringParameters.seed
 MAX_POINTS_PER_CENTROID = 256  # faiss's ClusteringParameters.max_points_per_centroid
 SPLIT = 1 / 1024  # faiss's EPS in Clustering.cpp: how far the two halves of a split list are moved apart
-SUM_BYTES = 1 << 21  # rows made float64 at a time, and how many such blocks may wait to be added
-WAITING = 8
+SUM_BYTES = 1 << 20  # rows made float64 at a time, in cache
 
 
 def train_paired_kmeans(
@@ -163,17 +162,27 @@ def first_centroids(images: Rows, nlist: int, seed: int) -> Float32:
 
 
 def segment_sums(rows: Rows, lists: Int64, nlist: int, name: str = "captions") -> npt.NDArray[np.float64]:
-    """The sum of the rows of each list, (nlist, d) float64, added in the order of rows. Raises BadInput for NaN or infinity."""
-    sums = torch.zeros((nlist, rows.shape[1]), dtype=torch.float64)
-    step = max(1, SUM_BYTES // (8 * rows.shape[1]))
+    """The sum of the rows of each list, (nlist, d) float64, added in the order of rows; each worker adds some of the dimensions.
 
-    def widened(start: int) -> torch.Tensor:
-        return torch.from_numpy(np.array(rows[start : start + step], order="C")).double()
+    Raises BadInput for NaN or infinity.
+    """
+    d = rows.shape[1]
+    sums = torch.zeros((nlist, d), dtype=torch.float64)
+    members = torch.from_numpy(lists)
+    step = max(1, SUM_BYTES // (8 * d))
 
-    starts = range(0, len(rows), step)
+    def add(first: int, last: int) -> None:
+        part = torch.zeros((nlist, last - first), dtype=torch.float64)
+        wide = torch.empty((step, last - first), dtype=torch.float64)
+        for start in range(0, len(rows), step):
+            piece = np.ascontiguousarray(rows[start : start + step])
+            block = torch.from_numpy(piece if piece.flags.writeable else piece.copy())
+            part.index_add_(0, members[start : start + step], wide[: len(block)].copy_(block[:, first:last]))
+        sums[:, first:last] = part
+
     with workers() as pool:
-        for start, block in zip(starts, in_order(pool, widened, starts, ahead=WAITING), strict=True):
-            sums.index_add_(0, torch.from_numpy(lists[start : start + step]), block)
+        cuts = np.linspace(0, d, torch.get_num_threads() + 1, dtype=int).tolist()
+        list(pool.map(add, cuts[:-1], cuts[1:]))
     if not bool(torch.isfinite(sums).all()):
         for _ in blocks_of(rows, step, name):  # says which row
             pass

@@ -8,16 +8,11 @@ tiles and splits nothing.
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Workspace:
@@ -51,14 +46,3 @@ def workers() -> Iterator[ThreadPoolExecutor]:
         ready.wait()
         torch.set_num_threads(count)  # puts that default back
         yield pool
-
-
-def in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """As pool.map, but never more than `ahead` results wait to be used."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

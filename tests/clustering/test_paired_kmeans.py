@@ -153,9 +153,11 @@ def test_sums_are_in_float64_in_the_order_of_rows_whatever_is_read_at_a_time(mon
     expected = np.zeros((4, 3))
     for row, number in zip(rows, lists, strict=True):
         expected[number] += row
+    rows.flags.writeable = False
     for at_a_time in (1, 1_000, 1 << 24):
         monkeypatch.setattr(kmeans, "SUM_BYTES", at_a_time)
-        np.testing.assert_array_equal(segment_sums(rows, lists, 4), expected)
+        for given_as in (rows, np.asfortranarray(rows), rows[::-1].copy()[::-1]):
+            np.testing.assert_array_equal(segment_sums(given_as, lists, 4), expected)
 
 
 def test_a_clustering_comes_back_from_its_file_as_it_was(tmp_path):
