@@ -173,11 +173,12 @@ def segment_sums(rows: Rows, lists: Int64, nlist: int, name: str = "captions") -
 
     def add(first: int, last: int) -> None:
         part = torch.zeros((nlist, last - first), dtype=torch.float64)
-        wide = torch.empty((step, last - first), dtype=torch.float64)
+        narrow, wide = np.empty((step, last - first), rows.dtype), torch.empty((step, last - first), dtype=torch.float64)
         for start in range(0, len(rows), step):
-            piece = np.ascontiguousarray(rows[start : start + step])
-            block = torch.from_numpy(piece if piece.flags.writeable else piece.copy())
-            part.index_add_(0, members[start : start + step], wide[: len(block)].copy_(block[:, first:last]))
+            piece = rows[start : start + step]
+            np.copyto(narrow[: len(piece)], piece[:, first:last])  # torch takes neither read-only maps nor negative strides
+            wide.copy_(torch.from_numpy(narrow))
+            part.index_add_(0, members[start : start + step], wide[: len(piece)])
         sums[:, first:last] = part
 
     with workers() as pool:

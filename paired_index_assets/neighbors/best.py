@@ -82,6 +82,11 @@ def merge(scores: torch.Tensor, ids: torch.Tensor, query: torch.Tensor, new_ids:
     """Put exact candidates into `scores`, `ids` (rows, k), in place. New ids are above all ids already there."""
     k = scores.shape[1]
     better = new_scores > scores[query, k - 1]  # an equal score loses: its id is higher
+    if k == 1:  # a query with a single candidate needs no sorting, and nearly every query is one
+        single = better & (torch.bincount(query, minlength=len(scores)) == 1)[query]
+        winner = query[single]
+        scores[winner, 0], ids[winner, 0] = new_scores[single], new_ids[single]
+        better &= ~single
     query, new_ids, new_scores = query[better], new_ids[better], new_scores[better]
     if not len(query):
         return

@@ -68,9 +68,12 @@ class _TileSearch:
         torch.mm(base, query.T, out=tile[:rows])
         tile[rows:] = NOTHING
         maxima = torch.amax(tile.view(groups, GROUP, n), 1)
-        if first == 0 or self.k == 1:
+        highest = maxima.amax(0)
+        if self.k == 1:
+            self.kth = torch.maximum(self.kth, self.arithmetic.below(highest.float()))
+        elif first == 0:
             self.kth = torch.maximum(self.kth, self.arithmetic.below(_kth_at_least(tile[:rows], maxima, self.k)))
-        found = _reaching(tile, maxima, (self.kth - self.margin).to(tile.dtype), first)
+        found = _reaching(tile, maxima, highest, (self.kth - self.margin).to(tile.dtype), first)
         self.found.append(found)
         self.pending += len(found)
         if self.k > 1 and self.pending > max(self.room, 2 * self.k * n):
@@ -82,7 +85,8 @@ class _TileSearch:
         found, n = Candidates.joined(self.found), len(self.margin)
         if self.k > 1:
             self.kth = torch.maximum(self.kth, self.arithmetic.below(kth_score(found, n, self.k)))
-        found = found.where(found.score >= (self.kth - self.margin).to(self.arithmetic.dtype)[found.query])
+        if self.k > 1 or len(self.found) > 1:
+            found = found.where(found.score >= (self.kth - self.margin).to(self.arithmetic.dtype)[found.query])
         self.crowded |= torch.bincount(found.query, minlength=n) > self.k + CROWD
         if bool(self.crowded.any()):
             found = found.where(~self.crowded[found.query])
@@ -96,19 +100,20 @@ def _groups(rows: int) -> int:
 
 def _kth_at_least(tile: torch.Tensor, maxima: torch.Tensor, k: int) -> torch.Tensor:
     """A bound that the k-th largest score of each query in the tile reaches: k groups have a maximum at least that high."""
-    if k == 1:
-        return maxima.amax(0).float()
     loose = maxima if 2 * k <= len(maxima) else tile
     if k > len(loose):
         return torch.full((tile.shape[1],), NOTHING, device=tile.device)
     return loose.T.contiguous().topk(k, dim=1).values[:, k - 1].float()
 
 
-def _reaching(tile: torch.Tensor, maxima: torch.Tensor, cut: torch.Tensor, first: int) -> Candidates:
-    """The pairs with a score of at least cut[query]. `tile` is (base rows, queries), `maxima` (groups, queries)."""
-    columns = (maxima.amax(0) >= cut).nonzero()[:, 0]
-    group, column = (maxima[:, columns] >= cut[columns]).nonzero(as_tuple=True)
-    query = columns[column]
+def _reaching(tile: torch.Tensor, maxima: torch.Tensor, highest: torch.Tensor, cut: torch.Tensor, first: int) -> Candidates:
+    """The pairs with a score of at least cut[query]. `tile` is (base rows, queries), `maxima` (groups, queries), `highest` (queries,)."""
+    columns = (highest >= cut).nonzero()[:, 0]
+    if len(columns) == len(cut):
+        group, query = (maxima >= cut).nonzero(as_tuple=True)
+    else:
+        group, column = (maxima[:, columns] >= cut[columns]).nonzero(as_tuple=True)
+        query = columns[column]
     rows = group[:, None] * GROUP + torch.arange(GROUP, device=tile.device)
     scores = tile.view(-1).take(rows * tile.shape[1] + query[:, None])
     hit, member = (scores >= cut[query][:, None]).nonzero(as_tuple=True)
