@@ -81,8 +81,11 @@ class Settings(BaseSettings):
         "Training",
         "Centroids: `auto` builds every method and promotes the best on validation captions; `paired_kmeans` is the paper's.",
     )
-    routing: Literal["auto", "centroids", "learned"] = _field(
-        "auto", "Training", "Which lists a query probes; `auto` follows the evidence for method `auto`, and is `centroids` otherwise."
+    routing: Literal["centroids", "learned", "auto"] = _field(
+        "centroids",
+        "Training",
+        "Which lists a query probes: by the centroids, as any faiss does; by a table learned from captions, which only this project's search "
+        "knows; or whichever the evidence is for.",
     )
     nlist: int | None = _field(None, "Training", "Inverted lists; left out, the power of two below 4 sqrt(rows).", ge=1)
     niter: int = _field(10, "Training", "k-means iterations.", ge=1, le=1000)

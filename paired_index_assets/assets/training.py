@@ -159,7 +159,7 @@ def _methods(settings: Settings) -> tuple[str, ...]:
 
 def _routings(settings: Settings) -> dict[str, tuple[str, ...]]:
     """method -> the routings that may be promoted for it."""
-    asked = {"auto": ("centroids", "learned") if settings.method == "auto" else ("centroids",)}.get(settings.routing, (settings.routing,))
+    asked = ("centroids", "learned") if settings.routing == "auto" else (settings.routing,)
     return {method: asked if settings.method in ("auto", method) else () for method in _methods(settings)}
 
 
