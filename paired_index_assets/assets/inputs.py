@@ -59,12 +59,14 @@ def landing_url(settings: Settings) -> UPath:
 
 
 def write_catalog(settings: Settings) -> Catalog:
-    """Make the build's catalog: the one given, or a scan of what is indexed. A catalog that is there keeps its ids and is only extended."""
+    """Make the build's catalog: the one given, or a scan of what is indexed. That of a landing folder is made once: ids must not move."""
     root = settings.build_root
     if settings.catalog == LAION_2B:
         catalog = Catalog.laion2b()
     elif settings.catalog:
         catalog = Catalog.load(settings.catalog)
+    elif settings.landing and root.catalog.exists():
+        catalog = Catalog.load(root.catalog)
     elif settings.landing:
         catalog = Catalog.scan(settings.landing, shards=settings.shards)
     else:
