@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from paired_index_assets.cli.terminal import console, fail, table
+from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.metadata import metadata_of
@@ -18,7 +19,9 @@ def show(settings: Settings, queries: list[str], scores: Float32, ids: Int64, ou
     if out is not None and out.suffix == ".npz":
         write_npz(out, scores, ids)
     else:
-        pictures = Pictures.of(settings.images) if settings.images and out is not None and out.suffix == ".html" else None
+        wanted = settings.images is not None and out is not None and out.suffix == ".html"
+        rows = Catalog.load(settings.build_root.catalog).total_rows
+        pictures = Pictures.of(settings.images, rows) if wanted and settings.images else None
         metadata = metadata_of(BuildRoot.at(settings.root), settings.caption_texts)
         found = answers(queries, scores, ids, metadata=metadata, pictures=pictures)
         if out is not None:

@@ -99,7 +99,7 @@ def ui(tmp_path_factory, small_build):
     ui = Ui(tmp_path_factory.mktemp("ui"), small_build)
     ui.start()
     yield ui
-    ui.kill(signal.SIGTERM)
+    ui.kill()
 
 
 def test_the_whole_graph_materialises_from_the_ui_and_landing_does_the_rest(ui):
