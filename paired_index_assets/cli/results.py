@@ -20,8 +20,8 @@ def show(settings: Settings, queries: list[str], scores: Float32, ids: Int64, ou
         write_npz(out, scores, ids)
     else:
         wanted = settings.images is not None and out is not None and out.suffix == ".html"
-        rows = Catalog.load(settings.build_root.catalog).total_rows
-        pictures = Pictures.of(settings.images, rows) if wanted and settings.images else None
+        indexed = Catalog.load(settings.build_root.catalog).total_rows
+        pictures = Pictures.of(settings.images, indexed) if wanted and settings.images else None
         metadata = metadata_of(BuildRoot.at(settings.root), settings.caption_texts)
         found = answers(queries, scores, ids, metadata=metadata, pictures=pictures)
         if out is not None:
