@@ -9,7 +9,7 @@ import numpy as np
 
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.quality.peers import PEERS, Lists, measure_peers
+from paired_index_assets.quality.peers import Lists, measure_peers
 from paired_index_assets.quality.report import RecallReport, build_report
 from paired_index_assets.quality.truth import ground_truth
 from paired_index_assets.rows import Bool, Int64, Rows, Selected
@@ -36,11 +36,12 @@ def measure_build(
 ) -> RecallReport:
     """Every candidate, each method with the codes faiss trains by itself, and `peers` (names of PEERS) in the lists of the baseline.
 
-    images, captions (n, d), aligned; `test` the captions to report on, which neither training nor choosing has seen. By default all
-    peers but OPQ, whose rotation takes longer to fit than the rest together, and none that needs more images than there are.
+    images, captions (n, d), aligned; `test` the captions to report on, which neither training nor choosing has seen. By default the
+    peers closest in bytes that train quickly (benchmarks/peers.py measures all), and none that needs more images than there are.
     """
     if peers is None:
-        peers = [name for name in PEERS if "OPQ" not in name and ("PQ" not in name or len(images) >= LEAST_FOR_PRODUCT_CODES)]
+        peers = ["faiss QT_6bit", "faiss QT_8bit", "faiss RaBitQ 4-bit"]
+        peers += ["faiss PQ, d/2 bytes"] if len(images) >= LEAST_FOR_PRODUCT_CODES else []
     ids = judged_images(valid, seed)
     shown, queries = Selected(images, ids), captions[test].astype(np.float32)
     contest = Contest(shown, queries, ground_truth(queries, shown, device=device, progress=progress), device, progress)
