@@ -15,6 +15,7 @@ import torch
 from paired_index_assets.neighbors.arithmetic import Arithmetic, Operand
 from paired_index_assets.neighbors.best import NOTHING, Candidates, exact_scores, kth_score, merge
 from paired_index_assets.neighbors.blocks import Block
+from paired_index_assets.neighbors.gemm import multiply
 from paired_index_assets.neighbors.workers import Workspace
 
 BASE_TILE = 1024
@@ -65,7 +66,7 @@ class _TileSearch:
         n, rows = len(query), len(base)
         groups = _groups(rows)
         tile = buffer[: groups * GROUP * n].view(groups * GROUP, n)
-        torch.mm(base, query.T, out=tile[:rows])
+        multiply(base, query, tile[:rows])
         tile[rows:] = NOTHING
         maxima = torch.amax(tile.view(groups, GROUP, n), 1)
         highest = maxima.amax(0)

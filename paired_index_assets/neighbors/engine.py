@@ -6,15 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from time import thread_time
 
-import numpy as np
 import torch
 
 from paired_index_assets.errors import BadInput
 from paired_index_assets.neighbors import cpu
 from paired_index_assets.neighbors.arithmetic import BFLOAT16, FLOAT16_FUSED, FLOAT32, FLOAT64, Arithmetic, Operand
 from paired_index_assets.neighbors.blocks import Block
+from paired_index_assets.neighbors.gemm import matrices, multiply, seconds
 from paired_index_assets.neighbors.workers import Workspace, workers
 
 Scan = Callable[[Block, Operand, Arithmetic, torch.Tensor, torch.Tensor, Workspace], None]
@@ -28,7 +27,6 @@ CUDA_TILE = 8192
 WORTH_PROBING = 1e11
 # bfloat16 candidates must be scored again, and their groups are looked at more often: it has to be clearly faster.
 WORTH_ROUNDING = 1.5
-PROBE_SIDE, PROBE_TIMES = 384, 5
 
 
 @dataclass(frozen=True)
@@ -65,23 +63,16 @@ def choose(device: str | None, k: int, n: int, multiply_adds: float, memory_byte
 @cache
 def bfloat16_gain() -> float:
     """How many times faster one core multiplies in bfloat16 than in float32, measured; 0 if that does not keep its error bound."""
-    rng = np.random.default_rng(0)
-    a, b = (torch.from_numpy(rng.standard_normal((PROBE_SIDE, PROBE_SIDE), dtype=np.float32)) for _ in range(2))
+    a, b = matrices()
     half_a, half_b = a.bfloat16(), b.bfloat16()
     rounded = half_a.double() @ half_b.double().T
-    bound = BFLOAT16.result_roundoff * rounded.abs() + PROBE_SIDE * 2.0**-24 * torch.outer(a.norm(dim=1), b.norm(dim=1))
+    bound = BFLOAT16.result_roundoff * rounded.abs() + a.shape[1] * 2.0**-24 * torch.outer(a.norm(dim=1), b.norm(dim=1))
     if bool(((half_a @ half_b.T).double() - rounded).abs().gt(bound).any()):
         return 0.0
+
+    def gain() -> float:
+        half = seconds(lambda out: torch.mm(half_a, half_b.T, out=out), torch.bfloat16)
+        return seconds(lambda out: multiply(a, b, out)) / half
+
     with workers() as pool:
-        return pool.submit(lambda: _seconds(a, b) / _seconds(half_a, half_b)).result()
-
-
-def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
-    """CPU time of the calling thread, so that other work on the machine does not decide."""
-    out = torch.empty((len(a), len(b)), dtype=a.dtype)
-    times = []
-    for _ in range(PROBE_TIMES):
-        began = thread_time()
-        torch.mm(a, b.T, out=out)
-        times.append(thread_time() - began)
-    return min(times)
+        return pool.submit(gain).result()

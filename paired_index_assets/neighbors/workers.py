@@ -14,6 +14,8 @@ from contextlib import contextmanager
 
 import torch
 
+from paired_index_assets.blas import single_threaded_blas
+
 
 class Workspace:
     """Memory that one worker uses again and again: fresh pages from the system cost as much as the arithmetic on them."""
@@ -32,15 +34,16 @@ class Workspace:
 
 @contextmanager
 def workers() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch would use; inside them torch uses one each. The caller's own setting is not changed."""
+    """As many threads as torch would use; inside them torch and numpy use one each. The caller's own setting is not changed."""
     count = torch.get_num_threads()
     ready = threading.Barrier(count + 1)
 
     def prepare() -> None:
+        torch.get_num_threads()  # a thread's first use sets it to the default: not after the next line, please
         torch.set_num_threads(1)  # of this thread, and, in passing, the default of threads yet to start
         ready.wait()
 
-    with ThreadPoolExecutor(count, thread_name_prefix="neighbors") as pool:
+    with single_threaded_blas(), ThreadPoolExecutor(count, thread_name_prefix="neighbors") as pool:
         for _ in range(count):
             pool.submit(prepare)
         ready.wait()
