@@ -5,7 +5,10 @@ starts as the centroids (W = temperature x centroids, b = log size), and a Gauss
 labels moves far, a tail list with few stays near its start. Adam, seeded minibatches, full softmax over all lists (a sampled softmax
 is not done), the epoch with the best coverage of validation captions is kept.
 
-Lists are probed by P(list | q) / size, the order that finds most for the vectors scanned: log size is taken off the bias.
+Lists are probed by P(list | q) / size, the order that finds most for the vectors scanned: log size is taken off the bias. And what is
+left of the bias is folded into W, along the direction v whose inner product with captions is nearest to 1 (captions lie in a cone; where
+they do not, v is short and so is what is folded). What comes out is (nlist, d) like the centroids, and any faiss that has it as its
+coarse quantizer probes by it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ from torch import Tensor
 
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.routing.table import RoutingTable
 from paired_index_assets.rows import Float32, Int64
 
 BATCH = 1024
@@ -28,6 +30,7 @@ LOGITS = 1 << 24  # float32 logits held at a time: a batch is summed over as man
 EPOCHS = 8
 PATIENCE = 2  # epochs without a better coverage before it stops
 LEARNING_RATE = 0.05  # falls to 0 in a straight line; .05 and .15 end alike on icons, .05 starts calmer
+RIDGE = 1e-6  # of the mean variance, so that few captions give a direction too
 PRIOR = 1e-6  # precision of the prior on W, a caption: 1e-5 loses .004 of coverage on icons, 1e-7 gains nothing
 TEMPERATURES = (5.0, 10.0, 20.0, 40.0, 80.0)  # tried for the start, on the labels themselves
 HELD_OUT = 20  # without validation captions every twentieth serves
@@ -62,14 +65,14 @@ def train_routing(
     epochs: int = EPOCHS,
     device: str | None = None,
     progress: Progress = silent,
-) -> RoutingTable:
-    """A routing table for lists that stay as they are.
+) -> Float32:
+    """A routing table (nlist, d) float32 for lists that stay as they are: a query probes the lists of the largest ``table @ query``.
 
     centroids (nlist, d) assigned the images; lists_of_images (n,) is the list of each, -1 for none; captions (m, d) float16/32 and
     top_images (m, k) int64, the rows of the k best images of each, best first (ten in the paper of this project's measure, more do no
     harm). Without validation captions every twentieth caption is kept aside. Captions are made unit vectors; rows that are zero or not
     finite, or whose images are in no list, are left out with a RoutingWarning. With fewer than FEWEST_CAPTIONS, or when no epoch
-    covers more than the start does, the start is returned: the centroids, in size-aware order if that covers more.
+    covers more than the centroids do, the centroids are returned.
 
     Reproducible on one device and number of threads. Cost: 6 m nlist d operations an epoch, (3 nlist d + LOGITS) float32 of memory.
     Raises BadInput when shapes do not belong together.
@@ -89,16 +92,16 @@ def train_routing(
     start = torch.from_numpy(np.array(centroids, np.float32)).to(where)
     probe_sizes = torch.from_numpy(sizes).to(where)
 
-    def coverage(weights: Tensor, bias: Tensor) -> float:
-        return coverage_of(weights, bias, judges, probe_sizes) if len(judges) else 0.0
+    def coverage(table: Tensor) -> float:
+        return coverage_of(table, judges, probe_sizes) if len(judges) else 0.0
 
-    no_bias = torch.zeros_like(log_sizes)
     if len(labels) < FEWEST_CAPTIONS:
         message = f"{len(labels)} captions to learn routing from, fewer than {FEWEST_CAPTIONS}: the centroids route"
         warnings.warn(message, RoutingWarning, stacklevel=2)
-        return _table(start, no_bias)
+        return _array(start)
     temperature = min(TEMPERATURES, key=lambda t: _loss(t * start, log_sizes, labels, slice(0, 4 * BATCH)))
-    best, kept = coverage(start, no_bias), _table(start, no_bias)
+    one = _nearest_to_one(labels.captions)
+    best, kept = coverage(start), start
     prior_weights = temperature * start
     weights, bias = prior_weights.clone().requires_grad_(), log_sizes.clone().requires_grad_()
     optimizer = torch.optim.Adam([weights, bias], lr=LEARNING_RATE)
@@ -112,24 +115,25 @@ def train_routing(
             optimizer.step()
             if done % 16 == 0:
                 progress("routing", done, steps, coverage=round(last, 4))
-        last = coverage(weights.detach(), bias.detach() - log_sizes)
+        table = torch.addr(weights.detach(), bias.detach() - log_sizes, one)
+        last = coverage(table)
         if last > best:
-            best, worse, kept = last, 0, _table(weights.detach(), bias.detach() - log_sizes)
+            best, worse, kept = last, 0, table
         else:
             worse += 1
         if worse > PATIENCE:
             break
     progress("routing", steps, steps, coverage=round(best, 4))
-    return kept
+    return _array(kept)
 
 
-def coverage_of(weights: Tensor, bias: Tensor, judges: Labels, sizes: Tensor) -> float:
+def coverage_of(table: Tensor, judges: Labels, sizes: Tensor) -> float:
     """The share of the judges' images in the lists probed before the budget of vectors would be passed; at least one list is probed."""
-    budget = max(SHARE, LISTS / len(weights)) * float(sizes.sum())
+    budget = max(SHARE, LISTS / len(table)) * float(sizes.sum())
     found = 0.0
-    rows = max(1, LOGITS // len(weights) // 4)
+    rows = max(1, LOGITS // len(table) // 4)
     for first in range(0, len(judges), rows):
-        scores = torch.addmm(bias, judges.captions[first : first + rows], weights.T)
+        scores = judges.captions[first : first + rows] @ table.T
         order = scores.argsort(dim=1, descending=True, stable=True)
         within = sizes[order].cumsum(1) <= budget
         within[:, 0] = True
@@ -176,8 +180,17 @@ def _labels(captions: Float32, top_images: Int64, lists_of_images: Int64, where:
     return Labels(torch.from_numpy(captions).to(where), torch.from_numpy(lists).to(where))
 
 
-def _table(weights: Tensor, bias: Tensor) -> RoutingTable:
-    return RoutingTable(weights.cpu().numpy().copy(), bias.cpu().numpy().copy())
+def _nearest_to_one(captions: Tensor) -> Tensor:
+    """The direction v (d,) of least mean squared ``captions @ v - 1``."""
+    rows = captions.double()
+    moments = rows.T @ rows / len(rows)
+    moments.diagonal().add_(RIDGE * moments.trace() / len(moments))
+    solved: Tensor = torch.linalg.solve(moments, rows.mean(0))
+    return solved.float()
+
+
+def _array(table: Tensor) -> Float32:
+    return table.cpu().numpy().copy()
 
 
 def _check(centroids: Float32, lists_of_images: Int64, captions: Float32, top_images: Int64) -> None:

@@ -48,7 +48,7 @@ class ShardedIndex:
         self.mapped = shards
         self._removed = removed
         self._workers = Workers()
-        self._coarse = CoarseSearch(trained, path, self._workers)
+        self._coarse = CoarseSearch(path, self._workers)
         self.ntotal = sum(mapped.ntotal for mapped in shards.values())
         if self.ntotal:
             quantizer = trained.codec.format.quantizer(trained.codec.vmin, trained.codec.vdiff)

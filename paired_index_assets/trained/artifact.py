@@ -1,7 +1,7 @@
 """`TrainedIndex`: centroids, codec and routing of a build, as one value with a fingerprint and three files.
 
-``X.index``  an empty, trained faiss IVF (flat inner-product coarse quantizer, scalar codes, no residual): any faiss can fill and read it;
-``X.index.npz``  the arrays, among them those faiss knows nothing of (rounding, routing);
+``X.index``  an empty, trained faiss IVF (flat inner-product coarse quantizer, scalar codes, no residual): any faiss can read it;
+``X.index.npz``  the arrays, among them those faiss knows nothing of (rounding, and the centroids where routing is learned);
 ``X.index.json``  what they are: method, model, evidence, fingerprint, digests of the other two. Written last: without it there is no index.
 """
 
@@ -15,37 +15,39 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
+import torch
 from upath import UPath
 
 from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.neighbors.exact import exact_neighbors, nearest
-from paired_index_assets.routing.table import RoutingTable
 from paired_index_assets.rows import Float32, Int64, UInt8
 from paired_index_assets.storage import as_path, atomic_file, digest_of, digest_of_parts, read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 LEFT_OUT = -1  # the list of a row that must not be searchable
 
 
 @dataclass(frozen=True)
 class TrainedIndex:
-    """What every shard of a build shares. `centroids` (nlist, d) float32 assign vectors; `routing`, if any, orders lists for queries."""
+    """What every shard of a build shares. `centroids` (nlist, d) float32 assign vectors; `routing`, of the same shape, orders the lists
+    for queries where it was learned. Codes are not residuals, so lists may be filled by the one and probed by the other.
+    """
 
     method: str
     nlist: int
     d: int
     centroids: Float32
     codec: TrainedCodec
-    routing: RoutingTable | None = None
+    routing: Float32 | None = None
     model: str = ""
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)  # what training saw, for people; not part of the fingerprint
 
     def __post_init__(self) -> None:
         if self.centroids.shape != (self.nlist, self.d) or self.codec.d != self.d:
             raise BadInput(f"trained index: centroids {self.centroids.shape}, codec of {self.codec.d}: expected ({self.nlist}, {self.d})")
-        if self.routing is not None and self.routing.weights.shape != self.centroids.shape:
-            raise BadInput(f"trained index: routing {self.routing.weights.shape}, expected {self.centroids.shape}; train it on these lists")
+        if self.routing is not None and self.routing.shape != self.centroids.shape:
+            raise BadInput(f"trained index: routing {self.routing.shape}, expected {self.centroids.shape}; train it on these lists")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -55,28 +57,37 @@ class TrainedIndex:
             parts += [name, str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes()]
         return digest_of_parts(*parts)[:16]
 
-    def encode(self, vectors: npt.NDArray[Any]) -> tuple[Int64, UInt8]:
-        """List numbers (n,) and codes (n, code_size) of `vectors` (n, d) float16/32; a row that is zero or not finite gets list -1."""
+    def encode(self, vectors: npt.NDArray[Any], *, device: str | None = None) -> tuple[Int64, UInt8]:
+        """List numbers (n,) and codes (n, code_size) of `vectors` (n, d) float16/32; a row that is zero or not finite gets list -1.
+
+        device: of both; left out, the GPU if there is one.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         vectors = np.asarray(vectors)
         usable = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
         lists = np.full(len(vectors), LEFT_OUT, np.int64)
         codes = np.zeros((len(vectors), self.codec.code_size), np.uint8)
         kept = np.ascontiguousarray(vectors if usable.all() else vectors[usable], dtype=np.float32)
         if len(kept):
-            lists[usable] = nearest(kept, self.centroids)[1]
-            codes[usable] = self.codec.encode(kept)
+            lists[usable] = nearest(kept, self.centroids, device=device)[1]
+            codes[usable] = self.codec.encode(kept, device=None if device == "cpu" else device)
         return lists, codes
 
+    @property
+    def probed_by(self) -> Float32:
+        """(nlist, d): a query looks in the lists of its largest inner products with these."""
+        return self.centroids if self.routing is None else self.routing
+
     def probe(self, queries: Float32, nprobe: int) -> tuple[Float32, Int64]:
-        """Scores (nq, nprobe), descending, and lists to look in: by the routing table if there is one, else by the centroids."""
-        if self.routing is not None:
-            return self.routing.probe(queries, nprobe)
-        return exact_neighbors(queries, self.centroids, min(nprobe, self.nlist))
+        """Scores (nq, nprobe), descending, and lists to look in."""
+        return exact_neighbors(queries, self.probed_by, min(nprobe, self.nlist))
 
     def empty_index(self) -> faiss.IndexIVFScalarQuantizer:
-        """A trained faiss index with no vectors; `add_sa_codes` and `encode` fill it, any faiss searches it."""
+        """A trained faiss index with no vectors. Any faiss searches what `add_sa_codes` and `encode` put in it; faiss's own `add` is only
+        for indices without learned routing: it would choose lists by what queries are probed by.
+        """
         coarse = faiss.IndexFlatIP(self.d)
-        coarse.add(np.ascontiguousarray(self.centroids, dtype=np.float32))
+        coarse.add(np.ascontiguousarray(self.probed_by, dtype=np.float32))
         index = faiss.IndexIVFScalarQuantizer(coarse, self.d, self.nlist, self.codec.format.qtype, faiss.METRIC_INNER_PRODUCT, False)
         ranges = np.concatenate([self.codec.vmin, self.codec.vdiff]).astype(np.float32)
         faiss.copy_array_to_vector(ranges, index.sq.trained)
@@ -127,7 +138,7 @@ class TrainedIndex:
                 content["d"],
                 parts["centroids"],
                 TrainedCodec.from_arrays(content["codec"], content["rounding"], _under("codec.", parts)),
-                RoutingTable.from_arrays(_under("routing.", parts)) if content["routing"] == "learned" else None,
+                parts.get("routing"),
                 content["model"],
                 content["evidence"],
             )
@@ -140,7 +151,7 @@ class TrainedIndex:
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         arrays = {"centroids": self.centroids} | {f"codec.{name}": array for name, array in self.codec.arrays().items()}
         if self.routing is not None:
-            arrays |= {f"routing.{name}": array for name, array in self.routing.arrays().items()}
+            arrays["routing"] = self.routing
         return arrays
 
 

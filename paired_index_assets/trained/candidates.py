@@ -101,9 +101,10 @@ def make_and_judge(
                     progress=progress,
                 )
             nlist, d = clustering.centroids.shape
-            trained = TrainedIndex(method, nlist, d, clustering.centroids, coded, table, model)
             seconds = sum(step.seconds for step in clustering.history) + codec_seconds + time.perf_counter() - began
-            found = contest.measured(trained, seconds=seconds)
+            evidence = {"build_seconds": round(seconds, 2)}
+            trained = TrainedIndex(method, nlist, d, clustering.centroids, coded, table, model, evidence)
+            found = contest.measured(trained)
             measurements.append(found)
             candidates.append(Entry(found.name, method if routing == "centroids" else f"{method}.{routing}", trained))
             if routing in routings.get(method, ()):

@@ -7,19 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paired_index_assets.clustering.validation import Validation
 from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput
-from paired_index_assets.neighbors.exact import nearest
+from paired_index_assets.neighbors.exact import exact_neighbors, nearest
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.quality.candidates import candidate_from
 from paired_index_assets.quality.codes import CodeMeasurement, DecodedRows, measure_codes
 from paired_index_assets.quality.intervals import Interval, difference_interval
 from paired_index_assets.quality.recall import NPROBES, SHARES, Measurement, measure
 from paired_index_assets.quality.truth import GroundTruth
-from paired_index_assets.rows import Bool, Float32, Int64, Rows, UInt8
+from paired_index_assets.rows import Bool, Float32, Int64, Rows, Selected, UInt8
 from paired_index_assets.trained.artifact import TrainedIndex
 
 ENCODE_ROWS = 1 << 15
+VALIDATION_NEIGHBORS = 10
 JUDGED_IMAGES = 1_000_000  # images that candidates are measured on: recall at a share scanned hardly moves beyond, and all stays in memory
 
 
@@ -34,6 +36,19 @@ def judged_images(valid: Bool, seed: int) -> Int64:
     if len(ids) > JUDGED_IMAGES:
         ids = np.sort(np.random.default_rng(seed).choice(ids, JUDGED_IMAGES, replace=False))
     return ids.astype(np.int64)
+
+
+def validation_of(
+    images: Rows, captions: Rows, held_out: Int64, valid: Bool, nlist: int, *, seed: int, device: str | None = None, progress: Progress = silent
+) -> Validation:
+    """What centroids are judged by while they are trained: captions `held_out` and their ten best of the images candidates are judged on.
+
+    images, captions (n, d) float16/32, aligned; held_out (m,) int64 row numbers of captions; valid (n,) which images may be found.
+    """
+    shown, queries = Selected(images, judged_images(valid, seed)), captions[held_out].astype(np.float32)
+    _, best = exact_neighbors(queries, shown, min(VALIDATION_NEIGHBORS, len(shown)), device=device, progress=progress)
+    rows, places = np.unique(best, return_inverse=True)  # each image is read once, in order
+    return Validation(queries, shown[rows].astype(np.float32)[places.reshape(best.shape)], scanned=fair_share(nlist))
 
 
 @dataclass
@@ -61,16 +76,19 @@ class Contest:
             self._lists[method] = nearest(self.images, centroids, device=self.device)[1]
         return self._lists[method]
 
-    def measured(self, trained: TrainedIndex, *, seconds: float = 0.0, nprobes: Sequence[int] = NPROBES) -> Measurement:
-        candidate = candidate_from(
-            trained, self.lists_of(trained.method, trained.centroids), self._codes_of(trained.codec), build_seconds=seconds
-        )
+    def measured(
+        self, trained: TrainedIndex, *, nprobes: Sequence[int] = NPROBES, shares: Sequence[float] = SHARES, rerank: bool = False
+    ) -> Measurement:
+        """At `nprobes`, at `shares` of the vectors scanned and at `fair_share`; `rerank` as `quality.recall.measure` does it."""
+        seconds = trained.evidence.get("build_seconds", 0.0)
+        lists = self.lists_of(trained.method, trained.centroids)
         return measure(
-            candidate,
+            candidate_from(trained, lists, self._codes_of(trained.codec), build_seconds=seconds),
             self.queries,
             self.truth,
             nprobes=nprobes,
-            shares=sorted({*SHARES, fair_share(trained.nlist)}),
+            shares=sorted({*shares, fair_share(trained.nlist)}),
+            rerank=rerank,
             progress=self.progress,
         )
 

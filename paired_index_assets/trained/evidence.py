@@ -9,7 +9,7 @@ import numpy as np
 
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.quality.peers import Lists, measure_peers
+from paired_index_assets.quality.peers import NPROBES, SHARES, Lists, measure_peers
 from paired_index_assets.quality.report import RecallReport, build_report
 from paired_index_assets.quality.truth import ground_truth
 from paired_index_assets.rows import Bool, Int64, Rows, Selected
@@ -55,7 +55,8 @@ def measure_build(
             found[variant.fingerprint] = contest.measured(variant)
         codecs.append(plain)
     lists = Lists(BASELINE, baseline.centroids, contest.lists_of(BASELINE, baseline.centroids))
-    others = measure_peers(lists, shown, queries, contest.truth, names=peers, progress=progress) if peers else []
+    ours = contest.measured(promoted, nprobes=NPROBES, shares=SHARES, rerank=True)
+    others = [replace(ours, name=f"{ours.name}, re-ranked"), *measure_peers(lists, shown, queries, contest.truth, names=peers, progress=progress)]
     return build_report(
         list(found.values()),
         peers=others,

@@ -85,9 +85,11 @@ def test_the_page_in_a_browser(finished, searchable_pairs, tmp_path, width):
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_selector("input[type=search]:focus")  # by itself
         page.keyboard.type("red <b>ball</b>")
         page.keyboard.press("Enter")
         page.wait_for_selector("li img")
+        assert page.input_value("input[type=search]") == "red <b>ball</b>"
         ids = ShardedIndex.open(finished.root.root).search(WordEncoder().encode_texts(["red <b>ball</b>"]), 40)[1][0]
         assert page.locator("li .score span").all_inner_texts() == [f"id {row_id}" for row_id in ids]
         assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth === 8)")

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from search_builds import MODEL, NLIST, Build, D, promote, rebuild, train
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
-from paired_index_assets.routing.table import RoutingTable
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.search.stack import Stack
 from paired_index_assets.shards.takedown import add_removed
@@ -241,8 +240,7 @@ def test_a_mapped_shard_outlives_its_file(fresh):
 
 def test_a_routing_table_chooses_the_lists_where_there_is_one(fresh):
     draw = np.random.default_rng(3)
-    table = RoutingTable(draw.normal(size=(NLIST, D)).astype(np.float32), draw.normal(size=NLIST).astype(np.float32))
-    routed = dataclasses.replace(fresh.trained, routing=table)
+    routed = dataclasses.replace(fresh.trained, routing=draw.normal(size=(NLIST, D)).astype(np.float32))
     promote(fresh.root, routed)
     build = dataclasses.replace(fresh, trained=routed)
     rebuild(build)

@@ -10,8 +10,7 @@ import pytest
 
 from paired_index_assets.codes.codec import CODECS, ROUNDINGS, train_codec
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
-from paired_index_assets.routing.table import RoutingTable
-from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.artifact import FORMAT, TrainedIndex
 
 D, NLIST = 34, 20
 
@@ -27,15 +26,16 @@ def vectors():
 def made(vectors, name="QT_4bit", rounding="query", learned=False):
     images, captions = vectors
     centroids = images[:NLIST]
-    routing = RoutingTable((9 * captions[:NLIST]).copy(), np.linspace(-1, 1, NLIST, dtype=np.float32)) if learned else None
+    routing = (9 * captions[:NLIST]).copy() if learned else None
     codec = train_codec(name, rounding, images[:3000], captions[:3000])
     return TrainedIndex("kmeans", NLIST, D, centroids, codec, routing, "a model", {"recall": 0.5})
 
 
+@pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("name", sorted(CODECS))
-def test_an_unmodified_faiss_scores_what_is_put_in_lists(name, rounding, vectors, tmp_path):
-    trained = made(vectors, name, rounding)
+def test_an_unmodified_faiss_probes_and_scores_what_is_put_in_lists(name, rounding, learned, vectors, tmp_path):
+    trained = made(vectors, name, rounding, learned)
     trained.save(tmp_path / "x.index")
     images, captions = vectors[0][3000:], vectors[1][:40]
     lists, codes = trained.encode(images)
@@ -86,7 +86,7 @@ def test_probe_goes_by_routing_if_there_is_one(vectors):
     plain, routed = made(vectors), made(vectors, learned=True)
     query = vectors[1][:25]
     assert np.array_equal(plain.probe(query, 3)[1], np.argsort(-(query @ plain.centroids.T), axis=1)[:, :3])
-    score = query @ routed.routing.weights.T + routed.routing.bias
+    score = query @ routed.routing.T
     assert np.array_equal(routed.probe(query, 3)[1], np.argsort(-score, axis=1)[:, :3])
     assert routed.probe(query, 999)[1].shape == (25, NLIST)
 
@@ -145,7 +145,7 @@ def test_missing_and_foreign_files_are_named(vectors, tmp_path):
     card.write_text(card.read_text().replace('"kmeans"', '"paired_kmeans"'))
     with pytest.raises(DamagedArtifact, match="fingerprint"):
         TrainedIndex.load(tmp_path / "x.index")
-    card.write_text('{"format": 1}')
+    card.write_text(f'{{"format": {FORMAT}}}')
     with pytest.raises(DamagedArtifact, match="delete it"):
         TrainedIndex.load(tmp_path / "x.index")
 
@@ -155,13 +155,13 @@ def test_parts_that_do_not_fit_are_refused(vectors):
     with pytest.raises(BadInput, match="centroids"):
         dataclasses.replace(trained, nlist=NLIST + 1)
     with pytest.raises(BadInput, match="routing"):
-        dataclasses.replace(trained, routing=RoutingTable(np.zeros((3, D), np.float32), np.zeros(3, np.float32)))
+        dataclasses.replace(trained, routing=np.zeros((3, D), np.float32))
 
 
 KILLED = """
 import os, signal, sys
 import paired_index_assets.storage as storage
-from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.artifact import FORMAT, TrainedIndex
 trained = TrainedIndex.load(sys.argv[1])
 left, real = int(sys.argv[3]), os.replace
 def replace(*names):
