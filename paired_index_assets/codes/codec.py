@@ -20,11 +20,13 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from paired_index_assets.blas import single_threaded_blas
 from paired_index_assets.codes.formats import CODECS, CodeFormat
 from paired_index_assets.codes.grid import CodecWarning, LossOfRanking, ranges, spread_of
 from paired_index_assets.codes.metric import QueryMetric, fit_metric
-from paired_index_assets.codes.rounding import coordinate_descent, error_feedback, feedback_matrix
+from paired_index_assets.codes.rounding import Rounding, feedback_matrix
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, UInt8
@@ -33,6 +35,7 @@ __all__ = ["CODECS", "ROUNDINGS", "CodecWarning", "TrainedCodec", "train_codec"]
 
 ROUNDINGS = ("query", "nearest", "faiss")
 TILE = 4096  # rows coded together, always: in another shape BLAS may sum otherwise, and a code would hang on its batch
+DEVICE_TILE = 1 << 16  # the same on a torch device: some 200 launches a block of dimensions want wide rows
 MOST_TILES = 8  # at once; at d = 768 each takes 60 MB
 DESCENT_PASSES = 1  # a second one adds .001 of recall on icons and costs as much as all the rest
 
@@ -67,27 +70,34 @@ class TrainedCodec:
     def code_size(self) -> int:
         return self.format.code_size(self.d)
 
-    def encode(self, vectors: npt.NDArray[Any]) -> UInt8:
+    def encode(self, vectors: npt.NDArray[Any], *, device: str | None = None) -> UInt8:
         """(n, d) float16/32 to (n, code_size) codes. A row's code depends on that row alone, not on its neighbours or their number.
 
-        Raises BadInput for another width, or for rows that are not finite.
+        With a torch `device` query-aware rounding runs there; near ties may then round otherwise than without. Raises BadInput for
+        another width, or for rows that are not finite.
         """
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.d:
             raise BadInput(f"vectors to encode: expected shape (n, {self.d}), found {vectors.shape}; use the model the codec was made for")
         codes = np.empty((len(vectors), self.code_size), np.uint8)
+        rounding = None if self.metric is None else self._rounding if device is None else self._rounding.on(device)
+        rows = TILE if device is None else DEVICE_TILE
 
         def code_tile(start: int) -> None:
-            tile = np.ascontiguousarray(vectors[start : start + TILE], dtype=np.float32)
+            tile = np.ascontiguousarray(vectors[start : start + rows], dtype=np.float32)
             if not np.isfinite(tile).all():
                 row = start + int(np.flatnonzero(~np.isfinite(tile).all(axis=1))[0])
                 raise BadInput(f"vectors to encode: row {row} is not finite; leave such rows out")
-            coded = self._quantizer.compute_codes(tile) if self.rounding == "faiss" else self.format.pack(self._levels(tile))
-            codes[start : start + TILE] = coded
+            if self.rounding == "faiss":
+                codes[start : start + rows] = self._quantizer.compute_codes(tile)
+                return
+            if rounding is not None and len(tile) < rows:
+                tile = np.vstack([tile, np.zeros((rows - len(tile), self.d), np.float32)])
+            codes[start : start + rows] = self.format.pack(self._levels(tile, rounding)[: len(vectors) - start])
 
-        starts = range(0, len(vectors), TILE)
-        if len(starts) > 1 and self.rounding == "query":  # what BLAS does not share out among cores is a half of the work
-            with ThreadPoolExecutor(min(len(starts), MOST_TILES, os.cpu_count() or 1)) as pool:
+        starts = range(0, len(vectors), rows)
+        if rounding is not None and device is None:
+            with single_threaded_blas(), ThreadPoolExecutor(max(1, min(len(starts), MOST_TILES, os.cpu_count() or 1))) as pool:
                 list(pool.map(code_tile, starts))
         else:
             for start in starts:
@@ -114,33 +124,31 @@ class TrainedCodec:
         step: Float32 = self.vdiff / np.float32(self.format.top)
         return step, self.vmin + step / np.float32(2)
 
-    def _levels(self, tile: Float32) -> UInt8:
-        step, first = self.steps
-        top = self.format.top
-        if self.metric is None:
-            nearest: UInt8 = ((tile - first) / step).round().clip(0, top).astype(np.uint8)
+    def _levels(self, tile: Float32, rounding: Rounding | None) -> UInt8:
+        """(n, d) levels of a tile of at most as many rows as `encode` makes them; without a `rounding`, the nearest."""
+        if rounding is None:
+            step, first = self.steps
+            nearest: UInt8 = ((tile - first) / step).round().clip(0, self.format.top).astype(np.uint8)
             return nearest
-        feedback, weighed = self._plan
-        order, rows = self.metric.order, len(tile)
-        if rows < TILE:
-            tile = np.vstack([tile, np.zeros((TILE - rows, self.d), np.float32)])
-        expected = (self.metric.expected(tile) * (step / step.max())).T[order]
-        levels, errors = error_feedback(((tile - first) / step).T[order], feedback, top)
-        coordinate_descent(levels, errors, weighed, expected, top, self.metric.passes)
-        unordered = np.empty((rows, self.d), np.uint8)
-        unordered[:, order] = levels[:, :rows].T
-        return unordered
+        if isinstance(rounding.step, np.ndarray):
+            return np.asarray(rounding.levels(tile), np.uint8)
+        levels: UInt8 = rounding.levels(torch.from_numpy(tile).to(rounding.step.device)).to(torch.uint8).cpu().numpy()
+        return levels
 
     @cached_property
     def _quantizer(self) -> faiss.ScalarQuantizer:
         return self.format.quantizer(self.vmin, self.vdiff)
 
     @cached_property
-    def _plan(self) -> tuple[Float32, Float32]:
-        """The feedback matrix and H, both in visiting order, in the unit of the widest step: data may be tiny or huge."""
+    def _rounding(self) -> Rounding:
+        """In the unit of the widest step: data may be tiny or huge."""
         assert self.metric is not None
-        weighed = self.metric.in_steps(self.steps[0] / self.steps[0].max())
-        return feedback_matrix(weighed), weighed.astype(np.float32)
+        step, first = self.steps
+        weighed = self.metric.in_steps(step / step.max())
+        m = self.metric
+        return Rounding(
+            m.order, feedback_matrix(weighed), weighed.astype(np.float32), first, step, m.inward, m.outward, m.weight, m.passes, self.format.top
+        )
 
 
 def train_codec(name: str, rounding: str, images: Float32, captions: Float32, *, progress: Progress = silent) -> TrainedCodec:

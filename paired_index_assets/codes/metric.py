@@ -37,15 +37,6 @@ class QueryMetric:
     weight: float
     passes: int
 
-    def expected(self, rows: Float32) -> Float32:
-        """sqrt(weight) u, (n, d), of each row."""
-        if self.weight == 0:
-            return np.zeros_like(rows)
-        asked = (rows @ self.inward[:-1] + self.inward[-1]) @ self.outward
-        norms = np.sqrt(np.einsum("ij,ij->i", asked, asked))[:, None]
-        expected: Float32 = asked * np.float32(np.sqrt(self.weight)) / np.maximum(norms, np.finfo(np.float32).tiny)
-        return expected
-
     def in_steps(self, step: Float32) -> Float64:
         """H = diag(a) (second + ridge/d) diag(a) for steps a, (d, d), in visiting order."""
         ordered: Float64 = _weighed(self.second, self.ridge, step)[np.ix_(self.order, self.order)]

@@ -14,6 +14,7 @@ They may be numpy arrays or torch tensors, all of one kind. Cost a row: d^2/2 mu
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,56 @@ import numpy.typing as npt
 
 from paired_index_assets.rows import Float32, Int64
 
+TINY = float(np.finfo(np.float32).tiny)
 BLOCK = 64  # dimensions a GEMM; 16 to 96 were tried at d = 768
 
 Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """All that rounding a row needs, arrays of one kind.
+
+    order (d,) the dimensions as they are visited; feedback and weighed (d, d) in that order, in the unit of the widest step; first and
+    step (d,) of the grid; inward (d + 1, r), outward (r, d) the map from a row to the caption expected for it, weight its weight.
+    """
+
+    order: Any
+    feedback: Any
+    weighed: Any
+    first: Any
+    step: Any
+    inward: Any
+    outward: Any
+    weight: float
+    passes: int
+    top: int
+
+    def on(self, device: str) -> Rounding:
+        """The same as torch tensors on a device."""
+        import torch
+
+        arrays: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), np.ndarray)}
+        moved: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        return replace(self, **moved)
+
+    def levels(self, rows: Any) -> Any:
+        """(n, d) levels 0..top of `rows` (n, d) float32, in the rows' own order of dimensions and as floats."""
+        targets, wide = ((rows - self.first) / self.step).T[self.order], self.step.max()
+        expected = (self._expected(rows) * (self.step / wide)).T[self.order]
+        levels, errors = error_feedback(targets, self.feedback, self.top)
+        coordinate_descent(levels, errors, self.weighed, expected, self.top, self.passes)
+        unordered = 0 * rows
+        unordered[:, self.order] = levels.T
+        return unordered
+
+    def _expected(self, rows: Any) -> Any:
+        """sqrt(weight) times the unit caption expected for each row, (n, d)."""
+        if self.weight == 0:
+            return 0 * rows
+        asked = (rows @ self.inward[:-1] + self.inward[-1]) @ self.outward
+        norms = ((asked * asked).sum(1) ** 0.5).clip(TINY)
+        return asked * (self.weight**0.5) / norms[:, None]
 
 
 def visiting_order(metric: npt.NDArray[Any]) -> Int64:
