@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.errors import Busy, DamagedArtifact, MissingInput, OutOfDisk
@@ -32,6 +34,14 @@ def as_path(url: str | Path | UPath) -> UPath:
 
 def is_local(path: UPath) -> bool:
     return path.protocol in ("", "file", "local")
+
+
+def nearest_folder(path: UPath) -> Path:
+    """The local folder `path`, or the first above it that exists: on its disk."""
+    folder = Path(path.path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 @contextmanager
@@ -101,6 +111,15 @@ def digest_of_parts(*parts: str | bytes) -> str:
         sha.update(len(data).to_bytes(8, "little"))
         sha.update(data)
     return sha.hexdigest()
+
+
+def read_parquet(source: UPath | Path) -> pa.Table:
+    """A whole table. Raises FileNotFoundError, and ArrowException where it is not Parquet.
+
+    Not pq.read_table: its I/O threads hold the Python stream, and abort the process if one lets go of it during exit.
+    """
+    with as_path(source).open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
+        return parquet.read(use_threads=False)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from paired_index_assets.shards.record import (
     ShardRecord,
     failure_path,
     finished_record,
+    record_path,
     shard_path,
     write_record,
 )
@@ -120,6 +121,7 @@ def build_shard(
             index = check_shard(temporary, empty, parts, str(path))
             _check_sources(index, trained, parts, files, landed, str(path))
             del index
+            record_path(path).unlink(missing_ok=True)  # or a reader takes the new file for the one of the old record
         record = replace(draft, bytes=written.bytes, sha256=written.sha256)
         write_record(path, record)
         return ShardSummary(shard, path, record, unchanged=False, encoded=encoded)

@@ -20,7 +20,7 @@ from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.record import finished_record, read_failure, shard_path
-from paired_index_assets.storage import atomic_file, write_bytes
+from paired_index_assets.storage import atomic_file, read_parquet, write_bytes
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -82,8 +82,7 @@ def write_manifest(root: BuildRoot, codec: str, catalog: Catalog, *, metadata_na
 def read_manifest(root: BuildRoot) -> pa.Table:
     """Raises MissingInput before the first build, DamagedArtifact for a file of another schema."""
     try:
-        with root.manifest.open("rb") as stream:
-            table = pq.read_table(stream)
+        table = read_parquet(root.manifest)
     except FileNotFoundError as error:
         raise MissingInput(f"{root.manifest}: no manifest yet; build the shards first") from error
     except pa.ArrowException as error:

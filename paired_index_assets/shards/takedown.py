@@ -20,7 +20,7 @@ from paired_index_assets.errors import BadInput, DamagedArtifact
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
-from paired_index_assets.storage import as_path, atomic_file, digest_of_parts, only_writer
+from paired_index_assets.storage import as_path, atomic_file, digest_of_parts, only_writer, read_parquet
 
 REMOVED_SCHEMA = pa.schema(
     [
@@ -38,8 +38,7 @@ def read_log(root: BuildRoot) -> pa.Table:
     if not root.removed.exists():
         return REMOVED_SCHEMA.empty_table()
     try:
-        with root.removed.open("rb") as stream:
-            return pq.read_table(stream).cast(REMOVED_SCHEMA)
+        return read_parquet(root.removed).cast(REMOVED_SCHEMA)
     except pa.ArrowException as error:
         raise DamagedArtifact(f"{root.removed}: not the log of removed rows ({error}); restore it from a copy") from error
 

@@ -6,10 +6,14 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paired_index_assets.errors import PairedIndexError
-from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.landing.catalog import Catalog, CatalogFile
+from paired_index_assets.landing.fetch import FetchRules, release
+from paired_index_assets.landing.obtain import Obtained, obtain
+from paired_index_assets.landing.sources import Patience
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.trained.artifact import TrainedIndex
@@ -27,6 +31,22 @@ def build_everything(place: Path, root: Path) -> None:
     except PairedIndexError as error:
         (place / f"error-{os.getpid()}.txt").write_text(f"{type(error).__name__}: {error}")
         sys.exit(FAILED)
+
+
+def build_everything_fetched(place: Path, root: Path, url: str) -> None:
+    """The same from a server, each file deleted once it is encoded."""
+    trained = TrainedIndex.load(place / "trained.index")
+    catalog = Catalog.load(place / "catalog.parquet")
+    rules = FetchRules(attempts=30, backoff_s=0.005, longest_backoff_s=0.05, patience=Patience(connect_s=2, stall_s=0.5))
+
+    def supply(files: Sequence[CatalogFile]) -> Iterator[Obtained]:
+        for obtained in obtain(files, {}, [url], root / "downloads", rules=rules):
+            yield obtained
+            if obtained.landed is not None:
+                release(obtained.landed.path)
+
+    for shard in range(catalog.shards):
+        build_shard(BuildRoot.at(root), trained, catalog, shard, {}, supply=supply, block_rows=100)
 
 
 def build_and_die_at(place: Path, root: Path, moment: int) -> None:

@@ -387,3 +387,22 @@ def test_progress_counts_the_rows_of_the_shard_and_never_falls(world: World) -> 
         assert {total for _, total in marks} == {rows}
         assert [done for done, _ in marks] == sorted(done for done, _ in marks)
         assert marks[-1][0] == rows
+
+
+def test_a_shard_gets_its_name_only_when_the_record_of_the_one_before_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that finds the new file beside the old record would take it for the old one, and search a mixed set."""
+    build_shard(world.root, world.trained, world.catalog, 0, world.landing, block_rows=100)
+    shard, seen, replace = world.shard_file(0), [], os.replace
+    record = record_path(shard)
+
+    def watched(source: str, target: str) -> None:
+        if Path(target) == shard:
+            seen.append(record.exists())
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    first = world.landing / world.catalog.files(0)[0].name
+    np.save(first, np.load(first)[::-1].copy())
+    build_shard(world.root, world.trained, world.catalog, 0, world.landing, block_rows=100)
+    assert seen == [False]
+    assert record.exists()

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import faiss
 import numpy as np
 import pytest
 import shard_child
+from misbehaving import MisbehavingServer
 from shard_world import World, land
 
 from paired_index_assets.errors import Busy
@@ -70,19 +72,29 @@ def all_ids(world: World, root: Path) -> np.ndarray:
     return np.sort(np.concatenate(ids))
 
 
-def killed_builds(world: World, place: Path, processes: multiprocessing.context.ForkServerContext, kills: int, a_build: int) -> None:
+def killed_builds(
+    world: World,
+    place: Path,
+    processes: multiprocessing.context.ForkServerContext,
+    kills: int,
+    a_build: int,
+    build: Callable[..., None] = shard_child.build_everything,
+    *arguments: object,
+    compared: Callable[[Path], dict[str, bytes]] = contents,
+) -> None:
     """Kill builds at random moments, starting each where the last one died, until `kills` died; compare every finished one.
 
-    `a_build` is about how often one build is killed until it is finished.
+    `a_build` is about how often one build is killed until it is finished. `build` is called with `place`, a root and `arguments`.
     """
-    expected = uninterrupted(world, place / "expected")
+    uninterrupted(world, place / "expected")
+    expected = compared(place / "expected")
     for warm in range(2):  # the first child also waits for the server's imports
         started = time.monotonic()
-        assert finish(_started(processes, shard_child.build_everything, place, place / f"timed{warm}")) == 0
+        assert finish(_started(processes, build, place, place / f"timed{warm}", *arguments)) == 0
         lasts = time.monotonic() - started
     rng, killed, finished, root = random.Random(11), 0, 0, place / "root"
     while killed < kills or not finished:
-        child = _started(processes, shard_child.build_everything, place, root)
+        child = _started(processes, build, place, root, *arguments)
         child.join(rng.uniform(0, 2 * lasts / a_build))
         if child.exitcode is None and killed < kills:
             os.kill(child.pid, signal.SIGKILL)
@@ -90,7 +102,7 @@ def killed_builds(world: World, place: Path, processes: multiprocessing.context.
         assert code in (0, -signal.SIGKILL)
         killed += code != 0
         if code == 0:
-            assert contents(root) == expected
+            assert compared(root) == expected
             assert np.array_equal(all_ids(world, root), np.arange(world.catalog.total_rows))
             finished += 1
             shutil.rmtree(root)
@@ -106,15 +118,46 @@ def test_builds_killed_at_ten_random_moments_end_with_the_same_bytes(world: Worl
     killed_builds(world, place, processes, kills=10, a_build=4)
 
 
+def large_world(world: World, place: Path) -> World:
+    """58 shards of 40 small files, as LAION-2B has them."""
+    rng = np.random.default_rng(5)
+    land(place / "landing", rng.integers(1, 40, 58 * 40).tolist())
+    large = dataclasses.replace(world, landing=place / "landing", catalog=Catalog.scan(place / "landing", shards=58))
+    large.trained.save(place / "trained.index")
+    large.catalog.save(place / "catalog.parquet")
+    return large
+
+
+def shards_alone(root: Path) -> dict[str, bytes]:
+    """The index files: the records beside them name other stamps where files came from a server."""
+    return {path.name: path.read_bytes() for path in sorted((root / "shards").glob("knn*.index*[0-9]"))}
+
+
+def killed_builds_from_a_server(world: World, place: Path, processes, kills: int, a_build: int) -> None:
+    with MisbehavingServer(world.landing) as server:
+        server.misbehave_by_chance(seed=3, share=0.4)
+        build = shard_child.build_everything_fetched
+        killed_builds(world, place, processes, kills, a_build, build, server.url, compared=shards_alone)
+    assert not list((place / "timed1/downloads").glob("*.npy"))  # deleted once they were encoded
+
+
+def test_builds_from_a_server_that_misbehaves_killed_at_ten_random_moments_end_with_the_same_bytes(world: World, place: Path, processes) -> None:
+    killed_builds_from_a_server(world, place, processes, kills=10, a_build=4)
+
+
+@pytest.mark.heavy
+def test_58_shards_of_40_files_from_a_server_that_misbehaves_killed_at_fifty_random_moments_end_with_the_same_bytes(
+    world: World, tmp_path: Path, processes
+) -> None:
+    large = large_world(world, tmp_path)
+    killed_builds_from_a_server(large, tmp_path, processes, kills=50, a_build=25)
+
+
 @pytest.mark.heavy
 def test_builds_of_58_shards_of_40_files_killed_at_sixty_random_moments_end_with_the_same_bytes(
     world: World, tmp_path: Path, processes
 ) -> None:
-    rng = np.random.default_rng(5)
-    land(tmp_path / "landing", rng.integers(1, 40, 58 * 40).tolist())
-    large = dataclasses.replace(world, catalog=Catalog.scan(tmp_path / "landing", shards=58))
-    large.trained.save(tmp_path / "trained.index")
-    large.catalog.save(tmp_path / "catalog.parquet")
+    large = large_world(world, tmp_path)
     killed_builds(large, tmp_path, processes, kills=60, a_build=25)
 
 
