@@ -8,6 +8,7 @@ from upath import UPath
 
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, MissingInput, PairedIndexError
+from paired_index_assets.landing.appending import Appended, append_quiet
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.fetch import FetchRules, release
 from paired_index_assets.landing.landed import Listing, first_complete, list_folder
@@ -59,7 +60,10 @@ def landing_url(settings: Settings) -> UPath:
 
 
 def write_catalog(settings: Settings) -> Catalog:
-    """Make the build's catalog: the one given, or a scan of what is indexed. That of a landing folder is made once: ids must not move."""
+    """Make the build's catalog: the one given, or a scan of what is indexed.
+
+    That of a landing folder is made once, and what was appended to a given one stays: ids must not move.
+    """
     root = settings.build_root
     if settings.catalog == LAION_2B:
         catalog = Catalog.laion2b()
@@ -74,8 +78,26 @@ def write_catalog(settings: Settings) -> Catalog:
         catalog = Catalog.scan(parts[0].path if len(parts) == 1 else landing_url(settings), shards=settings.shards)
     if catalog.shards > settings.shards:
         raise BadInput(f"the catalog has {catalog.shards} shards, the settings {settings.shards}; set shards to {catalog.shards}")
+    if settings.landing and root.catalog.exists() and (before := Catalog.load(root.catalog)).all_files[: len(catalog)] == catalog.all_files:
+        return before
     catalog.save(root.catalog)
     return catalog
+
+
+def append_landed(settings: Settings, unknown: dict[str, str]) -> Appended:
+    """The build's catalog with the quiet files of a landing folder appended; `unknown` as for `append_quiet`.
+
+    Only of a folder given as `landing`: where the embeddings of this build are indexed, parts that are being made are no news.
+    Raises MissingInput as `catalog_of`.
+    """
+    catalog = catalog_of(settings)
+    if not settings.landing:
+        return Appended(catalog, [], {}, {})
+    folder = landing_url(settings)
+    found = append_quiet(catalog, folder, list_folder(folder), unknown)
+    if found.added:
+        found.catalog.save(settings.build_root.catalog)
+    return found
 
 
 def catalog_of(settings: Settings) -> Catalog:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from paired_index_assets.assets.inputs import available, catalog_of, landing_url
+from paired_index_assets.assets.inputs import append_landed, available, catalog_of, landing_url
 from paired_index_assets.assets.partitions import shard_key, shard_partitions
 from paired_index_assets.assets.resources import SettingsResource
 from paired_index_assets.errors import MissingInput
@@ -34,29 +34,39 @@ def landed_embeddings_sensor(
 ) -> dg.SensorResult | dg.SkipReason:
     """Report each shard all of whose files are there with the catalog's sizes, and whose listing did not change since the last tick.
 
-    The wait of one tick makes one report of forty files that are replaced in a row. The cursor holds what was reported and what waits,
-    so a restarted daemon reports nothing twice and forgets nothing.
+    The wait of one tick makes one report of forty files that are replaced in a row. Files in the landing folder that the catalog does not
+    name are appended to its last shard, once they are quiet too. The cursor holds what was reported and what waits, so a restarted daemon
+    reports nothing twice and forgets nothing.
     """
     read = settings.read()
+    state = {"reported": {}, "waiting": {}, "unknown": {}} | json.loads(context.cursor or "{}")
     try:
-        catalog = catalog_of(read)
+        appended = append_landed(read, state["unknown"])
     except MissingInput as error:
         return dg.SkipReason(str(error))
-    state = json.loads(context.cursor or '{"reported": {}, "waiting": {}}')
+    catalog = appended.catalog
     complete = _complete(available(read, catalog), catalog)
     versions = {shard_key(shard): version_of(files) for shard, files in complete.items()}
     changed = {key: version for key, version in versions.items() if state["reported"].get(key) != version}
     settled = {key: version for key, version in changed.items() if state["waiting"].get(key) == version}
     cursor = json.dumps(
-        {"reported": state["reported"] | settled, "waiting": {k: v for k, v in changed.items() if k not in settled}}, sort_keys=True
+        {
+            "reported": state["reported"] | settled,
+            "waiting": {k: v for k, v in changed.items() if k not in settled},
+            "unknown": appended.unknown,
+        },
+        sort_keys=True,
     )
+    if appended.added:
+        context.log.info(f"appended to shard {catalog.shards - 1}, the last: {', '.join(appended.added)}")
     if not settled:
         context.update_cursor(cursor)
-        return dg.SkipReason(
+        found = (
             f"{len(changed)} shards changed, waiting one tick for quiet"
             if changed
             else f"nothing new in {landing_url(read)}: {len(complete)} of {catalog.shards} shards are complete"
         )
+        return dg.SkipReason("; not appended: ".join([found, *appended.refused.values()]))
     events = [event for shard, files in complete.items() if shard_key(shard) in settled for event in _report(shard, files)]
     return dg.SensorResult(asset_events=events, cursor=cursor)
 

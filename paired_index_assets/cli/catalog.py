@@ -7,8 +7,10 @@ import typer
 
 from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import bars, console, table
+from paired_index_assets.errors import BadInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.settings import LAION_2B, Settings
+from paired_index_assets.storage import is_local, nearest_folder
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and plan catalogs of embedding files.")
 NAMED = Annotated[str, typer.Argument(help=f"A catalog file, or `{LAION_2B}`.")]
@@ -43,14 +45,28 @@ def show(catalog: NAMED = LAION_2B) -> None:
 
 
 @app.command()
-@takes_settings(also=("nlist",))
-def plan(settings: Settings, catalog: NAMED = LAION_2B) -> None:
-    """Print bytes, memory and time before anything runs. Times are estimates from given rates, not measurements of this machine."""
-    from paired_index_assets.landing.plan import Rates, plan_build
+@takes_settings(also=("root", "nlist"))
+def plan(
+    settings: Settings,
+    catalog: NAMED = LAION_2B,
+    nodes: Annotated[str, typer.Option(help="Numbers of machines to plan for, as 1,8,64.")] = "1,8,64",
+    gpus: Annotated[int, typer.Option(help="GPUs a machine.", min=0)] = 0,
+    disk_gbps: Annotated[float | None, typer.Option("--disk-gbps", help="Gigabits a second of a machine's disk; else the root's is measured.")] = None,
+    net_gbps: Annotated[float, typer.Option("--net-gbps", help="Gigabits a second of a machine's line.", min=0.001)] = 1.0,
+    measure: Annotated[bool, typer.Option(help="Measure this machine's rates first: some ten seconds.")] = True,
+) -> None:
+    """Print bytes, memory and time before anything runs, on one machine and on more."""
+    from paired_index_assets.planning.plan import plan_build
+    from paired_index_assets.planning.rates import Rates, measure_rates
+    from paired_index_assets.planning.scaling import scale
 
     found = named(catalog)
+    counts = _counts(nodes)
     made = plan_build(found, nlist=settings.lists_for(found.total_rows))
-    rates = Rates()
+    root = settings.build_root.root
+    if measure and not is_local(root):
+        raise BadInput(f"root {root}: expected a local folder whose disk to measure; give --no-measure and --disk-gbps")
+    rates = (measure_rates(nearest_folder(root), made.dimensions) if measure else Rates()).with_given(disk_gbps=disk_gbps, net_gbps=net_gbps)
     rows: list[list[Any]] = [
         ["files, shards", f"{made.files:,}, {made.shards}"],
         ["rows, dimensions", f"{made.rows:,}, {made.dimensions}"],
@@ -60,12 +76,41 @@ def plan(settings: Settings, catalog: NAMED = LAION_2B) -> None:
         ["segments, shards", f"{_bytes(made.segment_bytes)}, {_bytes(made.shard_bytes)} (largest {_bytes(made.largest_shard_bytes)})"],
         ["memory to build a shard", _bytes(made.build_memory_bytes)],
         ["memory to search", _bytes(made.search_memory_bytes)],
-        ["fetching", f"{_hours(made.fetch_s)} at {_bytes(rates.fetch_bytes)}/s"],
-        ["assigning", f"{_hours(made.assign_s)} at {rates.flops / 1e9:,.0f} GFLOP/s"],
-        ["writing", f"{_hours(made.write_s)} at {_bytes(rates.write_bytes)}/s"],
-        ["in all", f"about {_hours(made.longest_s)}: fetching, assigning and writing overlap"],
     ]
     table(f"plan for {catalog}", ["", ""], rows)
+    table(
+        "a machine's rates",
+        ["", "", ""],
+        [
+            [what, rate, "measured here" if name in rates.measured else "given"]
+            for what, name, rate in (
+                ("assignment on its processor", "flops", f"{rates.flops / 1e9:,.0f} GFLOP/s"),
+                ("assignment on a GPU", "gpu_flops", f"{rates.gpu_flops / 1e12:,.0f} TFLOP/s"),
+                ("encoding on its processor", "encode_rows", f"{rates.encode_rows:,.0f} rows/s"),
+                ("encoding on a GPU", "gpu_encode_rows", f"{rates.gpu_encode_rows:,.0f} rows/s"),
+                ("disk", "disk_bytes", f"{_bytes(rates.disk_bytes)}/s"),
+                ("line", "fetch_bytes", f"{_bytes(rates.fetch_bytes)}/s"),
+                ("start of a run", "run_s", f"{rates.run_s:.0f} s"),
+            )
+        ],
+    )
+    scaled = [scale(made, rates, count, gpus) for count in counts]
+    resources = [name for name in scaled[0].seconds if any(one.seconds[name] for one in scaled)]
+    table(
+        f"projected from these rates, {gpus} GPUs a machine",
+        ["machines", *resources, "starts", "in all", "binds"],
+        [
+            [one.nodes, *(_hours(one.seconds[name]) for name in resources), _hours(one.overhead_s), _hours(one.total_s), one.binds]
+            for one in scaled
+        ],
+    )
+
+
+def _counts(given: str) -> list[int]:
+    counts = [int(word) if word.isdigit() else 0 for word in given.replace(" ", "").split(",")]
+    if min(counts) < 1:
+        raise BadInput(f"--nodes {given}: expected numbers of machines, as 1,8,64")
+    return counts
 
 
 def named(catalog: str) -> Catalog:

@@ -6,7 +6,7 @@ a file is there: an id never depends on what has landed. A shard is a contiguous
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -22,7 +22,7 @@ from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.landing.scan import Piece, cut, deal, scan_headers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
-from paired_index_assets.storage import as_path, atomic_file
+from paired_index_assets.storage import as_path, atomic_file, read_parquet
 
 DEFAULT_SHARDS = 58
 
@@ -101,8 +101,7 @@ class Catalog:
     def load(cls, path: UPath | Path | str) -> Catalog:
         path = as_path(path)
         try:
-            with path.open("rb") as stream:
-                return cls(pq.read_table(stream))
+            return cls(read_parquet(path))
         except FileNotFoundError as error:
             raise MissingInput(f"{path}: no such catalog; make one with `paired-index catalog scan`") from error
         except (pa.ArrowException, BadInput) as error:
@@ -146,7 +145,7 @@ class Catalog:
         pieces = deal(headers, shards) if len(headers) >= shards else cut(headers, shards, total)
         return cls.of(_number(pieces, 0, 0))
 
-    def extend(self, url: UPath | Path | str, *, names: str = "*.npy", progress: Progress = silent) -> Catalog:
+    def extend(self, url: UPath | Path | str, *, names: str | Collection[str] = "*.npy", progress: Progress = silent) -> Catalog:
         """This catalog with the files of a folder that it does not know appended to its last shard; no earlier id moves.
 
         Raises BadInput if a known file now has another size (its rows would move later ids), or if a new one has another width.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,8 +30,14 @@ class Piece:
     rows: int
 
 
-def scan_headers(url: UPath | Path | str, *, names: str = "*.npy", progress: Progress = silent) -> list[tuple[str, NpyHeader]]:
-    """(name, header) of every .npy file in a folder, or of the one file `url`, in natural order of names.
+def _is_wanted(name: str, names: str | Collection[str]) -> bool:
+    return name in names if not isinstance(names, str) else fnmatchcase(name, names) and not name.startswith(".")
+
+
+def scan_headers(
+    url: UPath | Path | str, *, names: str | Collection[str] = "*.npy", progress: Progress = silent
+) -> list[tuple[str, NpyHeader]]:
+    """(name, header) of the .npy files in a folder that match a pattern or are named, or of the one file `url`, in natural order of names.
 
     Each header is held against the file's size and the others' width. Raises BadInput naming every bad file.
     """
@@ -41,7 +48,7 @@ def scan_headers(url: UPath | Path | str, *, names: str = "*.npy", progress: Pro
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInput(f"{url}: no such file or folder") from error
     folder = place.parent if alone else place
-    wanted = [entry for entry in entries if alone or (fnmatchcase(entry.name, names) and not entry.name.startswith("."))]
+    wanted = [entry for entry in entries if alone or _is_wanted(entry.name, names)]
     wanted.sort(key=lambda entry: natural_order(entry.name))
     if not wanted:
         raise BadInput(f"{url}: no file matches {names!r}")

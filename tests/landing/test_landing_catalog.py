@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.landing.catalog import CATALOG_SCHEMA, Catalog
 from paired_index_assets.landing.npy import NpyHeader
-from paired_index_assets.landing.plan import Rates, plan_build
 from paired_index_assets.landing.scan import cut, deal, natural_order
 
 
@@ -47,19 +46,6 @@ def test_laion_row_ids_map_to_files_beyond_int32():
         catalog.file_of(np.array([catalog.total_rows]))
     with pytest.raises(BadInput, match="-1"):
         catalog.file_of(np.array([5, -1]))
-
-
-def test_the_plan_for_laion_has_the_design_s_sizes():
-    plan = plan_build(Catalog.laion2b(), nlist=131_072, rates=Rates(fetch_bytes=1e8, flops=7.7e14))
-    assert plan.input_bytes == 3_333_638_324_480
-    assert plan.fetch_files == 2298
-    assert plan.waiting_shards == 14
-    assert 14.5e9 < plan.largest_shard_bytes < 15.5e9
-    assert 0.86e12 < plan.shard_bytes < 0.88e12
-    assert plan.assign_s == pytest.approx(2 * 2_170_337_258 * 131_072 * 768 / 7.7e14)
-    assert plan.build_memory_bytes < 18e9
-    landed = plan_build(Catalog.laion2b(), nlist=131_072, landed=[file.name for file in Catalog.laion2b()])
-    assert (landed.fetch_bytes, landed.missing_files, landed.longest_s) == (0, 0, landed.assign_s)
 
 
 def test_a_catalog_survives_its_file(tmp_path):

@@ -1,4 +1,4 @@
-"""What a sharded build will take, before anything runs: bytes, memory, files, and time at given rates."""
+"""What a sharded build will take: files, bytes, memory and floating-point operations, all by arithmetic."""
 
 from __future__ import annotations
 
@@ -15,18 +15,8 @@ BITS_PER_DIMENSION = 4
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What a machine does in a second."""
-
-    fetch_bytes: float = 100e6  # a 1 Gbit/s line, shared
-    read_bytes: float = 500e6
-    write_bytes: float = 300e6
-    flops: float = 200e9  # float32 GEMM of 2 recent cores; an H200 does 7.7e14 in bfloat16
-
-
-@dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes, times in seconds. Fetching and encoding overlap: the whole takes about the longest of the four, not their sum."""
+    """Sizes in bytes; times come of a `scaling.scale` of it."""
 
     files: int
     shards: int
@@ -46,14 +36,7 @@ class Plan:
     largest_shard_bytes: int
     build_memory_bytes: int  # for one shard at a time
     search_memory_bytes: int  # lists are mapped; the coarse quantizer is held once
-    fetch_s: float
-    read_s: float
-    assign_s: float
-    write_s: float
-
-    @property
-    def longest_s(self) -> float:
-        return max(self.fetch_s, self.read_s, self.assign_s, self.write_s)
+    assign_flops: float  # 2 rows nlist d, the largest term by far
 
 
 def plan_build(
@@ -62,11 +45,8 @@ def plan_build(
     nlist: int,
     code_bytes: int | None = None,
     landed: Collection[str] = (),
-    rates: Rates | None = None,
 ) -> Plan:
-    """Estimates for building all shards of `catalog`. `landed`: names of files that need no fetching. `code_bytes` defaults to 4 bits a
-    dimension. Assignment is 2 rows nlist d floating-point operations, the largest term by far."""
-    rates = rates or Rates()
+    """For all shards of `catalog`. `landed`: names of files that need no fetching. `code_bytes` defaults to 4 bits a dimension."""
     d = catalog.dimensions
     code = code_bytes if code_bytes is not None else -(-d * BITS_PER_DIMENSION // 8)
     sizes = {name: slices[0].bytes for name, slices in catalog.by_name.items()}
@@ -79,7 +59,6 @@ def plan_build(
     per_row = code + ID_BYTES
     segments = catalog.total_rows * (code + LIST_NUMBER_BYTES)
     shards = catalog.total_rows * per_row + catalog.shards * quantizer
-    read = sum(sizes[name] for name in sizes if name not in gone)
     return Plan(
         files=len(sizes),
         shards=catalog.shards,
@@ -99,8 +78,5 @@ def plan_build(
         largest_shard_bytes=widest * per_row + quantizer,
         build_memory_bytes=widest * per_row + quantizer + BUILD_RESERVE_BYTES,
         search_memory_bytes=quantizer,
-        fetch_s=sum(to_fetch) / rates.fetch_bytes,
-        read_s=read / rates.read_bytes,
-        assign_s=2.0 * catalog.total_rows * nlist * d / rates.flops,
-        write_s=(segments + shards) / rates.write_bytes,
+        assign_flops=2.0 * catalog.total_rows * nlist * d,
     )
