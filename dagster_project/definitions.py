@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from dagster_project.lost_runs import lost_runs_sensor
 from paired_index_assets.assets import embeddings, landing, pairing, report, shards, training
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.settings import Settings, load_settings
@@ -17,7 +18,7 @@ def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
         resources={"settings": SettingsResource(**settings.model_dump()), "progress": progress},
         jobs=[training.train, shards.rebuild_shards],
         schedules=[shards.nightly_rebuild],
-        sensors=[landing.landed_embeddings_sensor, shards.index_automation],
+        sensors=[landing.landed_embeddings_sensor, shards.index_automation, lost_runs_sensor],
         executor=dg.multiprocess_executor.configured({"max_concurrent": 2}),
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from dagster_project.definitions import assemble
+from dagster_project.lost_runs import this_process
 from paired_index_assets.assets.landing import landed_shards, report_landed
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.assets.resources import ForwardedProgress
@@ -43,7 +44,12 @@ def build_all(settings: Settings, instance: dg.DagsterInstance, progress: Progre
 
 def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, asset: str, partition: str | None = None) -> None:
     done = job.execute_in_process(
-        instance=instance, asset_selection=[dg.AssetKey(asset)], partition_key=partition, run_config=QUIET, raise_on_error=False
+        instance=instance,
+        asset_selection=[dg.AssetKey(asset)],
+        partition_key=partition,
+        run_config=QUIET,
+        tags=this_process(),
+        raise_on_error=False,
     )
     if not done.success:
         raise PairedIndexError(_why(done.all_events) or f"{asset}: the run failed; its log is in the Dagster UI")

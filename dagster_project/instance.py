@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from dagster_project.lost_runs import end_lost_runs
 from paired_index_assets.errors import BadInput
 from paired_index_assets.settings import Settings
 from paired_index_assets.storage import is_local
@@ -32,7 +33,9 @@ def dagster_home(settings: Settings) -> Path:
 
 @contextmanager
 def instance_of(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """The build's instance, in which no run is left that a killed process or a restarted machine cut off."""
     home = dagster_home(settings)
     os.environ["DAGSTER_HOME"] = str(home)
     with dg.DagsterInstance.get() as instance:
+        end_lost_runs(instance)
         yield instance

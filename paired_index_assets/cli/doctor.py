@@ -4,13 +4,12 @@ import platform
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import table
 from paired_index_assets.errors import DamagedArtifact, PairedIndexError
 from paired_index_assets.settings import Settings
-from paired_index_assets.storage import is_local
+from paired_index_assets.storage import is_local, nearest_folder
 
 PACKAGES = ("dagster", "faiss-gpu", "torch", "open_clip_torch", "numpy", "pyarrow")
 
@@ -62,9 +61,7 @@ def _root(settings: Settings) -> str:
     root = settings.build_root.root
     if not is_local(root):
         raise DamagedArtifact(f"{root}: expected a local folder; indices are memory-mapped")
-    folder = Path(root.path).absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = nearest_folder(root)
     probe = folder / ".paired-index-doctor"
     probe.write_bytes(b"")
     probe.unlink()

@@ -55,10 +55,14 @@ def bars() -> Iterator[ProgressCallback]:
         yield Bars(progress)
 
 
+WHOLE = 9  # characters of a cell that is not to be wrapped: a number broken in two is none
+
+
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     shown = Table(title=title, title_justify="left", header_style="bold")
-    for column in columns:
-        shown.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        widest = max((len(str(row[number])) for row in rows), default=0)
+        shown.add_column(column, overflow="fold", min_width=widest if widest <= WHOLE else None)
     for row in rows:
         shown.add_row(*(str(cell) for cell in row))
     console.print(shown)

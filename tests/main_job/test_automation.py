@@ -6,11 +6,13 @@ import shutil
 from contextlib import contextmanager
 
 import dagster as dg
+import faiss
 import numpy as np
 import pytest
 from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
 from dagster_project.definitions import assemble
+from paired_index_assets.assets.inputs import write_catalog
 from paired_index_assets.assets.landing import landed_embeddings_sensor
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
@@ -65,10 +67,23 @@ class World:
     def report_trained(self, version):
         self.instance.report_runless_asset_event(dg.AssetMaterialization(trained_index.key, tags={"dagster/data_version": version}))
 
-    def requested(self):
-        found = dg.evaluate_automation_conditions(self.defs, self.instance, cursor=self.automation_cursor)
-        self.automation_cursor = found.cursor
-        return found.get_requested_partitions(shard_index.key)
+    def requested(self, ticks=3):
+        """What a few ticks of automation ask for, sorted; a shard that is asked for twice is there twice."""
+        keys = []
+        for _ in range(ticks):
+            found = dg.evaluate_automation_conditions(self.defs, self.instance, cursor=self.automation_cursor)
+            self.automation_cursor = found.cursor
+            keys.extend(found.get_requested_partitions(shard_index.key))
+        return sorted(keys)
+
+    @contextmanager
+    def reading_the_log_before(self):
+        """A tick that has read the event log's end; what is reported within arrives before the tick looks at the assets."""
+        storage = self.instance.event_log_storage
+        end = storage.get_maximum_record_id()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(storage, "get_maximum_record_id", lambda: end)
+            yield
 
     def build(self, shard):
         return self.job.execute_in_process(
@@ -134,18 +149,37 @@ def test_a_file_that_is_still_growing_is_not_reported(world):
 
 
 def test_automation_asks_for_exactly_the_shards_that_are_complete_and_new(world):
-    assert world.requested() == set()
+    assert world.requested() == []
     world.land(0)
     world.land(3)
     world.tick(), world.tick()
-    assert world.requested() == set()  # no trained index yet
+    assert world.requested() == []  # no trained index yet
     world.report_trained("a")
-    assert world.requested() == {shard_key(0), shard_key(3)}
-    assert world.requested() == set()
+    assert world.requested() == [shard_key(0), shard_key(3)]
+    assert world.requested() == []
     world.land(5)
     world.tick(), world.tick()
-    assert world.requested() == {shard_key(5)}
-    assert world.requested() == set()
+    assert world.requested() == [shard_key(5)]
+    assert world.requested() == []
+
+
+def test_an_event_that_arrives_in_the_middle_of_a_tick_is_asked_for_once(world):
+    world.report_trained("a")
+    world.requested()
+    with world.reading_the_log_before():
+        world.land(0)
+        world.land(4)
+        world.tick(), world.tick()
+        first = world.requested(ticks=1)
+    assert sorted(first + world.requested()) == [shard_key(0), shard_key(4)]
+    world.build(0), world.build(4)
+    with world.reading_the_log_before():
+        world.change(4)
+        world.tick(), world.tick()
+        first = world.requested(ticks=1)
+    assert first + world.requested() == [shard_key(4)]
+    world.build(4)
+    assert world.requested() == []
 
 
 @pytest.mark.parametrize("idle_ticks", [0, 1])  # 0: the file lands before the very next tick after the request
@@ -155,16 +189,15 @@ def test_files_that_land_while_their_shard_is_being_built_are_not_forgotten(worl
     world.land(0)
     world.land(1)
     world.tick(), world.tick()
-    assert world.requested() == {shard_key(0), shard_key(1)}
+    assert world.requested(ticks=2) == [shard_key(0), shard_key(1)]
     with world.building(0):
-        for _ in range(idle_ticks):
-            assert world.requested() == set()
+        assert world.requested(idle_ticks) == []
         world.change(0)
         world.tick(), world.tick()
         assert shard_key(0) not in world.requested()  # not while it is being built
     world.build(0), world.build(1)
-    assert world.requested() == {shard_key(0)}
-    assert world.requested() == set()
+    assert world.requested() == [shard_key(0)]
+    assert world.requested() == []
 
 
 def test_a_new_trained_index_makes_every_landed_shard_stale_and_an_equal_one_none(world):
@@ -176,17 +209,17 @@ def test_a_new_trained_index_makes_every_landed_shard_stale_and_an_equal_one_non
     world.requested()
     world.build(0), world.build(4)
     world.report_trained("a")
-    assert world.requested() == set()
+    assert world.requested() == []
     world.report_trained("b")
-    assert world.requested() == {shard_key(0), shard_key(4)}
+    assert world.requested() == [shard_key(0), shard_key(4)]
 
 
 def test_automation_that_is_switched_on_late_builds_what_had_landed(world):
     world.report_trained("a")
     world.land(2)
     world.tick(), world.tick()
-    assert world.requested() == {shard_key(2)}
-    assert world.requested() == set()  # say, a person cancelled that backfill: it is not asked for again
+    assert world.requested() == [shard_key(2)]
+    assert world.requested() == []  # say, a person cancelled that backfill: it is not asked for again
 
 
 def test_the_night_rebuilds_what_is_stale_and_nothing_else(world):
@@ -204,6 +237,51 @@ def test_the_night_rebuilds_what_is_stale_and_nothing_else(world):
     assert world.stale() == []
     after = {path: path.read_bytes() for path in before}
     assert [path.name[-1] for path in before if before[path] != after[path]] == ["1"]
+
+
+def test_files_beyond_the_catalog_extend_the_last_shard_and_rebuild_no_other(world):
+    world.report_trained("a")
+    world.requested()
+    for shard in range(SHARDS):
+        world.land(shard)
+    world.tick(), world.tick()
+    assert len(world.requested()) == SHARDS
+    for shard in (SHARDS - 2, SHARDS - 1):
+        assert world.build(shard).success
+    before = {path.name: path.read_bytes() for path in (world.root / "shards").glob("knn*[0-9]")}
+    shutil.copyfile(world.landing / world.catalog.files(0)[0].name, world.landing / "zz_more_0.npy")
+    assert world.tick() == []  # seen, and quiet only at the next look
+    assert world.tick() == []  # appended; its shard's listing waits one tick as any other
+    assert world.tick() == both(SHARDS - 1)
+    assert world.tick() == []
+    assert world.requested() == [shard_key(SHARDS - 1)]
+    assert world.build(SHARDS - 1).success
+    catalog = Catalog.load(world.root / "catalog.parquet")
+    assert catalog.all_files[: len(world.catalog)] == world.catalog.all_files
+    after = {path.name: faiss.read_index(str(path)) for path in (world.root / "shards").glob("knn*[0-9]")}
+    first, last = sorted(after)
+    assert (world.root / "shards" / first).read_bytes() == before[first]
+    assert after[last].ntotal == sum(file.rows for file in catalog.files(SHARDS - 1))
+    assert after[last].ntotal > faiss.deserialize_index(np.frombuffer(before[last], np.uint8)).ntotal
+    assert write_catalog(world.settings).all_files == catalog.all_files  # a new training keeps what was appended
+
+
+def test_a_source_that_can_list_its_files_is_watched_like_the_landing_folder(world, tmp_path):
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    for file in world.catalog.files(2):
+        shutil.copyfile(world.source / file.name, mirror / file.name)
+    world.settings = load_settings(**world.settings.model_dump() | {"sources": f"http://127.0.0.1:9/nobody,{mirror}"})
+    world.defs = assemble(world.settings, ProgressLog())
+    world.job = world.defs.resolve_implicit_global_asset_job_def()
+    world.report_trained("a")
+    world.requested()
+    assert world.tick() == []
+    assert world.tick() == both(2)
+    assert world.requested() == [shard_key(2)]
+    assert world.build(2).success
+    assert world.stale() == []
+    assert sorted(path.name for path in mirror.iterdir()) == [file.name for file in world.catalog.files(2)]  # used in place, never deleted
 
 
 def test_a_bad_file_fails_its_shard_by_name_and_no_other(world):

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from paired_index_assets.clustering.clusters import Clustering
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.pairing.pairs import read_pairs
 from paired_index_assets.quality.split import Split
+from paired_index_assets.sample import sample_model
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +74,14 @@ def test_stock_faiss_reads_every_index_file_and_every_row_is_in_exactly_one_shar
         assert np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-5)
 
 
-def test_a_mudg_style_reader_finds_the_neighbours_that_search_finds(small_build, paired_index, captions, tmp_path):
+@pytest.mark.parametrize("nprobe", [2, 16])  # of 16 lists: by the order that was learned, and all of them
+def test_a_mudg_style_reader_finds_the_neighbours_that_search_finds(nprobe, small_build, paired_index, captions, tmp_path):
     queries = captions[:50].astype(np.float32)
     np.save(tmp_path / "q.npy", queries)
-    paired_index("search", "--root", small_build, "--queries", tmp_path / "q.npy", "-k", 10, "--nprobe", 16, "--out", tmp_path / "r.npz")
+    paired_index("search", "--root", small_build, "--queries", tmp_path / "q.npy", "-k", 10, "--nprobe", nprobe, "--out", tmp_path / "r.npz")
     with np.load(tmp_path / "r.npz") as found:
         assert (found["scores"].dtype, found["ids"].dtype) == (np.float32, np.int64)
-        scores, ids = search_like_mudg(small_build, queries, 10, 16)
+        scores, ids = search_like_mudg(small_build, queries, 10, nprobe)
         assert np.allclose(found["scores"], scores, atol=1e-5)
         differing = found["ids"] != ids
         assert np.allclose(found["scores"][differing], scores[differing], atol=1e-6)  # only ties may be ordered otherwise
@@ -114,3 +117,32 @@ def test_a_second_build_touches_nothing(small_build, paired_index, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in root.glob("shards/knn*[0-9]")} == {
         path: stamp for path, stamp in before.items() if path.parent.name == "shards"
     }
+
+
+@pytest.mark.parametrize("method", ["kmeans", "paired_kmeans"])
+def test_the_iteration_that_covers_most_of_the_validation_captions_is_kept(small_build, method):
+    made = Clustering.load(BuildRoot.at(small_build).clusters(method))
+    covered = [iteration.recall for iteration in made.history]
+    assert np.isfinite(covered).all()
+    assert 0 < max(covered) <= 1
+    assert made.best_iteration == int(np.argmax(covered))
+
+
+@pytest.mark.parametrize("captions_are", ["beside the pictures", pytest.param("lines of a file", marks=pytest.mark.heavy)])
+def test_a_folder_of_pictures_with_captions_becomes_an_index_that_answers(captions_are, small_pairs, paired_index, tmp_path):
+    pairs = pq.read_table(small_pairs).slice(0, 300)
+    (tmp_path / "pictures").mkdir()
+    for number, (picture, caption) in enumerate(zip(pairs["png"].to_pylist(), pairs["caption"].to_pylist(), strict=True)):
+        (tmp_path / f"pictures/{number:04d}.png").write_bytes(picture)
+        if captions_are == "beside the pictures":
+            (tmp_path / f"pictures/{number:04d}.txt").write_text(caption)
+    given = ["--images", tmp_path / "pictures"]
+    if captions_are == "lines of a file":
+        (tmp_path / "captions.txt").write_text("".join(f"{caption}\n" for caption in pairs["caption"].to_pylist()))
+        given += ["--captions", tmp_path / "captions.txt"]
+    root = tmp_path / "root"
+    sizes = ["--nlist", 8, "--shards", 3, "--part-rows", 100, "--validation-captions", 40, "--test-captions", 40]
+    paired_index("build", "--root", root, *given, "--model", sample_model(), *sizes)
+    assert sum(pq.read_table(root / "manifest.parquet")["rows"].to_pylist()) == 300
+    words = pairs["caption"][7].as_py()
+    assert words in paired_index("search", "--root", root, "--text", words, "-k", 5).stdout

@@ -1,0 +1,73 @@
+"""Runs whose process is gone.
+
+Killed together with its code server, or in `paired-index build`, a run stays "started" in Dagster's records for ever: it keeps its place
+in its pool, so that the next run waits for it for ever, and its shard counts as in progress. Found at the next start, or by the sensor
+within a minute, such a run is marked as failed, and the daemon's `run_retries` start it again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.storage.runs import SqliteRunStorage
+
+PROCESS_TAG = "paired_index/process"  # of a run inside `paired-index build`: host, process id, its start
+SERVER_TAG = ".dagster/grpc_info"  # Dagster's own, of a run inside a code server
+UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+
+
+def this_process() -> dict[str, str]:
+    """The tags of a run in this process, by which another process can see whether it lives; it is not for the daemon to retry."""
+    return {PROCESS_TAG: f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())}", "dagster/max_retries": "0"}
+
+
+def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark as failed the unfinished runs whose process is gone, and free their places in pools; returns their ids.
+
+    Only on one machine's own instance (SQLite): the sockets and process ids of a shared one may be another machine's.
+    """
+    if not isinstance(instance.run_storage, SqliteRunStorage):
+        return []
+    lost = [run for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)) if _is_lost(run)]
+    for run in lost:
+        instance.report_run_failed(run, "its process was killed, or the machine restarted; what it had finished is kept")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    return [run.run_id for run in lost]
+
+
+@dg.sensor(minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
+def lost_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Mark runs as failed whose process is gone: a code server that was killed can not say so itself."""
+    ended = end_lost_runs(context.instance)
+    return dg.SkipReason(f"marked as failed: {', '.join(ended)}" if ended else "every unfinished run lives")
+
+
+def _is_lost(run: dg.DagsterRun) -> bool:
+    if given := run.tags.get(PROCESS_TAG):
+        host, process, started = given.split(" ")
+        return host == socket.gethostname() and started != _started(int(process))
+    if given := run.tags.get(SERVER_TAG):
+        path = json.loads(given).get("socket")
+        return bool(path) and not _answers(path)
+    return False
+
+
+def _answers(path: str) -> bool:
+    """Whether a process listens there; one that is too busy to accept does."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        return client.connect_ex(path) not in (errno.ENOENT, errno.ECONNREFUSED)
+
+
+def _started(process: int) -> str:
+    """The start of a process in clock ticks since the machine started, and that start: no other process has both; "gone" if there is none."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{fields[19]}"
+    except OSError:
+        return "gone"
