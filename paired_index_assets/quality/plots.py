@@ -90,9 +90,16 @@ def _curve(axes: Any, points: list[tuple[float, Point]], k: int, style: dict[str
         axes.plot(at, [point.coverage[k].mean for _, point in points], color=style["color"], linestyle=":", linewidth=1.2)
 
 
+APART = 1.5  # times the last tick, or their labels run into each other
+
+
 def _frame(axes: Any, label: str, tick: str, at: list[float]) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(set(at)))
+    ticks: list[float] = []
+    for value in sorted(set(at)):
+        if not ticks or value >= APART * ticks[-1]:
+            ticks.append(value)
+    axes.set_xticks(ticks)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick.format(round(x, 4))))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()

@@ -66,7 +66,7 @@ def test_the_tables_name_every_candidate_and_tell_the_losses_apart(report):
     text = markdown(report)
     for expected in (
         "| **paired_kmeans, centroids, QT_4bit faiss** (promoted) |", "coverage loss | code loss", "recall@1\n", "recall@100\n", "| 0.25% |",
-        "A note.", "| dimensions | 32 |", "## Codes alone", "## Stock faiss on the same lists",
+        "A note.", "| dimensions | 32 |", "## Codes alone", "## Beside stock faiss codes",
     ):  # fmt: skip
         assert expected in text, expected
     widths = {(before.count("|"), line.count("|")) for before, line in zip(text.splitlines(), text.splitlines()[1:], strict=False) if "|" in before and "|" in line}
