@@ -89,6 +89,24 @@ def gemm_rate(d: int, device: str, dtype: torch.dtype, seconds: float = 1.0) -> 
     return 2 * side * side * d / best
 
 
+def plot_growth(rows: list[dict[str, Any]], contenders: dict[str, str], x: str, title: str, path: Path) -> None:
+    """Seconds of each of `contenders` (key in a row -> label) by a row's `n`, one colour a dimension `d`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for number, d in enumerate(sorted({row["d"] for row in rows})):
+        mine = [row for row in rows if row["d"] == d]
+        for (name, label), style in zip(contenders.items(), ("-o", "--s", ":^"), strict=False):
+            axes.plot([row["n"] for row in mine], [row[name] for row in mine], style, color=f"C{number}", label=f"{label}, d={d}")
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel="seconds", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
 def _resident() -> int:
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))

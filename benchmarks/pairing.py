@@ -18,7 +18,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from measuring import gemm_rate, in_turn, vectors
+from measuring import gemm_rate, in_turn, plot_growth, vectors
 
 from paired_index_assets.neighbors.exact import exact_neighbors
 
@@ -58,7 +58,10 @@ def main() -> None:
                 " {faiss_same:.2%} | {loop_same:.2%} |".format(**row),
                 flush=True,
             )
-    plot(rows, options.plot)
+    plot_growth(
+        rows, {"ours": "exact_neighbors", "faiss": "faiss.knn", "loop": "reference's block loop"}, "base rows",
+        f"Exact neighbours, k={rows[0]['k']}", options.plot,
+    )  # fmt: skip
     print(f"\n{options.queries or 'as many'} queries, {options.device}, best of {options.repeats}; growth: {options.plot}")
 
 
@@ -98,23 +101,6 @@ def reference_loop(queries: np.ndarray, base: np.ndarray, device: str) -> np.nda
             best[part] = torch.where(better, value, best[part])
             ids[part] = torch.where(better, row + start, ids[part])
     return ids.cpu().numpy()
-
-
-def plot(rows: list[dict[str, float]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for number, d in enumerate(sorted({row["d"] for row in rows})):
-        mine = [row for row in rows if row["d"] == d]
-        for name, label, style in (("ours", "exact_neighbors", "-o"), ("faiss", "faiss.knn", "--s"), ("loop", "reference's block loop", ":^")):
-            axes.plot([row["n"] for row in mine], [row[name] for row in mine], style, color=f"C{number}", label=f"{label}, d={d}")
-    axes.set(xscale="log", yscale="log", xlabel="base rows", ylabel="seconds", title=f"Exact neighbours, k={rows[0]['k']}")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":

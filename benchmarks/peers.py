@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def main() -> None:
         peers += measure_peers(lists, images, queries, truth, names=[name], **setting)
         clock(f"{name} trained, encoded and measured")
     report = build_report(ours, peers=peers, baseline=ours[0].name, facts={"data": chosen.data.name, "nlist": chosen.nlist}, seed=SEED)
-    print(peers_table(report))
+    print(peers_table(replace(report, peers=[*report.candidates, *report.peers])))
     print()
     share = [d for d in report.differences if d.by != "nprobe" and d.k == 10]
     rows = ([d.name, "every list" if d.by == "all" else f"{d.amount:.0%} scanned", d.difference.signed()] for d in share)

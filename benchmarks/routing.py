@@ -77,7 +77,7 @@ def main() -> None:
                 print(
                     f"| {method} | {routing} | {rounding} | {covered} | {found.recall(K, nprobe=NPROBE, of='coverage').mean():.4f} ({scanned:.2%}) "
                     f"| {found.recall(K, nprobe=NPROBE).mean():.4f} | {found.recall(K, share=0.01).mean():.4f} "
-                    f"| {f'{seconds:.0f}' if table else ''} |",
+                    f"| {f'{seconds:.0f}' if table is not None else ''} |",
                     flush=True,
                 )
                 reached[method, routing] = found.recall(K, share=0.01, of="coverage")

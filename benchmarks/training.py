@@ -16,7 +16,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from measuring import gemm_rate, in_turn, vectors
+from measuring import gemm_rate, in_turn, plot_growth, vectors
 
 from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
 from paired_index_assets.neighbors.exact import nearest
@@ -53,7 +53,10 @@ def main() -> None:
                 " {share:.0%} | {ours:.2f} | {paired:.2f} | {faiss:.2f} | {ours_mib:.0f} | {faiss_mib:.0f} | {objective:.4f} |".format(**row),
                 flush=True,
             )
-    plot(rows, options.plot)
+    plot_growth(
+        rows, {"ours": "train_kmeans", "paired": "train_paired_kmeans", "faiss": "faiss.Kmeans"}, "rows",
+        f"Training, {rows[0]['nlist']} lists", options.plot,
+    )  # fmt: skip
     print(f"\n{options.niter} iterations, {options.device}, best of {options.repeats}; growth: {options.plot}")
 
 
@@ -87,23 +90,6 @@ def compare(n: int, d: int, peak: float, options: argparse.Namespace) -> dict[st
         "share": 2.0 * n * options.nlist * d * options.niter / ours.seconds / peak, "ours_mib": ours.mib, "faiss_mib": rival.mib,
         "objective": made["ours"].history[-1].objective / (made["faiss"].obj[-1] / n),
     }  # fmt: skip
-
-
-def plot(rows: list[dict[str, float]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for number, d in enumerate(sorted({row["d"] for row in rows})):
-        mine = [row for row in rows if row["d"] == d]
-        for name, label, style in (("ours", "train_kmeans", "-o"), ("paired", "train_paired_kmeans", "-.d"), ("faiss", "faiss.Kmeans", "--s")):
-            axes.plot([row["n"] for row in mine], [row[name] for row in mine], style, color=f"C{number}", label=f"{label}, d={d}")
-    axes.set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds", title=f"Training, {rows[0]['nlist']} lists")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":
