@@ -82,10 +82,10 @@ class Settings(BaseSettings):
         "Centroids: `auto` builds every method and promotes the best on validation captions; `paired_kmeans` is the paper's.",
     )
     routing: Literal["centroids", "learned", "auto"] = _field(
-        "centroids",
+        "auto",
         "Training",
-        "Which lists a query probes: by the centroids, as any faiss does; by a table learned from captions, which only this project's search "
-        "knows; or whichever the evidence is for.",
+        "Which lists a query probes: by the centroids; by a table learned from captions; or, `auto`, whichever finds more on validation "
+        "captions. Either is the coarse quantizer of the files, so any faiss probes by it.",
     )
     nlist: int | None = _field(None, "Training", "Inverted lists; left out, the power of two below 4 sqrt(rows).", ge=1)
     niter: int = _field(10, "Training", "k-means iterations.", ge=1, le=1000)

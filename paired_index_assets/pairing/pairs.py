@@ -21,7 +21,7 @@ from paired_index_assets.neighbors.exact import nearest
 from paired_index_assets.neighbors.fingerprint import fingerprint_of
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Int64, Rows, Selected
-from paired_index_assets.storage import as_path, atomic_file, digest_of_parts
+from paired_index_assets.storage import as_path, atomic_file, digest_of_parts, read_parquet
 
 PAIRS_SCHEMA = pa.schema(
     [
@@ -156,9 +156,7 @@ def read_pairs(folder: UPath) -> pa.Table:
         if metadata is None or int(metadata[BLOCKS]) != len(files) or number >= len(files):
             found = "damaged" if metadata is None else f"block {number} of {int(metadata[BLOCKS])} beside {len(files)} files"
             raise DamagedArtifact(f"{path}: {found}; expected a complete table; write the pairs again, finished blocks are kept")
-        # Not pq.read_table: its I/O threads hold the Python stream, and abort the process if one lets go of it during exit.
-        with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
-            tables.append(parquet.read(use_threads=False).replace_schema_metadata(None))
+        tables.append(read_parquet(path).replace_schema_metadata(None))
     return pa.concat_tables(tables)
 
 
