@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from paired_index_assets.clustering.kmeans import train_kmeans
 from paired_index_assets.codes.codec import train_codec
-from paired_index_assets.neighbors.exact import nearest
+from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.quality.candidates import candidate_from
 from paired_index_assets.quality.peers import PEERS, Lists, measure_peers
 from paired_index_assets.quality.recall import measure
@@ -53,7 +53,7 @@ def main() -> None:
     truth = ground_truth(queries, images)
     clock(f"ground truth of {len(queries):,} captions in {len(images):,} images")
     clustering = train_kmeans(Selected(images, split.train), chosen.nlist, seed=SEED)
-    lists = Lists("kmeans", clustering.centroids, nearest(images, clustering.centroids)[1])
+    lists = Lists("kmeans", clustering.centroids, assign(images, clustering.centroids))
     clock("image k-means and assignment")
 
     setting = {"nprobes": (8,), "shares": (0.01,), "exhaustive": chosen.every_list}

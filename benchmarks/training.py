@@ -19,7 +19,7 @@ import torch
 from measuring import gemm_rate, in_turn, plot_growth, vectors
 
 from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
-from paired_index_assets.neighbors.exact import nearest
+from paired_index_assets.neighbors.exact import assign
 
 HEAD = (
     "| rows | d | nlist | faiss.Kmeans / k-means | / paired | CPU: faiss / k-means | / paired | assignment: faiss / ours | of GEMM peak |"
@@ -77,7 +77,7 @@ def compare(n: int, d: int, peak: float, options: argparse.Namespace) -> dict[st
         "ours": lambda: train_kmeans(images, options.nlist, **settings),
         "paired": lambda: train_paired_kmeans(images, captions, options.nlist, **settings),
         "faiss": by_faiss,
-        "assign": lambda: nearest(images, centroids, device=options.device),
+        "assign": lambda: assign(images, centroids, device=options.device),
         "faiss_assign": lambda: faiss.knn(images, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT),
     }
     made, costs = in_turn(contenders, options.repeats)

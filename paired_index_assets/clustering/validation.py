@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paired_index_assets.errors import BadInput
-from paired_index_assets.neighbors.exact import nearest
+from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.rows import Float32, Int64
 
 SCORES_AT_A_TIME = 1 << 22
@@ -42,7 +42,7 @@ def coverage(validation: Validation, centroids: Float32, sizes: Int64, *, device
     each list. The list at the limit counts by the part of it that is still within.
     """
     m, top, d = validation.images.shape
-    _, lists = nearest(validation.images.reshape(m * top, d), centroids, device=device)
+    lists = assign(validation.images.reshape(m * top, d), centroids, device=device)
     lists = lists.reshape(m, top)
     limit = validation.scanned * int(sizes.sum())
     found = 0.0

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 import torch
 
-from paired_index_assets.neighbors.blocks import Block
-
 FLOAT32_ROUNDOFF = 2.0**-24
 # Additions beyond the d products: rounding of the float64 re-score to float32, of the bound itself, of the measured norms.
 EXTRA_ROUNDINGS = 8
@@ -35,16 +33,19 @@ class Arithmetic:
     result_roundoff: float  # relative, of the stored score; 0 where it stays float32
     sum_factor: float = 1.0
 
-    def rounded(self, vectors: torch.Tensor) -> torch.Tensor:
-        largest = torch.finfo(self.dtype).max  # beyond it the rounding error grows, and with it the margin, but nothing is infinite
-        return vectors.clamp(-largest, largest).to(self.dtype) if self.dtype == torch.float16 else vectors.to(self.dtype)
+    @property
+    def rounds(self) -> bool:
+        """Whether float32 vectors lose anything by it."""
+        return self.dtype not in (torch.float32, torch.float64)
 
-    def input_error(self, vectors: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-        """|x - x'| for every row, float32."""
-        if self.dtype in (torch.float32, torch.float64):
-            return torch.zeros(len(vectors), dtype=torch.float32, device=vectors.device)
-        error: torch.Tensor = torch.linalg.vector_norm(vectors - rounded.float(), dim=1)
-        return error * NORM_SLACK
+    def within_range(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Beyond the largest float16 the rounding error grows, and with it the margin, but nothing becomes infinite."""
+        largest = torch.finfo(torch.float16).max
+        return vectors.clamp(-largest, largest) if self.dtype == torch.float16 else vectors
+
+    def below(self, scores: torch.Tensor) -> torch.Tensor:
+        """A bound that the unrounded value of each stored score reaches."""
+        return scores - self.result_roundoff * scores.abs() if self.result_roundoff else scores
 
     def margin(
         self, query_norms: torch.Tensor, query_errors: torch.Tensor, base_norm: float, base_error: float, dimensions: int
@@ -55,25 +56,6 @@ class Arithmetic:
         rounded_query, rounded_base = query_norms + query_errors, base_norm + base_error
         error = query_errors * base_norm + rounded_query * base_error + gamma * rounded_query * rounded_base
         return 2 * NORM_SLACK * error
-
-    def below(self, scores: torch.Tensor) -> torch.Tensor:
-        """A bound that the unrounded value of each stored score reaches."""
-        return scores - self.result_roundoff * scores.abs() if self.result_roundoff else scores
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A block of base rows made ready to multiply, with the largest norm and the largest rounding error in it."""
-
-    block: Block
-    fast: torch.Tensor
-    norm: float
-    error: float
-
-    @classmethod
-    def of(cls, block: Block, arithmetic: Arithmetic) -> Operand:
-        fast = arithmetic.rounded(block.vectors)
-        return cls(block, fast, float(block.norms.max()), float(arithmetic.input_error(block.vectors, fast).max()))
 
 
 FLOAT64 = Arithmetic(torch.float64, 0.0)  # its margin is that of float32: more than enough

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from paired_index_assets.neighbors.workers import Workspace
 
+# Said once a process about the one use here, which the tests cover.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+
 NOTHING = float("-inf")
-RESCORE_VALUES = 1 << 18  # float64 values of candidates gathered at a time: 2 MB, which stay in cache
+RESCORE_VALUES = 1 << 18  # values of candidates gathered at a time: 1 MB, which stays in cache
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,10 @@ class Candidates:
     def where(self, keep: torch.Tensor) -> Candidates:
         return Candidates(self.query[keep], self.base[keep], self.score[keep])
 
+    def by_query(self) -> Candidates:
+        order = torch.argsort(self.query, stable=True)
+        return Candidates(self.query[order], self.base[order], self.score[order])
+
     @staticmethod
     def joined(parts: list[Candidates]) -> Candidates:
         if len(parts) == 1:
@@ -46,12 +55,23 @@ def exact_scores(
     for start in range(0, len(query), step):
         part = slice(start, min(start + step, len(query)))
         shape = (part.stop - start, d)
-        gathered = space.tensor("gathered", shape, torch.float32, queries.device)
-        product = space.tensor("product", shape, torch.float64, queries.device)
-        product.copy_(torch.index_select(queries, 0, query[part], out=gathered))
-        product *= torch.index_select(base, 0, row[part], out=gathered)
-        out[part] = product.sum(1)
+        left, right = (space.tensor(name, shape, torch.float32, queries.device) for name in ("left", "right"))
+        torch.index_select(queries, 0, query[part], out=left)
+        torch.index_select(base, 0, row[part], out=right)
+        if queries.device.type == "cpu":  # numpy widens as it adds: half the time of torch, which writes the wide values first
+            out[part] = torch.from_numpy(np.einsum("ij,ij->i", left.numpy(), right.numpy(), dtype=np.float64))
+        else:
+            out[part] = (left.double() * right).sum(1)
     return out
+
+
+def float32_scores(queries: torch.Tensor, base: torch.Tensor, sorted_by_query: Candidates) -> torch.Tensor:
+    """The inner product of each pair, summed in float32: a sixth of the time of `exact_scores`, for nothing is gathered."""
+    counts = torch.bincount(sorted_by_query.query, minlength=len(queries))
+    starts = torch.cat([counts.new_zeros(1), torch.cumsum(counts, 0)])
+    wanted = torch.sparse_csr_tensor(starts, sorted_by_query.base, sorted_by_query.score, (len(queries), len(base)), check_invariants=False)
+    scores: torch.Tensor = torch.sparse.sampled_addmm(wanted, queries, base.T, beta=0.0).values()
+    return scores
 
 
 def as_matrix(query: torch.Tensor, values: list[tuple[torch.Tensor, float]], rows: int) -> list[torch.Tensor]:
@@ -72,6 +92,8 @@ def as_matrix(query: torch.Tensor, values: list[tuple[torch.Tensor, float]], row
 
 def kth_score(candidates: Candidates, rows: int, k: int) -> torch.Tensor:
     """The k-th largest candidate score of each query, -inf where there are fewer."""
+    if k == 1:
+        return candidates.score.new_full((rows,), NOTHING).scatter_reduce_(0, candidates.query, candidates.score, "amax")
     (scores,) = as_matrix(candidates.query, [(candidates.score, NOTHING)], rows)
     if scores.shape[1] < k:
         return torch.full((rows,), NOTHING, device=scores.device)
@@ -82,13 +104,13 @@ def merge(scores: torch.Tensor, ids: torch.Tensor, query: torch.Tensor, new_ids:
     """Put exact candidates into `scores`, `ids` (rows, k), in place. New ids are above all ids already there."""
     k = scores.shape[1]
     better = new_scores > scores[query, k - 1]  # an equal score loses: its id is higher
-    if k == 1:  # a query with a single candidate needs no sorting, and nearly every query is one
-        single = better & (torch.bincount(query, minlength=len(scores)) == 1)[query]
-        winner = query[single]
-        scores[winner, 0], ids[winner, 0] = new_scores[single], new_ids[single]
-        better &= ~single
     query, new_ids, new_scores = query[better], new_ids[better], new_scores[better]
     if not len(query):
+        return
+    if k == 1:
+        scores[:, 0].scatter_reduce_(0, query, new_scores, "amax")
+        best = new_scores == scores[query, 0]
+        ids[:, 0].scatter_reduce_(0, query[best], new_ids[best], "amin", include_self=False)
         return
     touched, local = torch.unique(query, return_inverse=True)
     score_matrix, id_matrix = as_matrix(local, [(new_scores, NOTHING), (new_ids, -1)], len(touched))

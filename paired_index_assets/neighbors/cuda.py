@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import torch
 
-from paired_index_assets.neighbors.arithmetic import Arithmetic, Operand
+from paired_index_assets.neighbors.arithmetic import Arithmetic
 from paired_index_assets.neighbors.best import exact_scores, merge
-from paired_index_assets.neighbors.blocks import Block
+from paired_index_assets.neighbors.blocks import Block, margin_of
 from paired_index_assets.neighbors.fused import GROUP, group_maxima
 from paired_index_assets.neighbors.workers import Workspace
 
 SCORED_VALUES = 1 << 28  # values of candidate rows scored before the next ones see the result: 2 GB of float64
 
 
-def scan(query: Block, base: Operand, arithmetic: Arithmetic, scores: torch.Tensor, ids: torch.Tensor, space: Workspace) -> None:
+def scan(query: Block, base: Block, arithmetic: Arithmetic, scores: torch.Tensor, ids: torch.Tensor, space: Workspace, ids_only: bool) -> None:
     """As cpu.scan, with all tensors on the GPU. Needs k <= len(base) / GROUP to be fast; right for any k."""
     k, d = scores.shape[1], query.vectors.shape[1]
-    fast_query = arithmetic.rounded(query.vectors)
-    query_error = arithmetic.input_error(query.vectors, fast_query)
-    margin = arithmetic.margin(query.norms, query_error, base.norm, base.error, d)
-    maxima = group_maxima(base.fast, fast_query)
+    margin = margin_of(query, base, arithmetic)
+    maxima = group_maxima(base.fast, query.fast)
     kth = scores[:, k - 1]
     if k <= len(maxima):
         kth = torch.maximum(kth, maxima.amax(0) if k == 1 else maxima.T.topk(k, dim=1).values[:, k - 1])
@@ -36,5 +34,5 @@ def scan(query: Block, base: Operand, arithmetic: Arithmetic, scores: torch.Tens
         owner = column[start : start + step].repeat_interleave(GROUP)
         inside = rows < len(base.fast)
         rows, owner = rows[inside], owner[inside]
-        exact = exact_scores(query.vectors, base.block.vectors, owner, rows, space)
-        merge(scores, ids, owner, rows + base.block.start, exact)
+        exact = exact_scores(query.vectors, base.vectors, owner, rows, space)
+        merge(scores, ids, owner, rows + base.start, exact)

@@ -8,16 +8,17 @@ arithmetic the machine has, within a proven margin (arithmetic.py), and only can
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 
 from paired_index_assets.errors import BadInput
-from paired_index_assets.neighbors.arithmetic import Operand
 from paired_index_assets.neighbors.best import NOTHING
-from paired_index_assets.neighbors.blocks import blocks_of, check_matrix, check_same_width, read_block
-from paired_index_assets.neighbors.engine import FLOAT32_BYTES, Engine, choose
+from paired_index_assets.neighbors.blocks import Block, check_matrix, check_same_width, read_block
+from paired_index_assets.neighbors.engine import Engine, choose
 from paired_index_assets.neighbors.workers import Workspace, workers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, Int64, Rows
@@ -39,42 +40,13 @@ def exact_neighbors(
     """The k base rows with the largest inner product with each query: scores (nq, k) float32 descending, ids (nq, k) int64.
 
     queries (nq, d) and base (n, d), float16 or float32, are read in blocks, so both may be larger than memory; beyond them and
-    the result about `memory_bytes` are used. `device`: "cpu", "cuda", or None for a GPU where there is one. `names` are what errors
-    call the two. `engine` is for tests: what to run on, instead of the fastest. Cost: 2 nq n d operations; base is read once, queries
-    once for each block of base.
+    the result about `memory_bytes` are used, and a tile a core (40 MB at most at d = 768). `device`: "cpu", "cuda", or None for a GPU
+    where there is one. `names` are what errors call the two. `engine` is for tests: what to run on, instead of the fastest. Cost:
+    2 nq n d operations; base is read once, queries once for each block of base.
 
     Raises BadInput: not matrices, zero rows, widths differ, k < 1 or k > n, a row with NaN, infinity or a norm above 1e18.
     """
-    query_name, base_name = names
-    check_matrix(queries, query_name)
-    check_matrix(base, base_name)
-    check_same_width(queries, query_name, base, base_name)
-    if not 1 <= k <= len(base):
-        raise BadInput(f"k: expected 1 .. {len(base)} (the rows of {base_name}), found {k}")
-    nq, d = queries.shape
-    engine = engine or choose(device, k, len(base), float(nq) * len(base) * d, memory_bytes)
-    base_rows = max(SMALLEST_BLOCK, 2 * k, engine.base_bytes // (d * FLOAT32_BYTES))
-    scores = torch.full((nq, k), NOTHING, dtype=torch.float32)
-    ids = torch.full((nq, k), -1, dtype=torch.int64)
-
-    spaces = threading.local()
-
-    def search(operand: Operand, start: int, stop: int) -> int:
-        space = spaces.__dict__.setdefault("own", Workspace())
-        query = read_block(queries, start, stop, query_name, engine.device, space)
-        best = scores[start:stop].to(engine.device), ids[start:stop].to(engine.device)
-        engine.scan(query, operand, engine.arithmetic, *best, space)
-        scores[start:stop], ids[start:stop] = best
-        return len(query)
-
-    with workers() if engine.parallel else nullcontext() as pool:
-        run = pool.map if pool else map
-        cuts = tiles(nq, engine.query_tile, torch.get_num_threads() if pool else 1)
-        for block in blocks_of(base, base_rows, base_name, engine.device):
-            done = block.start * nq
-            for rows in run(partial(search, Operand.of(block, engine.arithmetic)), cuts[:-1], cuts[1:]):
-                done += rows * len(block)
-                progress("neighbors", done // len(base), nq)
+    scores, ids = _search(queries, base, k, device, memory_bytes, progress, names, engine)
     return scores.numpy(), ids.numpy()
 
 
@@ -90,6 +62,74 @@ def nearest(
     """The centroid with the largest inner product with each vector: scores (n,) float32 and ids (n,) int64. See exact_neighbors."""
     scores, ids = exact_neighbors(vectors, centroids, 1, device=device, memory_bytes=memory_bytes, progress=progress, names=names)
     return scores[:, 0], ids[:, 0]
+
+
+def assign(
+    vectors: Rows,
+    centroids: Rows,
+    *,
+    device: str | None = None,
+    memory_bytes: int = 256 << 20,
+    progress: Progress = silent,
+    names: tuple[str, str] = ("vectors", "centroids"),
+) -> Int64:
+    """The ids of `nearest` alone, (n,) int64: sooner, because a score that nobody asks for is computed only where it decides."""
+    return _search(vectors, centroids, 1, device, memory_bytes, progress, names, None, ids_only=True)[1].numpy()[:, 0]
+
+
+def _search(
+    queries: Rows,
+    base: Rows,
+    k: int,
+    device: str | None,
+    memory_bytes: int,
+    progress: Progress,
+    names: tuple[str, str],
+    engine: Engine | None,
+    ids_only: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    query_name, base_name = names
+    check_matrix(queries, query_name)
+    check_matrix(base, base_name)
+    check_same_width(queries, query_name, base, base_name)
+    if not 1 <= k <= len(base):
+        raise BadInput(f"k: expected 1 .. {len(base)} (the rows of {base_name}), found {k}")
+    nq, d = queries.shape
+    engine = engine or choose(device, k, len(base), float(nq) * len(base) * d, memory_bytes)
+    base_rows = max(SMALLEST_BLOCK, 2 * k, engine.base_bytes // (d * engine.value_bytes))
+    scores = torch.full((nq, k), NOTHING, dtype=torch.float32)
+    ids = torch.full((nq, k), -1, dtype=torch.int64)
+
+    spaces = threading.local()
+
+    def own_space() -> Workspace:
+        space: Workspace = spaces.__dict__.setdefault("own", Workspace())
+        return space
+
+    def read(block: Block, start: int, stop: int) -> None:
+        block.read(base, base_name, engine.arithmetic, own_space(), start, stop)
+
+    def search(block: Block, start: int, stop: int) -> int:
+        query = read_block(queries, start, stop, engine.arithmetic, query_name, own_space(), engine.device)
+        best = scores[start:stop].to(engine.device), ids[start:stop].to(engine.device)
+        engine.scan(query, block, engine.arithmetic, *best, own_space(), ids_only and len(block) == len(base))
+        scores[start:stop], ids[start:stop] = best
+        return len(query)
+
+    with workers() if engine.parallel else nullcontext() as pool:
+        run: Callable[..., Iterable[Any]] = pool.map if pool else map
+        threads = torch.get_num_threads() if pool else 1
+        cuts, base_space = tiles(nq, engine.query_tile, threads), Workspace()
+        for start in range(0, len(base), base_rows):
+            rows = min(base_rows, len(base) - start)
+            block = Block.unread(base, start, start + rows, engine.arithmetic, base_space, engine.device)
+            shares = tiles(rows, rows, threads)
+            list(run(partial(read, block), shares[:-1], shares[1:]))
+            done = start * nq
+            for searched in run(partial(search, block), cuts[:-1], cuts[1:]):
+                done += searched * rows
+                progress("neighbors", done // len(base), nq)
+    return scores, ids
 
 
 def tiles(rows: int, largest: int, threads: int) -> list[int]:

@@ -14,7 +14,7 @@ from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.codes.grid import ranges, spread_of
 from paired_index_assets.codes.metric import fit_metric
 from paired_index_assets.errors import BadInput
-from paired_index_assets.neighbors.exact import nearest
+from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.storage import atomic_file
 
 PROBE_ROWS, PROBE_LISTS = 16_384, 8_192
@@ -57,7 +57,7 @@ def measure_rates(folder: Path, d: int) -> Rates:
     captions /= np.linalg.norm(captions, axis=1, keepdims=True)
     mean, spread = spread_of(images)
     codec = TrainedCodec("QT_4bit", "query", *ranges(mean, spread, WIDTH), fit_metric(images, captions, spread, RIDGE, WEIGHT, 1))
-    assigning = _seconds(lambda: nearest(images, images[:PROBE_LISTS]))
+    assigning = _seconds(lambda: assign(images, images[:PROBE_LISTS]))
     encoding = _seconds(lambda: codec.encode(images))
     try:
         writing = _seconds(lambda: _write(folder / ".paired-index-probe"))

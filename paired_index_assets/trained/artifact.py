@@ -20,7 +20,7 @@ from upath import UPath
 
 from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
-from paired_index_assets.neighbors.exact import exact_neighbors, nearest
+from paired_index_assets.neighbors.exact import assign, exact_neighbors
 from paired_index_assets.rows import Float32, Int64, UInt8
 from paired_index_assets.storage import as_path, atomic_file, digest_of, digest_of_parts, read_json, write_json
 
@@ -69,7 +69,7 @@ class TrainedIndex:
         codes = np.zeros((len(vectors), self.codec.code_size), np.uint8)
         kept = np.ascontiguousarray(vectors if usable.all() else vectors[usable], dtype=np.float32)
         if len(kept):
-            lists[usable] = nearest(kept, self.centroids, device=device)[1]
+            lists[usable] = assign(kept, self.centroids, device=device)
             codes[usable] = self.codec.encode(kept, device=None if device == "cpu" else device)
         return lists, codes
 

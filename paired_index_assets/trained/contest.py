@@ -10,7 +10,7 @@ import numpy as np
 from paired_index_assets.clustering.validation import Validation
 from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput
-from paired_index_assets.neighbors.exact import exact_neighbors, nearest
+from paired_index_assets.neighbors.exact import assign, exact_neighbors
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.quality.candidates import candidate_from
 from paired_index_assets.quality.codes import CodeMeasurement, DecodedRows, measure_codes
@@ -73,7 +73,7 @@ class Contest:
     def lists_of(self, method: str, centroids: Float32) -> Int64:
         """(n,) the list of each image; one set of centroids a method."""
         if method not in self._lists:
-            self._lists[method] = nearest(self.images, centroids, device=self.device)[1]
+            self._lists[method] = assign(self.images, centroids, device=self.device)
         return self._lists[method]
 
     def measured(

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from neighbor_cases import ARITHMETICS, engine, plain_neighbors, towers
 
-from paired_index_assets.neighbors import cpu
+from paired_index_assets.neighbors import cpu, exact
 from paired_index_assets.neighbors import engine as engines
-from paired_index_assets.neighbors.exact import exact_neighbors, nearest
+from paired_index_assets.neighbors.exact import assign, exact_neighbors, nearest
 from paired_index_assets.rows import Selected
 
 
@@ -131,3 +131,24 @@ def test_bfloat16_is_taken_for_large_work_where_it_was_measured_to_be_faster(mon
 
 def test_the_probe_measures_a_ratio_on_this_machine():
     assert 0 <= engines.bfloat16_gain() < 100
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS.keys())
+@pytest.mark.parametrize("k", [1, 7])
+def test_the_best_is_found_where_every_score_is_below_zero_or_some_are(arithmetic, k):
+    captions, images = towers(3_000, 200, 40, gap=0.1)[::-1]
+    below = -np.abs(images), np.abs(captions)
+    assert plain_neighbors(below[1], below[0], 1)[0].max() < 0
+    for queries, base in ((below[1], below[0]), (np.concatenate([captions, -captions]), images)):
+        same(exact_neighbors(queries, base, k, engine=engine(arithmetic)), plain_neighbors(queries, base, k))
+
+
+@pytest.mark.parametrize("gain", [0.0, 9.0], ids=ARITHMETICS.keys())
+def test_assignment_alone_is_that_of_the_search_ties_and_repeated_centroids_included(monkeypatch, gain):
+    monkeypatch.setattr(engines, "WORTH_PROBING", 0)
+    monkeypatch.setattr(engines, "bfloat16_gain", lambda: gain)
+    images, centroids = towers(5_000, 300, 33)
+    centroids[200:] = centroids[:100]
+    for memory_bytes in (1 << 28, 1 << 10):  # one block of centroids, and several
+        monkeypatch.setattr(exact, "SMALLEST_BLOCK", 64)
+        np.testing.assert_array_equal(assign(images, centroids, memory_bytes=memory_bytes), plain_neighbors(images, centroids, 1)[1][:, 0])

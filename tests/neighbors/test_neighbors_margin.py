@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paired_index_assets.neighbors.arithmetic import BFLOAT16, FLOAT16_FUSED, FLOAT32, Operand
-from paired_index_assets.neighbors.blocks import read_block
+from paired_index_assets.neighbors.arithmetic import BFLOAT16, FLOAT16_FUSED, FLOAT32
+from paired_index_assets.neighbors.blocks import margin_of, read_block
 
 
 @pytest.mark.parametrize("arithmetic", [FLOAT32, BFLOAT16, FLOAT16_FUSED], ids=["float32", "bfloat16", "float16"])
@@ -20,10 +20,9 @@ def test_no_computed_score_is_further_from_the_true_one_than_the_margin_allows(a
         base[:, d // 2 :] = -base[:, : d - d // 2]
         queries[:, d // 2 :] = queries[:, : d - d // 2]
     base *= np.float32(scale)
-    query, operand = read_block(queries, 0, 30, "queries"), Operand.of(read_block(base, 0, 30, "base"), arithmetic)
-    fast = arithmetic.rounded(query.vectors)
-    margin = arithmetic.margin(query.norms, arithmetic.input_error(query.vectors, fast), operand.norm, operand.error, d)
-    computed = fast.float() @ operand.fast.float().T  # rounded inputs, float32 sums
+    asked, searched = (read_block(rows, 0, 30, arithmetic, "rows") for rows in (queries, base))
+    margin = margin_of(asked, searched, arithmetic)
+    computed = asked.fast.float() @ searched.fast.float().T  # rounded inputs, float32 sums
     true = torch.from_numpy(queries.astype(np.float64) @ base.astype(np.float64).T)
     assert bool(((computed.double() - true).abs() <= margin.double()[:, None] / 2).all())
 
