@@ -20,7 +20,7 @@ from paired_index_assets.storage import as_path, write_bytes
 class Iteration:
     """One assignment and the update after it.
 
-    objective: mean inner product of an image with the centroid it was assigned to.
+    objective: mean inner product of a caption (in plain k-means an image) with the centroid that its image was assigned to.
     imbalance: nlist * sum(size^2) / n^2 over the lists of that assignment, 1 when all are equal (faiss's imbalance_factor).
     split: lists that were empty and got half of another. seconds: of assignment and update.
     recall: share of the validation's true images found by the centroids *after* the update, NaN without a validation.

@@ -9,6 +9,7 @@ The result depends on the inputs, the seed and the settings alone: assignments a
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -21,10 +22,10 @@ from upath import UPath
 from paired_index_assets.clustering.clusters import Clustering, Iteration, history_arrays, history_of, packed, unpacked
 from paired_index_assets.clustering.validation import Validation, coverage
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
-from paired_index_assets.neighbors.blocks import blocks_of, check_matrix, check_same_width
-from paired_index_assets.neighbors.exact import nearest
+from paired_index_assets.neighbors.blocks import check_matrix, check_rows, check_same_width, float32_rows
+from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.neighbors.fingerprint import fingerprint_of
-from paired_index_assets.neighbors.workers import workers
+from paired_index_assets.neighbors.workers import Workspace, workers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, Int64, Rows, Selected
 from paired_index_assets.storage import digest_of_parts, write_bytes
@@ -33,7 +34,8 @@ ITERATIONS = 10  # as in the paper and in faiss's IVF training
 SEED = 1234  # faiss's ClusteringParameters.seed
 MAX_POINTS_PER_CENTROID = 256  # faiss's ClusteringParameters.max_points_per_centroid
 SPLIT = 1 / 1024  # faiss's EPS in Clustering.cpp: how far the two halves of a split list are moved apart
-SUM_BYTES = 1 << 20  # rows made float64 at a time, in cache
+PIECE_MEMBERS = 16  # of a list, on average, added in float32: as exact as the centroids, which are float32
+LEAST_PIECE, MOST_PIECE = 1024, 16_384  # rows
 
 
 def train_paired_kmeans(
@@ -120,15 +122,16 @@ def _train(
         state = _State(start, [], start, -1)
     for number in range(len(state.history), niter + (validation is not None)):
         began = perf_counter()
-        scores, lists = nearest(images, state.centroids, device=device, names=("images", "centroids"))
+        lists = assign(images, state.centroids, device=device, names=("images", "centroids"))
         sizes = np.bincount(lists, minlength=nlist)
         if validation is not None and number:
             state = _judged(state, coverage(validation, state.centroids, sizes, device=device))
         if number == niter:
             break
-        centroids, split = _updated(summed, lists, sizes, state.centroids, seed + number)
+        sums = segment_sums(summed, lists, nlist)
+        centroids, split = _updated(sums, sizes, state.centroids, seed + number)
         iteration = Iteration(
-            objective=float(scores.mean(dtype=np.float64)),
+            objective=float(np.einsum("ij,ij", sums, state.centroids)) / len(summed),
             imbalance=nlist * float(np.square(sizes / len(images)).sum()),
             split=split,
             seconds=perf_counter() - began,
@@ -162,37 +165,34 @@ def first_centroids(images: Rows, nlist: int, seed: int) -> Float32:
 
 
 def segment_sums(rows: Rows, lists: Int64, nlist: int, name: str = "captions") -> npt.NDArray[np.float64]:
-    """The sum of the rows of each list, (nlist, d) float64, added in the order of rows; each worker adds some of the dimensions.
+    """The sum of the rows of each list, (nlist, d) float64: the members of a list within one piece of rows are added in float32 and in the
+    order of rows, the pieces in float64 and in order. So the sums do not depend on the number of threads.
 
     Raises BadInput for NaN or infinity.
     """
-    d = rows.shape[1]
-    sums = torch.zeros((nlist, d), dtype=torch.float64)
-    members = torch.from_numpy(lists)
-    step = max(1, SUM_BYTES // (8 * d))
+    sums = torch.zeros((nlist, rows.shape[1]), dtype=torch.float64)
+    step = min(max(PIECE_MEMBERS * nlist, LEAST_PIECE), MOST_PIECE)
 
-    def add(first: int, last: int) -> None:
-        part = torch.zeros((nlist, last - first), dtype=torch.float64)
-        narrow, wide = np.empty((step, last - first), rows.dtype), torch.empty((step, last - first), dtype=torch.float64)
-        for start in range(0, len(rows), step):
-            piece = rows[start : start + step]
-            np.copyto(narrow[: len(piece)], piece[:, first:last])  # torch takes neither read-only maps nor negative strides
-            wide.copy_(torch.from_numpy(narrow))
-            part.index_add_(0, members[start : start + step], wide[: len(piece)])
-        sums[:, first:last] = part
+    spaces = threading.local()
+
+    def of_piece(start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        members = torch.from_numpy(lists[start : start + step])
+        piece = float32_rows(rows, start, start + len(members), spaces.__dict__.setdefault("own", Workspace()))
+        counts = torch.bincount(members, minlength=nlist)
+        there = counts.nonzero()[:, 0]
+        starts = (torch.cumsum(counts, 0) - counts)[there]
+        return there, torch.nn.functional.embedding_bag(torch.argsort(members, stable=True), piece, starts, mode="sum")
 
     with workers() as pool:
-        cuts = np.linspace(0, d, torch.get_num_threads() + 1, dtype=int).tolist()
-        list(pool.map(add, cuts[:-1], cuts[1:]))
+        for there, part in pool.map(of_piece, range(0, len(rows), step)):
+            sums.index_add_(0, there, part.double())
     if not bool(torch.isfinite(sums).all()):
-        for _ in blocks_of(rows, step, name):  # says which row
-            pass
+        check_rows(rows, name)  # says which
     return sums.numpy()
 
 
-def _updated(summed: Rows, lists: Int64, sizes: Int64, old: Float32, seed: int) -> tuple[Float32, int]:
+def _updated(sums: npt.NDArray[np.float64], sizes: Int64, old: Float32, seed: int) -> tuple[Float32, int]:
     """New unit centroids, and how many lists were empty and got half of another."""
-    sums = segment_sums(summed, lists, len(sizes))
     norms = np.linalg.norm(sums, axis=1)
     empty = np.flatnonzero(norms == 0)  # no members, or members that cancel out
     centroids = np.divide(sums, norms[:, None], out=np.zeros_like(sums), where=norms[:, None] > 0)
