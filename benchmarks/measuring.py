@@ -89,6 +89,12 @@ def gemm_rate(d: int, device: str, dtype: torch.dtype, seconds: float = 1.0) -> 
     return 2 * side * side * d / best
 
 
+def gemm_peak(d: int, device: str) -> float:
+    """The best rate of any type that candidates may be computed in."""
+    types = (torch.float16,) if device.startswith("cuda") else (torch.float32, torch.bfloat16)
+    return max(gemm_rate(d, device, dtype) for dtype in types)
+
+
 def plot_growth(rows: list[dict[str, Any]], contenders: dict[str, str], x: str, title: str, path: Path) -> None:
     """Seconds of each of `contenders` (key in a row -> label) by a row's `n`, one colour a dimension `d`."""
     import matplotlib

@@ -1,7 +1,7 @@
 """Exact pairing beside faiss.knn and the reference's block loop, in one process, ratio first.
 
     python benchmarks/pairing.py [--quick] [--base 20000 100000 300000] [--queries 4096] [--dimensions 128 768] [-k 1] [--plot pairing.png]
-    python benchmarks/pairing.py --data FOLDER --base 200000 --queries 200000 --dimensions 128
+    python benchmarks/pairing.py --data FOLDER --base 200000 --queries 200000 --dimensions 128 --peers faiss
 
 FOLDER holds `image_features.npy` and `caption_features.npy`; otherwise vectors are clustered and random. Cost is linear in queries, so a
 few thousand stand for as many as you like; `--queries 0` pairs as many as there are base rows. Each contender runs `--repeats` times,
@@ -18,7 +18,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from measuring import gemm_rate, in_turn, plot_growth, vectors
+from measuring import Cost, gemm_peak, in_turn, plot_growth, vectors
 
 from paired_index_assets.neighbors.exact import exact_neighbors
 
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=4_096)
     parser.add_argument("--dimensions", type=int, nargs="+", default=[128, 768])
     parser.add_argument("-k", type=int, default=1)
+    parser.add_argument("--peers", nargs="+", choices=["faiss", "loop"], default=["faiss", "loop"])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--plot", type=Path, default=Path("pairing.png"))
@@ -44,11 +45,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.base, options.queries, options.repeats = [10_000, 20_000], 2_048, 1
-    half = torch.float16 if options.device.startswith("cuda") else torch.float32
     rows = []
     print(HEAD)
     for d in options.dimensions:
-        peak = gemm_rate(d, options.device, half)
+        peak = gemm_peak(d, options.device)
         for n in options.base:
             row = compare(n, options.queries or n, d, peak, options)
             rows.append(row)
@@ -58,10 +58,9 @@ def main() -> None:
                 " {faiss_same:.2%} | {loop_same:.2%} |".format(**row),
                 flush=True,
             )
-    plot_growth(
-        rows, {"ours": "exact_neighbors", "faiss": "faiss.knn", "loop": "reference's block loop"}, "base rows",
-        f"Exact neighbours, k={rows[0]['k']}", options.plot,
-    )  # fmt: skip
+    labels = {"ours": "exact_neighbors", "faiss": "faiss.knn", "loop": "reference's block loop"}
+    shown = {name: label for name, label in labels.items() if name in ("ours", *options.peers)}
+    plot_growth(rows, shown, "base rows", f"Exact neighbours, k={rows[0]['k']}", options.plot)
     print(f"\n{options.queries or 'as many'} queries, {options.device}, best of {options.repeats}; growth: {options.plot}")
 
 
@@ -72,16 +71,19 @@ def compare(n: int, nq: int, d: int, peak: float, options: argparse.Namespace) -
         "faiss": lambda: faiss.knn(queries, base, options.k, metric=faiss.METRIC_INNER_PRODUCT)[1],
         "loop": lambda: reference_loop(queries, base, options.device),
     }
+    contenders = {name: work for name, work in contenders.items() if name in ("ours", *options.peers)}
     for work in contenders.values():  # once through everything: threads started, kernels compiled
         work() if n * nq * d < 1e10 else None
     ids, costs = in_turn(contenders, options.repeats)
-    ours, rival, loop = costs["ours"], costs["faiss"], costs["loop"]
+    none = Cost(float("nan"), float("nan"), float("nan"))
+    ours, rival, loop = costs["ours"], costs.get("faiss", none), costs.get("loop", none)
+    same = {name: float((ids["ours"][:, 0] == made.reshape(len(made), -1)[:, 0]).mean()) for name, made in ids.items()}
     return {
         "n": n, "d": d, "k": options.k, "ours": ours.seconds, "faiss": rival.seconds, "loop": loop.seconds,
         "faiss_ratio": rival.seconds / ours.seconds, "loop_ratio": loop.seconds / ours.seconds,
         "faiss_cpu": rival.cpu / ours.cpu, "loop_cpu": loop.cpu / ours.cpu,
         "share": 2.0 * nq * n * d / ours.seconds / peak, "ours_mib": ours.mib, "faiss_mib": rival.mib, "loop_mib": loop.mib,
-        "faiss_same": float((ids["ours"] == ids["faiss"]).mean()), "loop_same": float((ids["ours"][:, 0] == ids["loop"]).mean()),
+        "faiss_same": same.get("faiss", none.seconds), "loop_same": same.get("loop", none.seconds),
     }  # fmt: skip
 
 

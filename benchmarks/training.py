@@ -1,6 +1,6 @@
 """Training beside faiss.Kmeans with the same n, k, d and iterations, in one process, ratio first.
 
-    python benchmarks/training.py [--quick] [--rows 50000 100000 200000] [--nlist 1024] [--dimensions 128 768] [--plot training.png]
+    python benchmarks/training.py [--quick] [--rows 50000 100000 200000] [--nlist 1024 4096] [--dimensions 128 768] [--plot training.png]
     python benchmarks/training.py --data FOLDER --rows 200000 --dimensions 128
 
 FOLDER holds `image_features.npy` and `caption_features.npy`; otherwise vectors are clustered and random. Paired k-means has no rival with
@@ -11,12 +11,13 @@ so on two idle cores, --quick 15 seconds.
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import faiss
 import numpy as np
 import torch
-from measuring import gemm_rate, in_turn, plot_growth, vectors
+from measuring import gemm_peak, in_turn, plot_growth, vectors
 
 from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
 from paired_index_assets.neighbors.exact import assign
@@ -31,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 50_000, 100_000])
-    parser.add_argument("--nlist", type=int, default=1_024)
+    parser.add_argument("--nlist", type=int, nargs="+", default=[1_024, 4_096])
     parser.add_argument("--niter", type=int, default=10)
     parser.add_argument("--dimensions", type=int, nargs="+", default=[128, 768])
     parser.add_argument("--repeats", type=int, default=1)
@@ -40,42 +41,41 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if options.quick:
-        options.rows, options.nlist, options.niter = [10_000, 20_000], 256, 5
+        options.rows, nlist, options.niter = [10_000, 20_000], [256], 5
     rows = []
     print(HEAD)
     for d in options.dimensions:
-        peak = gemm_rate(d, options.device, torch.float16 if options.device.startswith("cuda") else torch.float32)
-        for n in options.rows:
-            row = compare(n, d, peak, options)
+        peak = gemm_peak(d, options.device)
+        for nlist, n in product(options.nlist, options.rows):
+            row = compare(n, d, nlist, peak, options)
             rows.append(row)
             print(
                 "| {n:,} | {d} | {nlist:,} | **{ratio:.2f}** | **{paired_ratio:.2f}** | {cpu:.2f} | {paired_cpu:.2f} | {assign_ratio:.2f} |"
                 " {share:.0%} | {ours:.2f} | {paired:.2f} | {faiss:.2f} | {ours_mib:.0f} | {faiss_mib:.0f} | {objective:.4f} |".format(**row),
                 flush=True,
             )
-    plot_growth(
-        rows, {"ours": "train_kmeans", "paired": "train_paired_kmeans", "faiss": "faiss.Kmeans"}, "rows",
-        f"Training, {rows[0]['nlist']} lists", options.plot,
-    )  # fmt: skip
+    plotted = [row for row in rows if row["nlist"] == options.nlist[-1]]
+    labels = {"ours": "train_kmeans", "paired": "train_paired_kmeans", "faiss": "faiss.Kmeans"}
+    plot_growth(plotted, labels, "rows", f"Training, {options.nlist[-1]} lists", options.plot)
     print(f"\n{options.niter} iterations, {options.device}, best of {options.repeats}; growth: {options.plot}")
 
 
-def compare(n: int, d: int, peak: float, options: argparse.Namespace) -> dict[str, float]:
+def compare(n: int, d: int, nlist: int, peak: float, options: argparse.Namespace) -> dict[str, float]:
     images, captions = vectors(n, d, 1, options.data, "image_features"), vectors(n, d, 2, options.data, "caption_features")
     settings = {"niter": options.niter, "max_points_per_centroid": n, "device": options.device}
 
     def by_faiss() -> faiss.Kmeans:
         kmeans = faiss.Kmeans(
-            d, options.nlist, niter=options.niter, spherical=True, max_points_per_centroid=n, min_points_per_centroid=1,
+            d, nlist, niter=options.niter, spherical=True, max_points_per_centroid=n, min_points_per_centroid=1,
             early_stop_threshold=-1,  # faiss 1.15 else stops when the objective grows slowly: fewer iterations, not faster ones
         )  # fmt: skip
         kmeans.train(images)
         return kmeans
 
-    centroids = np.ascontiguousarray(images[: options.nlist])
+    centroids = np.ascontiguousarray(images[: nlist])
     contenders = {
-        "ours": lambda: train_kmeans(images, options.nlist, **settings),
-        "paired": lambda: train_paired_kmeans(images, captions, options.nlist, **settings),
+        "ours": lambda: train_kmeans(images, nlist, **settings),
+        "paired": lambda: train_paired_kmeans(images, captions, nlist, **settings),
         "faiss": by_faiss,
         "assign": lambda: assign(images, centroids, device=options.device),
         "faiss_assign": lambda: faiss.knn(images, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT),
@@ -83,11 +83,11 @@ def compare(n: int, d: int, peak: float, options: argparse.Namespace) -> dict[st
     made, costs = in_turn(contenders, options.repeats)
     ours, paired, rival = costs["ours"], costs["paired"], costs["faiss"]
     return {
-        "n": n, "d": d, "nlist": options.nlist, "ours": ours.seconds, "paired": paired.seconds, "faiss": rival.seconds,
+        "n": n, "d": d, "nlist": nlist, "ours": ours.seconds, "paired": paired.seconds, "faiss": rival.seconds,
         "ratio": rival.seconds / ours.seconds, "paired_ratio": rival.seconds / paired.seconds,
         "cpu": rival.cpu / ours.cpu, "paired_cpu": rival.cpu / paired.cpu,
         "assign_ratio": costs["faiss_assign"].seconds / costs["assign"].seconds,
-        "share": 2.0 * n * options.nlist * d * options.niter / ours.seconds / peak, "ours_mib": ours.mib, "faiss_mib": rival.mib,
+        "share": 2.0 * n * nlist * d * options.niter / ours.seconds / peak, "ours_mib": ours.mib, "faiss_mib": rival.mib,
         "objective": made["ours"].history[-1].objective / (made["faiss"].obj[-1] / n),
     }  # fmt: skip
 
