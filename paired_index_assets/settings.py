@@ -76,6 +76,9 @@ class Settings(BaseSettings):
         0.05, "Embeddings", "Share of unusable samples above which the embedding assets' checks fail.", ge=0, le=1
     )
 
+    pairing_parts: int = _field(
+        8, "Training", "Runs among which the job `pair_in_parts` shares the pairing, where there are several GPUs or machines.", ge=1, le=1000
+    )
     method: Literal["auto", "paired_kmeans", "kmeans"] = _field(
         "auto",
         "Training",

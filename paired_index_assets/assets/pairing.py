@@ -1,5 +1,7 @@
 """Which image each training caption is closest to: the table the paper's centroids are made from (arXiv 2402.04416, Algorithm 1)."""
 
+from dataclasses import dataclass
+
 import dagster as dg
 import numpy as np
 import pyarrow.compute as pc
@@ -7,10 +9,13 @@ import pyarrow.compute as pc
 from paired_index_assets.assets.embeddings import caption_embeddings, image_embeddings
 from paired_index_assets.assets.facts import Stopwatch, column_schema, or_fail, path, rows_and_rate
 from paired_index_assets.assets.inputs import aligned_sets, caption_texts, image_set
+from paired_index_assets.assets.partitions import pairing_partitions, part_number
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
-from paired_index_assets.pairing.pairs import read_pairs, write_pairs
+from paired_index_assets.pairing.pairs import BLOCK_ROWS, MatchedImages, block_count, read_pairs, write_blocks, write_pairs
+from paired_index_assets.progress import Progress
 from paired_index_assets.quality.split import Split, split_by_concept
-from paired_index_assets.rows import Selected
+from paired_index_assets.rows import Bool, Rows, Selected
+from paired_index_assets.settings import Settings
 
 COLUMNS = column_schema(
     {
@@ -37,24 +42,18 @@ def caption_image_pairs(
     One Parquet file a block of captions, each written once: a killed run goes on at the next block.
     """
     read, report, watch = settings.read(), progress.of(context), Stopwatch()
-    images, captions = or_fail(lambda: aligned_sets(read))
-    root = read.build_root
-    image_valid = images.valid(progress=report)
-    split = or_fail(
-        lambda: split_by_concept(
-            captions,
-            images,
-            texts=caption_texts(read),
-            validation=read.validation_captions,
-            test=read.test_captions,
-            seed=read.seed,
-            progress=report,
-        )
-    )
-    split.save(root.split)
+    sides = or_fail(lambda: _sides(read, report))
+    split = sides.split
+    split.save(read.build_root.split)
     summary = or_fail(
         lambda: write_pairs(
-            root.pairs, Selected(captions, split.train), split.train, images, image_valid=image_valid, device=read.device, progress=report
+            read.build_root.pairs,
+            sides.captions,
+            split.train,
+            sides.images,
+            image_valid=sides.image_valid,
+            device=read.device,
+            progress=report,
         )
     )
     return dg.MaterializeResult(
@@ -67,9 +66,55 @@ def caption_image_pairs(
             "validation_captions": len(split.validation),
             "test_captions": len(split.test),
             "concepts": split.concepts,
-            "path": path(root.pairs),
+            "path": path(read.build_root.pairs),
         },
     )
+
+
+@dg.op(pool="accelerator", out=dg.Out(dg.Nothing))
+def pair_part(context: dg.OpExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]) -> None:
+    """Every `pairing_parts`-th block of the pairs table; a block that is there is left alone."""
+    read, report = settings.read(), progress.of(context)
+    sides = or_fail(lambda: _sides(read, report))
+    blocks = range(part_number(context.partition_key), block_count(len(sides.captions), BLOCK_ROWS), read.pairing_parts)
+    matched = MatchedImages.of(sides.images, sides.image_valid)
+    written = or_fail(
+        lambda: write_blocks(
+            read.build_root.pairs, blocks, sides.captions, sides.split.train, matched, device=read.device, progress=report
+        )
+    )
+    context.log.info(f"{written} of {len(blocks)} blocks written, the others were there")
+
+
+@dg.job(partitions_def=pairing_partitions)
+def pair_in_parts() -> None:
+    """Pairing shared out to several runs, one a partition: on several GPUs or machines, before `caption_image_pairs` is materialised.
+
+    That finds the blocks that are there, makes those that are not, and says what the table holds.
+    """
+    pair_part()
+
+
+@dataclass(frozen=True)
+class _Sides:
+    images: Rows
+    image_valid: Bool
+    captions: Rows  # those that train
+    split: Split
+
+
+def _sides(read: Settings, report: Progress) -> _Sides:
+    images, captions = aligned_sets(read)
+    split = split_by_concept(
+        captions,
+        images,
+        texts=caption_texts(read),
+        validation=read.validation_captions,
+        test=read.test_captions,
+        seed=read.seed,
+        progress=report,
+    )
+    return _Sides(images, images.valid(progress=report), Selected(captions, split.train), split)
 
 
 @dg.asset_check(asset=caption_image_pairs, blocking=True)

@@ -1,4 +1,4 @@
-"""One partition a shard: static, because the ids of a shard must not depend on what has landed."""
+"""One partition a shard: static, because the ids of a shard must not depend on what has landed. And the parts of a shared-out pairing."""
 
 import dagster as dg
 
@@ -13,5 +13,11 @@ def shard_number(key: str) -> int:
     return int(key.removeprefix("shard_"))
 
 
+def part_number(key: str) -> int:
+    return int(key.removeprefix("part_"))
+
+
 # Read once at import, as Dagster needs it: another count of shards is another code location.
-shard_partitions = dg.StaticPartitionsDefinition([shard_key(number) for number in range(load_settings().shards)])
+_settings = load_settings()
+shard_partitions = dg.StaticPartitionsDefinition([shard_key(number) for number in range(_settings.shards)])
+pairing_partitions = dg.StaticPartitionsDefinition([f"part_{number:02d}" for number in range(_settings.pairing_parts)])

@@ -26,7 +26,7 @@ class SettingsResource(_SettingsFields):  # type: ignore[misc]  # its base is ma
 class ProgressLog:
     """Progress as lines of the run's log; the command line puts bars in its place."""
 
-    def of(self, context: dg.AssetExecutionContext) -> Progress:
+    def of(self, context: dg.AssetExecutionContext | dg.OpExecutionContext) -> Progress:
         last: dict[str, float] = {}
 
         def log(step: str, done: int, total: int, /, **facts: float | int | str) -> None:
@@ -44,7 +44,7 @@ class ForwardedProgress(ProgressLog):
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def of(self, context: dg.AssetExecutionContext) -> Progress:
+    def of(self, context: dg.AssetExecutionContext | dg.OpExecutionContext) -> Progress:
         return self._progress
 
 

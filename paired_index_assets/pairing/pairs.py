@@ -7,6 +7,7 @@ the first block that is missing, and a block of other inputs is made again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,12 +73,9 @@ def write_pairs(
     for number, path in _files(folder).items():
         if number >= blocks:
             path.unlink()
-    reused = 0
-    for number in range(blocks):
-        start = number * block_rows
-        told = _shifted(progress, start, len(captions))
-        reused += not write_block(folder, number, captions, caption_ids, matched, block_rows=block_rows, device=device, progress=told)
-        progress("pairing", min(start + block_rows, len(captions)), len(captions), blocks=number + 1, reused=reused)
+    reused = blocks - write_blocks(
+        folder, range(blocks), captions, caption_ids, matched, block_rows=block_rows, device=device, progress=progress
+    )
     table = read_pairs(folder)
     similarity = table["similarity"].to_numpy()
     return PairsSummary(len(table), len(table["image_id"].unique()), float(similarity.mean(dtype=np.float64)), blocks, reused)
@@ -107,6 +105,28 @@ class MatchedImages:
 
 def block_count(captions: int, block_rows: int) -> int:
     return -(-captions // block_rows)
+
+
+def write_blocks(
+    folder: UPath,
+    numbers: Sequence[int],
+    captions: Rows,
+    caption_ids: Int64,
+    images: MatchedImages,
+    *,
+    block_rows: int = BLOCK_ROWS,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> int:
+    """Write some blocks of the table, such as every eighth where eight runs share them; returns how many were not there already."""
+    written, done = 0, 0
+    total = sum(min((number + 1) * block_rows, len(captions)) - number * block_rows for number in numbers)
+    for number in numbers:
+        told = _shifted(progress, done, total)
+        written += write_block(folder, number, captions, caption_ids, images, block_rows=block_rows, device=device, progress=told)
+        done = min(done + block_rows, total)
+        progress("pairing", done, total, written=written)
+    return written
 
 
 def write_block(
