@@ -5,7 +5,7 @@ ROOT   ?= data/demo
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test test-heavy lint benchmarks clean
+.PHONY: help install demo ui test test-heavy test-kernel lint benchmarks clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ test: install    ## the test suite
 
 test-heavy: install  ## minutes of work: fifty kills, ten thousand requests, the published clients
 	$(BIN)/python -m pytest -m heavy
+
+test-kernel: install  ## the GPU kernel: on the GPU, or in Triton's interpreter, which takes a gigabyte of disk
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt triton
+	$(BIN)/python -m pytest tests/neighbors/test_neighbors_on_a_gpu.py
 
 lint: install    ## ruff and mypy
 	$(BIN)/ruff check .

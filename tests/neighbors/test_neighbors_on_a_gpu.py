@@ -35,7 +35,7 @@ for d, dtype, scale in ((7, np.float16, 1), (64, np.float32, 1), (100, np.float3
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed: `pip install triton` runs this in its interpreter")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed: `make test-kernel` runs this")
 def test_the_fused_kernel_finds_the_exact_neighbors_in_tritons_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)}
     subprocess.run([sys.executable, "-c", IN_THE_INTERPRETER], env=environment, check=True)
