@@ -76,7 +76,7 @@ def in_turn(contenders: dict[str, Callable[[], Any]], repeats: int) -> tuple[dic
 
 def gemm_rate(d: int, device: str, dtype: torch.dtype, seconds: float = 1.0) -> float:
     """Operations a second of torch's GEMM into a buffer that is there: the best of as many tries as fit into `seconds`."""
-    side = 8192 if device.startswith("cuda") else 1024
+    side = 8192 if device.startswith("cuda") else 4096
     a, b = (torch.randn(side, d, device=device).to(dtype) for _ in range(2))
     out = torch.empty(side, side, device=device, dtype=dtype)
     best, end = float("inf"), time.perf_counter() + seconds
