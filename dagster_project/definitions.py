@@ -4,7 +4,7 @@ import dagster as dg
 
 from dagster_project.lost_runs import lost_runs_sensor
 from paired_index_assets.assets import embeddings, landing, pairing, report, shards, training
-from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.assets.resources import ProgressLog, settings_resource
 from paired_index_assets.settings import Settings, load_settings
 
 _MODULES = [embeddings, pairing, training, shards, report]
@@ -15,7 +15,7 @@ def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
     return dg.Definitions(
         assets=[landing.landed_embeddings, *dg.load_assets_from_modules(_MODULES)],
         asset_checks=dg.load_asset_checks_from_modules(_MODULES),
-        resources={"settings": SettingsResource(**settings.model_dump()), "progress": progress},
+        resources={"settings": settings_resource(settings), "progress": progress},
         jobs=[pairing.pair_in_parts, training.train, shards.rebuild_shards],
         schedules=[shards.nightly_rebuild],
         sensors=[landing.landed_embeddings_sensor, shards.index_automation, lost_runs_sensor],

@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 from pydantic import create_model
+from pydantic.fields import FieldInfo
 
 from paired_index_assets.progress import Progress
 from paired_index_assets.settings import Settings
@@ -21,6 +22,20 @@ class SettingsResource(_SettingsFields):  # type: ignore[misc]  # its base is ma
 
     def read(self) -> Settings:
         return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+
+
+def settings_resource(settings: Settings) -> SettingsResource:
+    """The resource that holds `settings`, and of which a run's config may change some.
+
+    Its fields' defaults are the settings: Dagster fills up a config that names some fields with the defaults of the class, not with what
+    an instance was made of.
+    """
+    values: dict[str, Any] = {
+        name: (field.annotation, FieldInfo.merge_field_infos(field, default=getattr(settings, name)))
+        for name, field in Settings.model_fields.items()
+    }
+    made: SettingsResource = create_model("SettingsResource", __base__=SettingsResource, **values)()
+    return made
 
 
 class ProgressLog:

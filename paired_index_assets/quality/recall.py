@@ -51,12 +51,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """What was found, a value a query, so that intervals and paired differences come from the queries themselves.
-
-    coverage, product, reranked: (settings, ks, queries) float32 recall; product and reranked None where there was no scan. scanned:
-    (settings, queries) vectors; probed: (settings, queries) lists. imbalance: faiss's factor nlist sum(size^2) / (sum size)^2, 1 is even.
-    """
+class Subject:
+    """What is measured. imbalance: faiss's factor nlist sum(size^2) / (sum size)^2, 1 is even."""
 
     name: str
     method: str
@@ -70,6 +66,16 @@ class Measurement:
     imbalance: float
     empty_lists: int
     longest_list: int
+
+
+@dataclass(frozen=True)
+class Measurement(Subject):
+    """What was found, a value a query, so that intervals and paired differences come from the queries themselves.
+
+    coverage, product, reranked: (settings, ks, queries) float32 recall; product and reranked None where there was no scan. scanned:
+    (settings, queries) vectors; probed: (settings, queries) lists.
+    """
+
     ks: tuple[int, ...]
     settings: tuple[Setting, ...]
     scanned: Int64

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from upath import UPath
 from paired_index_assets.errors import BadInput, DamagedArtifact
 from paired_index_assets.quality.codes import CodeMeasurement
 from paired_index_assets.quality.intervals import Interval, mean_intervals
-from paired_index_assets.quality.recall import Measurement, Setting
+from paired_index_assets.quality.recall import Measurement, Setting, Subject
 from paired_index_assets.storage import as_path, read_json, write_bytes
 
 SCHEMA = 1
@@ -45,19 +45,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class CandidateReport:
-    name: str
-    method: str
-    routing: str
-    codec: str
-    nlist: int
-    bytes_per_vector: int
-    build_seconds: float
-    images: int
-    in_lists: int
-    imbalance: float
-    empty_lists: int
-    longest_list: int
+class CandidateReport(Subject):
     points: list[Point]
 
     def at(self, *, nprobe: int | None = None, share: float | None = None) -> Point | None:
@@ -204,18 +192,7 @@ def _candidate_report(found: Measurement, seed: int) -> CandidateReport:
         strict=True,
     )
     return CandidateReport(
-        name=found.name,
-        method=found.method,
-        routing=found.routing,
-        codec=found.codec,
-        nlist=found.nlist,
-        bytes_per_vector=found.bytes_per_vector,
-        build_seconds=found.build_seconds,
-        images=found.images,
-        in_lists=found.in_lists,
-        imbalance=found.imbalance,
-        empty_lists=found.empty_lists,
-        longest_list=found.longest_list,
+        **{of.name: getattr(found, of.name) for of in fields(Subject)},
         points=[
             Point(setting.by, setting.amount, float(scanned), float(probed), coverage or {}, product, reranked)
             for setting, scanned, probed, coverage, product, reranked in columns

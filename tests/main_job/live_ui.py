@@ -118,3 +118,29 @@ class Ui:
         )
         events = found["assetOrError"].get("assetMaterializations", [])
         return events[0]["runId"] if events else None
+
+    def launch(self, mutation, kind, params):
+        """The id of the run that `mutation($p)` launches."""
+        launched = self.ask(
+            f"mutation($p: {kind}!) {{ {mutation} {{ __typename ... on LaunchRunSuccess {{ run {{ runId }} }} }} }}", p=params
+        )
+        (answer,) = launched.values()
+        assert answer["__typename"] == "LaunchRunSuccess", launched
+        return answer["run"]["runId"]
+
+    def train(self, **settings):
+        config = {"resources": {"settings": {"config": settings}}} if settings else {}
+        selected = {"selector": SELECTOR | {"jobName": "train"}, "runConfigData": config}
+        self.succeeds(self.launch("launchRun(executionParams: $p)", "ExecutionParams", selected))
+
+    def succeeds(self, run):
+        self.until(lambda: self.status(run) in ("SUCCESS", "FAILURE"), f"the end of run {run}")
+        assert self.status(run) == "SUCCESS", self.errors(run)
+
+    def errors(self, run):
+        found = self.ask(
+            "query($r: ID!) { logsForRun(runId: $r) { ... on EventConnection { events {"
+            " ... on ErrorEvent { error { message cause { message } } } ... on MessageEvent { message } } } } }",
+            r=run,
+        )
+        return [event for event in found["logsForRun"]["events"] if event.get("error")]

@@ -15,7 +15,7 @@ from dagster_project.definitions import assemble
 from paired_index_assets.assets.inputs import write_catalog
 from paired_index_assets.assets.landing import landed_embeddings_sensor
 from paired_index_assets.assets.partitions import shard_key
-from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.assets.resources import ProgressLog, settings_resource
 from paired_index_assets.assets.shards import nightly_rebuild, shard_index
 from paired_index_assets.assets.training import trained_index
 from paired_index_assets.landing.catalog import Catalog
@@ -53,7 +53,7 @@ class World:
     def tick(self):
         """One tick of the sensor; the partitions it reports."""
         context = dg.build_sensor_context(
-            instance=self.instance, cursor=self.sensor_cursor, resources={"settings": SettingsResource(**self.settings.model_dump())}
+            instance=self.instance, cursor=self.sensor_cursor, resources={"settings": settings_resource(self.settings)}
         )
         result = landed_embeddings_sensor(context)
         if isinstance(result, dg.SkipReason):
@@ -108,7 +108,7 @@ class World:
         with dg.build_schedule_context(
             instance=self.instance,
             scheduled_execution_time=dt.datetime(2026, 1, 2, 2, tzinfo=dt.UTC),
-            resources={"settings": SettingsResource(**self.settings.model_dump())},
+            resources={"settings": settings_resource(self.settings)},
         ) as context:
             found = nightly_rebuild(context)
             return [] if isinstance(found, dg.SkipReason) else [request.partition_key for request in found]

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from live_ui import SELECTOR, Ui
+from live_ui import Ui
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +16,7 @@ def ui(tmp_path_factory, small_build):
 
 def test_the_whole_graph_materialises_from_the_ui_and_landing_does_the_rest(ui):
     """In one story, because a web server and a daemon take half a minute to start."""
-    launched = ui.ask(
-        "mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename ... on LaunchRunSuccess { run { runId } } } }",
-        p={"selector": SELECTOR | {"jobName": "train"}, "runConfigData": {}},
-    )["launchRun"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    run = launched["run"]["runId"]
-    ui.until(lambda: ui.status(run) in ("SUCCESS", "FAILURE"), "the training run")
-    assert ui.status(run) == "SUCCESS"
+    ui.train()
 
     ui.land(1, 3, 4)
     ui.until(lambda: ui.built() == [1, 3, 4], "the shards that landed")

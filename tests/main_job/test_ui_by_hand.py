@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from live_ui import SELECTOR, Ui
+from live_ui import Ui
 
 from paired_index_assets.assets.partitions import shard_key
 
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.heavy
 def ui(tmp_path_factory, small_build):
     ui = Ui(tmp_path_factory.mktemp("by_hand"), small_build)
     ui.start()
+    ui.train()
     yield ui
     ui.kill()
 
@@ -40,15 +41,6 @@ def stale(ui):
         p=[shard_key(shard) for shard in range(5)],
     )
     return found["assetNodeOrError"]["staleStatusByPartition"]
-
-
-def launch(ui, mutation, kind, params):
-    launched = ui.ask(
-        f"mutation($p: {kind}!) {{ {mutation} {{ __typename ... on LaunchRunSuccess {{ run {{ runId }} }} }} }}", p=params
-    )
-    (answer,) = launched.values()
-    assert answer["__typename"] == "LaunchRunSuccess", launched
-    return answer["run"]["runId"]
 
 
 def runs_of(ui, shard):
@@ -82,20 +74,15 @@ def test_a_shard_that_failed_is_retried_by_hand(ui):
     os.utime(bad, ns=(stamp, stamp))  # mended so that nothing but a person knows
     os.replace(bad, ui.landing / name)
     failed = runs_of(ui, 1)[0]
-    again = launch(ui, "launchRunReexecution(reexecutionParams: $p)", "ReexecutionParams", {"parentRunId": failed, "strategy": "ALL_STEPS"})
-    ui.until(lambda: ui.status(again) in ("SUCCESS", "FAILURE"), "the retry")
-    assert ui.status(again) == "SUCCESS"
+    retry = {"parentRunId": failed, "strategy": "ALL_STEPS"}
+    ui.succeeds(ui.launch("launchRunReexecution(reexecutionParams: $p)", "ReexecutionParams", retry))
     assert ui.built() == [0, 1, 2]
 
 
 def test_a_new_trained_index_makes_every_shard_stale_until_it_is_rebuilt(ui):
     ui.until(lambda: [stale(ui)[shard] for shard in range(3)] == ["FRESH"] * 3, "everything fresh")
     before = {path.name: path.read_bytes() for path in (ui.root / "shards").glob("knn*[0-9]")}
-    config = {"resources": {"settings": {"config": {"seed": 77}}}}
-    train = {"selector": SELECTOR | {"jobName": "train"}, "runConfigData": config}
-    run = launch(ui, "launchRun(executionParams: $p)", "ExecutionParams", train)
-    ui.until(lambda: ui.status(run) in ("SUCCESS", "FAILURE"), "the training")
-    assert ui.status(run) == "SUCCESS"
+    ui.train(seed=77)
     ui.until(lambda: "STALE" in stale(ui)[:3], "stale shards")
     ui.until(lambda: [stale(ui)[shard] for shard in range(3)] == ["FRESH"] * 3, "the rebuild")
     after = {path.name: path.read_bytes() for path in (ui.root / "shards").glob("knn*[0-9]")}

@@ -1,7 +1,9 @@
 """One home for settings: flags, environment, the last build and defaults reach the same fields, in this order."""
 
+import dagster as dg
 import pytest
 
+from paired_index_assets.assets.resources import SettingsResource, settings_resource
 from paired_index_assets.errors import BadInput
 from paired_index_assets.settings import Settings, load_settings
 
@@ -49,3 +51,20 @@ def test_a_wrong_setting_is_named_with_what_was_expected_and_found(tmp_path, giv
 @pytest.mark.parametrize(("rows", "nlist"), [(1, 4), (12_000, 256), (200_000, 1024), (2_170_337_258, 131_072)])
 def test_the_default_number_of_lists_grows_with_the_square_root_of_the_rows(tmp_path, rows, nlist):
     assert load_settings(root=str(tmp_path)).lists_for(rows) == nlist
+
+
+def test_a_run_that_changes_one_setting_keeps_the_others(tmp_path):
+    given = load_settings(root=str(tmp_path), images="pictures/*.tar", nlist=64, shards=7)
+    seen = []
+
+    @dg.op
+    def look(settings: SettingsResource):
+        seen.append(settings.read())
+
+    @dg.job(resource_defs={"settings": settings_resource(given)})
+    def run():
+        look()
+
+    run.execute_in_process()
+    run.execute_in_process(run_config={"resources": {"settings": {"config": {"nlist": 128}}}})
+    assert seen == [given, given.model_copy(update={"nlist": 128})]
