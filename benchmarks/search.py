@@ -48,7 +48,7 @@ def build(root: Path, images: Float32, trained: TrainedIndex, shards: int) -> No
     for number, part in enumerate(np.array_split(images, shards)):
         np.save(landing / f"img_emb_{number:04d}.npy", part.astype(np.float16))
     catalog = Catalog.scan(landing, shards=shards)
-    path = place.trained_index(trained.nlist, trained.codec.name, trained.method)
+    path = place.trained_index(trained.nlist, trained.codec.name, trained.method, trained.fingerprint)
     trained.save(path)
     write_json(place.promoted, {"index": path.name, "fingerprint": trained.fingerprint})
     for shard in range(shards):

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from upath import UPath
 
-from paired_index_assets.storage import as_path
+from paired_index_assets.cache import Cache
+from paired_index_assets.storage import as_path, is_local, versioned
 
 
 @dataclass(frozen=True)
 class BuildRoot:
-    """Where one build keeps its files (docs/architecture.md lists them)."""
+    """Where one build keeps its files (docs/architecture.md lists them), and where copies of them go if that is not a local folder."""
 
     root: UPath
+    cache: Cache = field(default_factory=Cache, compare=False)
 
     @classmethod
-    def at(cls, url: str | Path | UPath) -> BuildRoot:
-        return cls(as_path(url))
+    def at(cls, url: str | Path | UPath | BuildRoot) -> BuildRoot:
+        return url if isinstance(url, BuildRoot) else cls(as_path(url))
 
     @property
     def settings(self) -> UPath:
@@ -62,8 +64,9 @@ class BuildRoot:
     def trained(self) -> UPath:
         return self.root / "trained"
 
-    def trained_index(self, nlist: int, codec: str, method: str) -> UPath:
-        return self.trained / f"images.{nlist}.{codec}.{method}.index"
+    def trained_index(self, nlist: int, codec: str, method: str, fingerprint: str) -> UPath:
+        """On an object store each content has its own name, and `promoted` points to one."""
+        return versioned(self.trained / f"images.{nlist}.{codec}.{method}.index", fingerprint)
 
     @property
     def promoted(self) -> UPath:
@@ -77,11 +80,13 @@ class BuildRoot:
         return self.root / "shards"
 
     def shard(self, codec: str, number: int) -> UPath:
+        """The shard's public name; on an object store the name of no file, but with `.json` of its record, which points to one."""
         return self.shards / f"knn.paired_{codec}.index{number}"
 
     @property
     def downloads(self) -> UPath:
-        return self.root / "downloads"
+        """A local folder in any case."""
+        return (self.root if is_local(self.root) else as_path(self.cache.folder)) / "downloads"
 
     @property
     def manifest(self) -> UPath:

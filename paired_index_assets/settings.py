@@ -15,13 +15,15 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from paired_index_assets.cache import CACHE_FOLDER, Cache
 from paired_index_assets.errors import BadInput
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.storage import read_json, write_json
+from paired_index_assets.storage import as_path, read_json, require_reachable, write_json
 
 ENVIRONMENT_PREFIX = "PAIRED_INDEX_"
 DEFAULT_ROOT = "data/build"
 LAION_2B = "laion2b-en"
+OF_THE_MACHINE = {"root", "cache", "cache_budget_gb"}  # not remembered in the root, which other machines use too
 
 
 def _field(default: Any, group: str, description: str, **bounds: Any) -> Any:
@@ -103,6 +105,10 @@ class Settings(BaseSettings):
     tick_seconds: int = _field(30, "Shards", "Seconds between two looks at the landing folder.", ge=1)
     nprobe: int = _field(8, "Search", "Inverted lists a query visits.", ge=1)
     device: str | None = _field(None, "Hardware", "torch device; left out, the GPU if there is one.")
+    cache: str = _field(CACHE_FOLDER, "Hardware", "Local folder for copies of what lies on an object store and has to be mapped.")
+    cache_budget_gb: float | None = _field(
+        None, "Hardware", "Most disk that these copies may take; the least recently used go first. Left out, all the disk has.", gt=0
+    )
 
     @model_validator(mode="after")
     def _inputs_go_together(self) -> Settings:
@@ -126,7 +132,8 @@ class Settings(BaseSettings):
 
     @property
     def build_root(self) -> BuildRoot:
-        return BuildRoot.at(self.root)
+        budget = None if self.cache_budget_gb is None else int(self.cache_budget_gb * 1e9)
+        return BuildRoot(as_path(self.root), Cache(Path(self.cache).expanduser(), budget))
 
     def lists_for(self, rows: int) -> int:
         """`nlist` if given, otherwise the power of two below 4 sqrt(rows): 256 for 12,000 rows, 131,072 for LAION-2B."""
@@ -137,7 +144,7 @@ class Settings(BaseSettings):
         return {f"{ENVIRONMENT_PREFIX}{name.upper()}": str(value) for name, value in self.model_dump().items() if value is not None}
 
     def save(self) -> None:
-        write_json(self.build_root.settings, self.model_dump(exclude={"root"}))
+        write_json(self.build_root.settings, self.model_dump(exclude=OF_THE_MACHINE))
 
 
 class _LastBuild(PydanticBaseSettingsSource):
@@ -147,7 +154,9 @@ class _LastBuild(PydanticBaseSettingsSource):
         return None, field_name, False  # abstract in pydantic, and never called on a source with its own __call__
 
     def __call__(self) -> dict[str, Any]:
-        file = BuildRoot.at(self.current_state.get("root", DEFAULT_ROOT)).settings
+        root = BuildRoot.at(self.current_state.get("root", DEFAULT_ROOT))
+        require_reachable(root.root)  # the first look at it: what is wrong with it is said here
+        file = root.settings
         remembered = read_json(file) if file.exists() else {}
         given = set(self.current_state)
         # another kind of input replaces the remembered one whole

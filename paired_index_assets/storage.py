@@ -1,7 +1,8 @@
 """Files that get their name only when they are complete and on disk.
 
 Local files are written under a temporary name beside the target, flushed, and renamed. Object stores have no rename: there the
-finished local file is uploaded with one put, which is atomic per object.
+finished local file is uploaded with one put, which is atomic per object. What consists of several objects has a name for each content
+(`versioned`), and a small object, written last, that says which one counts.
 """
 
 from __future__ import annotations
@@ -11,25 +12,37 @@ import fcntl
 import hashlib
 import json
 import os
+import random
 import secrets
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from paired_index_assets.errors import Busy, DamagedArtifact, MissingInput, OutOfDisk
+from paired_index_assets.errors import BadInput, Busy, DamagedArtifact, MissingInput, OutOfDisk, PairedIndexError, SourceUnavailable
 
 CHUNK_BYTES = 1 << 22
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # the first piece of a path must be there before anything is put
+ATTEMPTS = 6  # at one request, beyond those of the store's own client
+VERSION_LENGTH = 16  # hexadecimal digits of a content in its name on an object store
+BACKOFF_S = 0.5  # doubled at each attempt, times a random 0.5 to 1
+
+Result = TypeVar("Result")
 
 
 def as_path(url: str | Path | UPath) -> UPath:
-    """A local path or any fsspec URL (s3://, gs://, hf://, http://) as a path object; ``~`` is expanded."""
-    return UPath(url).expanduser() if "://" not in str(url) else UPath(url)
+    """A local path or any fsspec URL (s3://, gs://, hf://, http://) as a path object; ``~`` is expanded.
+
+    fsspec remembers listings; what other machines write would not be seen.
+    """
+    return UPath(url).expanduser() if "://" not in str(url) else UPath(url, use_listings_cache=False)
 
 
 def is_local(path: UPath) -> bool:
@@ -44,34 +57,125 @@ def nearest_folder(path: UPath) -> Path:
     return folder
 
 
+def require_reachable(root: UPath) -> None:
+    """Ask a remote `root` for something small. Raises BadInput or SourceUnavailable, in one line, where its file system, bucket or
+    credentials are not there; a folder that does not exist yet is fine."""
+    if is_local(root):
+        return
+    try:
+        there = root.fs.exists(root.path) or root.protocol not in WITH_BUCKETS or root.fs.exists(root.path.split("/")[0])
+        if not there:
+            root.fs.info(root.path)  # says why, where that is not that there is no such bucket
+    except FileNotFoundError as error:
+        raise BadInput(f"{root}: there is no bucket {root.path.split('/')[0]!r}, or it is not for these credentials; make it first") from error
+    except ImportError as error:
+        raise BadInput(f"{root}: {error}") from error
+    except Exception as error:  # each file system has its own
+        raise SourceUnavailable(
+            f"{root}: can not be reached ({_one_line(error)}); check the name, and the credentials and the endpoint in the environment"
+        ) from error
+
+
+def patiently(what: UPath | Path | str, work: Callable[[], Result]) -> Result:
+    """The result of a request, asked again while the other side has trouble of its own.
+
+    What will not get better is raised at once: no such file, no permission, an error of this project, a full disk. Raises
+    SourceUnavailable naming `what` when it did not get better.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return work()
+        except (FileNotFoundError, PermissionError, PairedIndexError, ValueError, TypeError):
+            raise
+        except Exception as error:  # each file system has its own, and most of them are no OSError
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
+                raise
+            if attempt == ATTEMPTS - 1:
+                raise SourceUnavailable(f"{what}: {_one_line(error)}, {ATTEMPTS} times; try again when it answers") from error
+            time.sleep(BACKOFF_S * 2**attempt * random.uniform(0.5, 1.0))
+    raise AssertionError("unreachable")
+
+
+def stamp_of(path: UPath | Path | str) -> str:
+    """What changes when a file is replaced; empty where there is none."""
+    path = as_path(path)
+    try:
+        if not is_local(path):
+            return str(sorted(path.fs.info(path.path).items()))
+        facts = os.stat(path.path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
+
+
+def head_of(path: UPath | Path, count: int) -> tuple[bytes, int]:
+    """The first `count` bytes of a file (all, if it is shorter) and its length. Raises FileNotFoundError."""
+    path = as_path(path)
+    if not is_local(path):
+        length = int(path.fs.info(path.path)["size"])
+        return (path.fs.cat_file(path.path, start=0, end=min(count, length)) if length else b""), length
+    with path.open("rb") as stream:
+        return stream.read(count), os.fstat(stream.fileno()).st_size
+
+
+def versioned(path: UPath, version: str) -> UPath:
+    """`path` itself; on an object store, where several objects can not be replaced together, a name for each content."""
+    return path if is_local(path) else path.with_name(f"{path.name}.{version[:VERSION_LENGTH]}")
+
+
+def remove_older(paths: Iterable[UPath], than: UPath) -> None:
+    """Delete those of `paths` that were put before `than`; none if that is not there. For versions that no reader can be reading still."""
+    try:
+        limit = than.fs.modified(than.path)
+    except FileNotFoundError:
+        return
+    for path in paths:
+        if path.fs.modified(path.path) < limit:
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_file(target: UPath | Path) -> Iterator[Path]:
     """Yield a local temporary path; on a clean exit it becomes `target` in one step, otherwise it is gone.
 
     Raises OutOfDisk (naming `target`) when the disk is full.
     """
+    with draft_of(target) as temporary:
+        yield temporary
+        publish(temporary, target)
+
+
+@contextmanager
+def draft_of(target: UPath | Path) -> Iterator[Path]:
+    """Yield a local temporary path for what will be `target` or a version of it; `publish` gives it its name, or it is gone at the end.
+
+    It lies beside a local target, and in the folder for temporary files (TMPDIR) for a remote one. Raises as `atomic_file`.
+    """
     target = as_path(target)
-    local = is_local(target)
-    folder = Path(target.path).parent if local else _scratch_folder()
+    folder = Path(target.path).parent if is_local(target) else _scratch_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    if local:
-        _sweep(folder, target.name)
+    _sweep(folder, target.name)
     temporary = folder / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        if local:
-            os.replace(temporary, Path(target.path))
-            _sync_folder(folder)
-        else:
-            target.fs.put_file(str(temporary), target.path)
     except OSError as error:
         if error.errno in FULL_DISK:
             raise OutOfDisk(f"{target}: no space left on the disk; free some and start again, finished files are kept") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def publish(draft: Path, target: UPath | Path) -> None:
+    """Give a finished draft its name in one step: a rename after a flush, or one put."""
+    target = as_path(target)
+    with draft.open("rb+") as written:
+        os.fsync(written.fileno())
+    if is_local(target):
+        os.replace(draft, Path(target.path))
+        _sync_folder(draft.parent)
+    else:
+        patiently(target, lambda: target.fs.put_file(str(draft), target.path))
 
 
 def write_bytes(target: UPath | Path, content: bytes) -> None:
@@ -113,21 +217,27 @@ def digest_of_parts(*parts: str | bytes) -> str:
     return sha.hexdigest()
 
 
-def read_parquet(source: UPath | Path) -> pa.Table:
-    """A whole table. Raises FileNotFoundError, and ArrowException where it is not Parquet.
+def read_parquet(source: UPath | Path, columns: list[str] | None = None) -> pa.Table:
+    """A whole table, or some of its columns. Raises FileNotFoundError, and ArrowException where it is not Parquet.
 
     Not pq.read_table: its I/O threads hold the Python stream, and abort the process if one lets go of it during exit.
     """
     with as_path(source).open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
-        return parquet.read(use_threads=False)
+        return parquet.read(columns, use_threads=False)
 
 
 @contextmanager
-def only_writer(lock: Path) -> Iterator[None]:
+def only_writer(lock: UPath | Path) -> Iterator[None]:
     """Hold `lock` (a local file, left in place) for the time of the block; the kernel frees it when the process dies.
 
-    Raises Busy at once if another process holds it.
+    Raises Busy at once if another process holds it. An object store has no locks: there the block is run, and what it writes has to be
+    right whoever writes it last.
     """
+    lock = as_path(lock)
+    if not is_local(lock):
+        yield
+        return
+    lock = Path(lock.path)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as handle:
         try:
@@ -141,9 +251,11 @@ def only_writer(lock: Path) -> Iterator[None]:
         yield
 
 
-def _scratch_folder() -> Path:
-    import tempfile
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
+
+def _scratch_folder() -> Path:
     return Path(tempfile.gettempdir()) / "paired-index"
 
 

@@ -1,7 +1,6 @@
 """Pictures and captions as unit vectors in one space: row i of both is pair i."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -76,8 +75,8 @@ def _make(modality: Modality, settings: Settings, progress: Progress) -> dict[st
     root = settings.build_root
     features = settings.image_features if modality == "images" else settings.caption_features
     if features is not None:
-        json_path = Path((root.image_set if modality == "images" else root.caption_set).path)
-        made = adopt_features(json_path, features.split(","), modality=modality, progress=progress)
+        json_path = root.image_set if modality == "images" else root.caption_set
+        made = adopt_features(json_path, features.split(","), modality=modality, cache=root.cache, progress=progress)
         facts = _with_model_named(made, settings).facts(progress=progress)
         return {"not finite or zero": facts.invalid} if facts.invalid else {}
     if settings.images is None:
@@ -99,7 +98,7 @@ def _with_model_named(made: EmbeddingSet, settings: Settings) -> EmbeddingSet:
     encoder = load_encoder(settings.model, settings.pretrained, settings.device)
     if encoder.dimensions != made.dimensions:
         return made
-    return write_set(made.source, made.parts, model=encoder.identity, modality=made.modality)
+    return write_set(made.source, made.parts, model=encoder.identity, modality=made.modality, cache=made.cache)
 
 
 def _facts(made: EmbeddingSet, bad: dict[str, int], seconds: float) -> dict[str, Any]:

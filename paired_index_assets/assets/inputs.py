@@ -1,9 +1,7 @@
 """What the assets read, found from the settings: one place that says which file stands for which input."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.embeddings.sets import EmbeddingSet
@@ -17,16 +15,16 @@ from paired_index_assets.landing.sources import Politeness, parse_sources
 from paired_index_assets.progress import Progress
 from paired_index_assets.settings import LAION_2B, Settings
 from paired_index_assets.shards.supply import Supply
-from paired_index_assets.storage import as_path, read_json
+from paired_index_assets.storage import as_path, read_json, read_parquet
 from paired_index_assets.trained.artifact import TrainedIndex
 
 
 def image_set(settings: Settings) -> EmbeddingSet:
-    return EmbeddingSet.open(Path(settings.build_root.image_set.path))
+    return EmbeddingSet.open(settings.build_root.image_set, settings.build_root.cache)
 
 
 def caption_set(settings: Settings) -> EmbeddingSet:
-    return EmbeddingSet.open(Path(settings.build_root.caption_set.path))
+    return EmbeddingSet.open(settings.build_root.caption_set, settings.build_root.cache)
 
 
 def aligned_sets(settings: Settings) -> tuple[EmbeddingSet, EmbeddingSet]:
@@ -170,7 +168,7 @@ def caption_texts(settings: Settings) -> list[str] | None:
     files = [as_path(settings.caption_texts)] if settings.caption_texts else [part.metadata for part in caption_set(settings).parts]
     if not files or any(file is None for file in files):
         return None
-    texts = [text or "" for file in files for text in pq.read_table(str(file), columns=["caption"])["caption"].to_pylist()]
+    texts = [text or "" for file in files if file is not None for text in read_parquet(file, ["caption"])["caption"].to_pylist()]
     if len(texts) != (rows := len(caption_set(settings))):
         raise BadInput(f"{files[0]}: {len(texts)} captions for {rows} caption embeddings; expected one a row")
     return texts

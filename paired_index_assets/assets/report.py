@@ -8,6 +8,7 @@ from paired_index_assets.assets.facts import Stopwatch, or_fail, path, picture
 from paired_index_assets.assets.inputs import aligned_sets, promoted_index
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.assets.shards import index_manifest
+from paired_index_assets.errors import DamagedArtifact
 from paired_index_assets.neighbors.exact import exact_neighbors
 from paired_index_assets.progress import Progress
 from paired_index_assets.quality.report import RecallReport
@@ -15,6 +16,7 @@ from paired_index_assets.quality.split import Split
 from paired_index_assets.quality.tables import markdown
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.settings import Settings
+from paired_index_assets.storage import read_json
 from paired_index_assets.trained.artifact import TrainedIndex
 from paired_index_assets.trained.evidence import measure_build
 
@@ -64,9 +66,10 @@ def the_shards_find_what_was_measured(settings: SettingsResource) -> dg.AssetChe
 def _report(settings: Settings, progress: Progress) -> RecallReport:
     root, (images, captions) = settings.build_root, aligned_sets(settings)
     promoted = promoted_index(settings)
-    # every candidate of this contest, and no leftover of another nlist or codec
-    files = sorted(root.trained.glob(f"images.{promoted.nlist}.{promoted.codec.name}.*.index"))
-    candidates = [trained for trained in map(TrainedIndex.load, files) if trained.model == promoted.model and trained.d == promoted.d]
+    names = read_json(root.promoted).get("candidates")
+    if not names:
+        raise DamagedArtifact(f"{root.promoted}: names no candidates; materialise trained_index again")
+    candidates = [TrainedIndex.load(root.trained / name) for name in names]
     return measure_build(
         images,
         captions,
@@ -88,7 +91,7 @@ def _served(settings: Settings) -> tuple[str, bool]:
     """Recall@10 of the shard files, and of the same search in memory, on some test captions."""
     images, captions = aligned_sets(settings)
     promoted = promoted_index(settings)
-    with ShardedIndex.open(settings.root, partial=True) as index:
+    with ShardedIndex.open(settings.build_root, partial=True) as index:
         if index.ntotal != int(images.valid().sum()):
             return f"the shards hold {index.ntotal:,} rows, the image embeddings {len(images):,}: other images, not compared", True
         queries = captions[Split.load(settings.build_root.split).test[:SERVED_QUERIES]].astype(np.float32)

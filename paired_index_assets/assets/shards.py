@@ -14,7 +14,7 @@ from paired_index_assets.errors import MissingInput, PairedIndexError
 from paired_index_assets.landing.landed import landed_by_shard, version_of
 from paired_index_assets.shards.build import build_shard, data_version
 from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
-from paired_index_assets.shards.record import finished_record, shard_path, verify_shard
+from paired_index_assets.shards.record import finished_record, shard_file, verify_shard
 from paired_index_assets.shards.state import shard_states, stale_shards, sweep_segments
 
 
@@ -65,15 +65,17 @@ def shard_index(
 def shard_reads_back(context: dg.AssetCheckExecutionContext, settings: SettingsResource) -> dg.AssetCheckResult:
     """The file on disk is the one its record describes: its sha256, and as many vectors, by stock faiss, as its files have rows."""
     read, shard = settings.read(), shard_number(context.partition_key)
-    file = shard_path(read.build_root, read.codec, shard)
+    root = read.build_root
+    place = root.shard(read.codec, shard)
     try:
-        record = verify_shard(file)
+        record = verify_shard(place, root.cache)
+        local = root.cache.local(shard_file(place, record), sha256=record.sha256)
     except PairedIndexError as error:
         return dg.AssetCheckResult(passed=False, description=str(error))
-    vectors = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY).ntotal
+    vectors = faiss.read_index(str(local.path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY).ntotal
     return dg.AssetCheckResult(
         passed=vectors == record.indexed,
-        description=f"{file.name}: {vectors:,} vectors read by stock faiss, {record.indexed:,} recorded",
+        description=f"{place.name}: {vectors:,} vectors read by stock faiss, {record.indexed:,} recorded",
         metadata={"vectors": vectors, "sha256": record.sha256},
     )
 
@@ -99,7 +101,7 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
         "shards": f"{len(states) - len(unfinished)} of {len(states)} current",
         "rows_indexed": sum(n or 0 for n in table["indexed"].to_pylist()),
         "rows_left_out": sum(n or 0 for n in table["left_out"].to_pylist()),
-        "bytes": sum(r.bytes for s in states if (r := finished_record(shard_path(read.build_root, read.codec, s.shard)))),
+        "bytes": sum(r.bytes for s in states if (r := finished_record(read.build_root.shard(read.codec, s.shard)))),
         "path": path(read.build_root.manifest),
     }
     if not unfinished:

@@ -18,7 +18,7 @@ from paired_index_assets.progress import Progress
 from paired_index_assets.quality.split import Split
 from paired_index_assets.rows import Selected
 from paired_index_assets.settings import Settings
-from paired_index_assets.storage import read_json, write_json
+from paired_index_assets.storage import is_local, read_json, remove_older, write_json
 from paired_index_assets.trained.candidates import BASELINE, make_and_judge
 from paired_index_assets.trained.contest import validation_of
 
@@ -97,14 +97,16 @@ def trained_index(
     )
     names = {}
     for entry in judged.candidates:
-        names[entry.name] = root.trained_index(entry.trained.nlist, read.codec, entry.file_method)
+        names[entry.name] = root.trained_index(entry.trained.nlist, read.codec, entry.file_method, entry.trained.fingerprint)
         entry.trained.save(names[entry.name])
     winner = judged.winner
     verdict = judged.verdict
+    before = root.trained / read_json(root.promoted)["index"] if root.promoted.exists() else None
     write_json(
         root.promoted,
         {
             "index": names[winner.name].name,
+            "candidates": sorted(file.name for file in names.values()),
             "fingerprint": winner.trained.fingerprint,
             "name": winner.name,
             "baseline": verdict.baseline.name,
@@ -115,6 +117,8 @@ def trained_index(
             "why": str(verdict),
         },
     )
+    if before is not None and not is_local(root.root):
+        remove_older(root.trained.glob("images.*"), than=before.with_name(f"{before.name}.json"))
     k, share = verdict.k, verdict.share
     table = [
         [m.name, f"{m.recall(k, share=share, of='coverage').mean():.4f}", f"{m.recall(k, share=share).mean():.4f}", f"{m.imbalance:.2f}"]

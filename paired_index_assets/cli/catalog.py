@@ -10,7 +10,7 @@ from paired_index_assets.cli.terminal import bars, console, table
 from paired_index_assets.errors import BadInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.settings import LAION_2B, Settings
-from paired_index_assets.storage import is_local, nearest_folder
+from paired_index_assets.storage import as_path, is_local, nearest_folder
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and plan catalogs of embedding files.")
 NAMED = Annotated[str, typer.Argument(help=f"A catalog file, or `{LAION_2B}`.")]
@@ -51,7 +51,7 @@ def plan(
     catalog: NAMED = LAION_2B,
     nodes: Annotated[str, typer.Option(help="Numbers of machines to plan for, as 1,8,64.")] = "1,8,64",
     gpus: Annotated[int, typer.Option(help="GPUs a machine.", min=0)] = 0,
-    disk_gbps: Annotated[float | None, typer.Option("--disk-gbps", help="Gigabits a second of a machine's disk; else the root's is measured.")] = None,
+    disk_gbps: Annotated[float | None, typer.Option("--disk-gbps", help="Gigabits a second of a machine's disk; else the root's (or the cache's) is measured.")] = None,
     net_gbps: Annotated[float, typer.Option("--net-gbps", help="Gigabits a second of a machine's line.", min=0.001)] = 1.0,
     measure: Annotated[bool, typer.Option(help="Measure this machine's rates first: some ten seconds.")] = True,
 ) -> None:
@@ -64,9 +64,8 @@ def plan(
     counts = _counts(nodes)
     made = plan_build(found, nlist=settings.lists_for(found.total_rows))
     root = settings.build_root.root
-    if measure and not is_local(root):
-        raise BadInput(f"root {root}: expected a local folder whose disk to measure; give --no-measure and --disk-gbps")
-    rates = (measure_rates(nearest_folder(root), made.dimensions) if measure else Rates()).with_given(disk_gbps=disk_gbps, net_gbps=net_gbps)
+    disk = nearest_folder(root if is_local(root) else as_path(settings.build_root.cache.folder))
+    rates = (measure_rates(disk, made.dimensions) if measure else Rates()).with_given(disk_gbps=disk_gbps, net_gbps=net_gbps)
     rows: list[list[Any]] = [
         ["files, shards", f"{made.files:,}, {made.shards}"],
         ["rows, dimensions", f"{made.rows:,}, {made.dimensions}"],

@@ -9,7 +9,7 @@ from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import table
 from paired_index_assets.errors import DamagedArtifact, PairedIndexError
 from paired_index_assets.settings import Settings
-from paired_index_assets.storage import is_local, nearest_folder
+from paired_index_assets.storage import is_local, nearest_folder, patiently
 
 PACKAGES = ("dagster", "faiss-gpu", "torch", "open_clip_torch", "numpy", "pyarrow")
 
@@ -60,7 +60,10 @@ def _hardware() -> str:
 def _root(settings: Settings) -> str:
     root = settings.build_root.root
     if not is_local(root):
-        raise DamagedArtifact(f"{root}: expected a local folder; indices are memory-mapped")
+        asked = root / ".paired-index-doctor"
+        patiently(root, lambda: asked.write_bytes(b""))
+        patiently(root, asked.unlink)
+        return f"{root}: writable; copies of it in {settings.build_root.cache.folder}"
     folder = nearest_folder(root)
     probe = folder / ".paired-index-doctor"
     probe.write_bytes(b"")
@@ -82,5 +85,5 @@ def _shards(settings: Settings) -> str:
 
     if not settings.build_root.manifest.exists():
         return "none yet"
-    with ShardedIndex.open(settings.root, verify=True) as index:
+    with ShardedIndex.open(settings.build_root, verify=True) as index:
         return f"{len(index.shards)} shards, {index.ntotal:,} vectors, every byte as recorded"

@@ -35,7 +35,7 @@ def search(
     from paired_index_assets.cli.results import show
     from paired_index_assets.search.sharded import ShardedIndex
 
-    with ShardedIndex.open(settings.root, partial=partial) as index:
+    with ShardedIndex.open(settings.build_root, partial=partial) as index:
         named, vectors = _vectors(settings, index.model, text or [], image or [], queries)
         scores, ids = index.search(vectors, k, nprobe=settings.nprobe)
         show(settings, named, scores, ids, out, missing=index.missing)

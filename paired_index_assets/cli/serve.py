@@ -24,7 +24,7 @@ def serve(
 
     encoder = None if without_model else load_encoder(settings.model, settings.pretrained, settings.device)
     service = SearchService.of_build(
-        settings.root, encoder, partial=partial, texts=settings.caption_texts, images=settings.images, nprobe=settings.nprobe
+        settings.build_root, encoder, partial=partial, texts=settings.caption_texts, images=settings.images, nprobe=settings.nprobe
     )
     console.print(
         f"Search page: http://{host}:{port}/   knn-service: http://{host}:{port}/knn-service   (Ctrl-C stops it)", highlight=False

@@ -2,7 +2,7 @@
 
 | input | taken over as |
 |---|---|
-| ``.npy``, one, many, a folder or a glob; LAION's ``img_emb/`` and ``text_emb/`` | the files themselves (remote ones are copied) |
+| ``.npy``, one, many, a folder or a glob; LAION's ``img_emb/`` and ``text_emb/`` | the files themselves (copied, where they or the build are remote) |
 | a tensor saved by torch (``.tensor``, ``.pt``, ``.pth``) | parts; memory-mapped, ``weights_only=True`` |
 | ``.safetensors`` | parts |
 | ``.parquet`` with a list or fixed_size_list column | parts |
@@ -21,7 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from upath import UPath
 
+from paired_index_assets.cache import Cache
 from paired_index_assets.embeddings.listing import ListedFile, is_folder, list_files
 from paired_index_assets.embeddings.npy import StreamedNpy, read_header
 from paired_index_assets.embeddings.run import NAMES
@@ -51,7 +53,7 @@ class FeatureFile:
 
 
 def adopt_features(
-    json_path: str | Path,
+    json_path: str | Path | UPath,
     inputs: str | Sequence[str],
     *,
     modality: Modality,
@@ -59,6 +61,7 @@ def adopt_features(
     column: str | None = None,
     expected_rows: int | None = None,
     part_rows: int = CONVERTED_PART_ROWS,
+    cache: Cache | None = None,
     progress: Progress = silent,
 ) -> EmbeddingSet:
     """Make existing features the set `json_path` describes.
@@ -70,17 +73,17 @@ def adopt_features(
     Raises MissingInput or BadInput naming the file and what it is not: a complete C-ordered matrix of float16 or float32, one width, one
     dtype, `expected_rows` rows in all. `model` is what the features were made with, where somebody says it.
     """
-    path = Path(as_path(json_path).path)
+    path, cache = as_path(json_path), cache or Cache()
     files = [file for one in ([inputs] if isinstance(inputs, str) else inputs) for file in _feature_files(one, modality)]
     with only_writer(path.parent / f".{modality}.lock"):
         parts: list[SetPart] = []
-        made: set[Path] = set()
+        made: set[UPath] = set()
         for number, file in enumerate(files):
-            for part in _FORMATS[file.suffix](_Job(path.parent / "imported", file, modality, column, part_rows, progress)):
+            for part in _FORMATS[file.suffix](_Job(path.parent / "imported", file, modality, column, part_rows, cache, progress)):
                 parts.append(part)
                 made.add(part.path)
             progress(f"importing {modality}", number + 1, len(files))
-        found = write_set(path, parts, model=model, modality=modality, expected_rows=expected_rows)
+        found = write_set(path, parts, model=model, modality=modality, expected_rows=expected_rows, cache=cache)
         for stale in (path.parent / "imported").glob(f"{NAMES[modality].vectors}-*.npy"):
             if stale not in made:
                 stale.unlink()
@@ -89,14 +92,15 @@ def adopt_features(
 
 @dataclass(frozen=True)
 class _Job:
-    folder: Path
+    folder: UPath
     file: ListedFile
     modality: Modality
     column: str | None
     part_rows: int
+    cache: Cache
     progress: Progress
 
-    def target(self, number: int, *settings: str) -> Path:
+    def target(self, number: int, *settings: str) -> UPath:
         """The name of a copied or converted part says what it was made from: if it is there, it is right."""
         digest = digest_of_parts(self.file.url, self.file.stamp, *settings)[:16]
         return self.folder / f"{NAMES[self.modality].vectors}-{digest}-{number:04d}.npy"
@@ -118,13 +122,13 @@ def _feature_files(spec: str, modality: Modality) -> list[ListedFile]:
 
 def _npy(job: _Job) -> Iterator[SetPart]:
     url = as_path(job.file.url)
-    if is_local(url):
+    if is_local(url) and is_local(job.folder):
         yield part_of(Path(url.path))
         return
     header = read_header(job.file.url)
     target = job.target(0)
     if not target.exists():
-        with atomic_file(as_path(target)) as temporary:
+        with atomic_file(target) as temporary:
             _download(job, temporary)
             read_header_as(temporary, job.file.url, header.rows)
     yield SetPart(target, header.rows, target.stem)
@@ -148,16 +152,8 @@ def _converted(open_file: Callable[[_Job, Path], FeatureFile]) -> Callable[[_Job
     """An importer that reads the file through `open_file` and writes it as parts."""
 
     def parts(job: _Job) -> Iterator[SetPart]:
-        url = as_path(job.file.url)
-        if is_local(url):
-            yield from _parts(job, open_file(job, Path(url.path)))
-            return
-        fetched = job.folder / f".{NAMES[job.modality].vectors}-{digest_of_parts(job.file.url, job.file.stamp)[:16]}.fetched"
-        if not fetched.exists():  # torch and safetensors map a file: it has to be here while it is converted
-            with atomic_file(as_path(fetched)) as temporary:
-                _download(job, temporary)
-        yield from _parts(job, open_file(job, fetched))
-        fetched.unlink()
+        local = job.cache.local(job.file.url, progress=job.progress)  # torch and safetensors map a file
+        yield from _parts(job, open_file(job, local.path))
 
     return parts
 
@@ -170,7 +166,7 @@ def _parts(job: _Job, matrix: FeatureFile) -> Iterator[SetPart]:
         rows = min(job.part_rows, matrix.rows - start)
         target = job.target(number, str(job.column), str(job.part_rows))
         if not target.exists():
-            with atomic_file(as_path(target)) as temporary, StreamedNpy(temporary, matrix.dimensions, matrix.dtype) as npy:
+            with atomic_file(target) as temporary, StreamedNpy(temporary, matrix.dimensions, matrix.dtype) as npy:
                 for block in matrix.blocks(start):
                     npy.append(block[: rows - npy.rows])
                     job.progress(f"converting {job.file.name}", start + npy.rows, matrix.rows)

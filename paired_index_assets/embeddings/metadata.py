@@ -9,11 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from upath import UPath
 
 from paired_index_assets.embeddings.npy import read_header
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.embeddings.sources import Sample
 from paired_index_assets.errors import BadInput
+from paired_index_assets.storage import read_parquet
 
 BASE = pa.schema([("key", pa.string()), ("caption", pa.string()), ("outcome", pa.string())])
 FINGERPRINT = b"paired_index.fingerprint"
@@ -47,15 +49,15 @@ class MetadataWriter:
         self._writer.close()
 
 
-def finished_outcomes(vectors: Path, metadata: Path, fingerprint: str) -> Counter[str] | None:
+def finished_outcomes(vectors: UPath, metadata: UPath, fingerprint: str) -> Counter[str] | None:
     """How many rows of a finished part have which outcome; None if the part is not complete or was made from something else."""
     if not (vectors.exists() and metadata.exists()):
         return None
     try:
-        with pq.ParquetFile(metadata) as parquet:
-            if (parquet.schema_arrow.metadata or {}).get(FINGERPRINT) != fingerprint.encode():
-                return None
-            found = _counts(parquet.read(["outcome"]))
+        table = read_parquet(metadata, ["outcome"])
+        if (table.schema.metadata or {}).get(FINGERPRINT) != fingerprint.encode():
+            return None
+        found = _counts(table)
         return found if read_header(vectors).rows == found.total() else None
     except (pa.ArrowException, BadInput, OSError):
         return None  # damaged: it will be made again
@@ -73,8 +75,7 @@ def read_metadata(embeddings: EmbeddingSet, columns: list[str] | None = None) ->
     """The metadata part by part, in row order."""
     for part in embeddings.parts:
         if part.metadata is not None:
-            with pq.ParquetFile(part.metadata) as parquet:
-                yield parquet.read(columns)
+            yield read_parquet(part.metadata, columns)
 
 
 def _counts(table: pa.Table) -> Counter[str]:

@@ -10,11 +10,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
-from paired_index_assets.storage import as_path
+from paired_index_assets.storage import as_path, head_of
 
 EMBEDDING_DTYPES = (np.dtype("<f2"), np.dtype("<f4"))
+HEAD_BYTES = 4096  # looked at; other writers may pad more
 HEADER_BYTES = 128  # numpy pads the header of any 2-D array of these dtypes to 128 bytes; StreamedNpy checks it
 
 
@@ -26,17 +28,16 @@ class NpyHeader:
     offset: int  # bytes before the first row
 
 
-def read_header(url: str | Path) -> NpyHeader:
+def read_header(url: str | Path | UPath) -> NpyHeader:
     """The header of a (rows, dimensions) .npy file, local or remote.
 
     Raises MissingInput if there is no file, BadInput unless it is a complete C-ordered 2-D matrix of float16 or float32.
     """
-    path = as_path(url)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            shape, fortran, dtype = _read_header(stream)
-            offset = stream.tell()
+        head, size = head_of(as_path(url), HEAD_BYTES)
+        stream = io.BytesIO(head)
+        shape, fortran, dtype = _read_header(stream)
+        offset = stream.tell()
     except FileNotFoundError as error:
         raise MissingInput(f"{url}: no such file; expected a .npy file of embeddings") from error
     except (ValueError, EOFError) as error:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from upath import UPath
 
 from paired_index_assets.embeddings.decoding import CHUNK, OK, ImagePool, default_workers
 from paired_index_assets.embeddings.encoders import Encoder
@@ -30,7 +30,7 @@ from paired_index_assets.errors import BadInput, PairedIndexError
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32
-from paired_index_assets.storage import as_path, atomic_file, digest_of_parts, is_local, only_writer
+from paired_index_assets.storage import atomic_file, digest_of_parts, only_writer
 
 FORMAT = "1"  # change it when the same input gives other files
 NO_CAPTION = "no caption"
@@ -171,17 +171,15 @@ class _Run:
             raise BadInput(f"{self.source.name}: expected {self.modality}, found {' and '.join(sorted(self.source.has))} only")
         if part_rows < 1 or self.batch_size < 1:
             raise BadInput(f"expected part_rows and batch_size of at least 1, found {part_rows} and {self.batch_size}")
-        folder = as_path(self.root.embeddings)
-        if not is_local(folder):
-            raise BadInput(f"{folder}: expected a local path for the build's root; embeddings are memory-mapped")
-        with only_writer(Path(folder.path) / f".{self.modality}.lock"):
-            return self._make(Path(folder.path), part_rows)
+        folder = self.root.embeddings
+        with only_writer(folder / f".{self.modality}.lock"):
+            return self._make(folder, part_rows)
 
-    def _make(self, folder: Path, part_rows: int) -> EmbedSummary:
+    def _make(self, folder: UPath, part_rows: int) -> EmbedSummary:
         self.started = time.monotonic()
         names = NAMES[self.modality]
         step = f"embedding {self.modality}"
-        json_path = Path((self.root.image_set if self.modality == "images" else self.root.caption_set).path)
+        json_path = self.root.image_set if self.modality == "images" else self.root.caption_set
         parts: list[SetPart] = []
         bad: Counter[str] = Counter()
         reused = 0
@@ -210,7 +208,7 @@ class _Run:
             for stale in (folder / name).glob(f"{name}_*.{suffix}"):
                 if stale.stem.removeprefix(f"{name}_").isdigit() and int(stale.stem.removeprefix(f"{name}_")) >= len(parts):
                     stale.unlink()
-        found = write_set(json_path, parts, model=self.encoder.identity, modality=self.modality)
+        found = write_set(json_path, parts, model=self.encoder.identity, modality=self.modality, cache=self.root.cache)
         seconds = time.monotonic() - self.started
         self.progress(step, len(found), len(found))
         del bad[OK]
@@ -231,13 +229,13 @@ class _Run:
         kept = ", ".join(f"{f.name} {f.type}" for f in self.source.columns)
         return digest_of_parts(FORMAT, self.modality, self.encoder.identity, str(self.encoder.dimensions), kept, part.stamp)
 
-    def _make_part(self, part: SourcePart, vectors: Path, metadata: Path, fingerprint: str) -> Counter[str]:
+    def _make_part(self, part: SourcePart, vectors: UPath, metadata: UPath, fingerprint: str) -> Counter[str]:
         """Embed one part. A thread (or `lanes` of them) encodes batch n while batch n+1 is being read and decoded."""
         lanes: int = getattr(self.encoder, "lanes", 1)
         outcomes: Counter[str] = Counter()
         with (
-            atomic_file(as_path(metadata)) as metadata_file,
-            atomic_file(as_path(vectors)) as vector_file,
+            atomic_file(metadata) as metadata_file,
+            atomic_file(vectors) as vector_file,
             StreamedNpy(vector_file, self.encoder.dimensions) as npy,
             MetadataWriter(metadata_file, self.source.columns, fingerprint) as table,
             ThreadPoolExecutor(lanes) as encoding,

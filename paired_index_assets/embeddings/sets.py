@@ -3,12 +3,13 @@
     {"format": 1, "modality": "images", "model": "...", "dimensions": 768, "dtype": "float16", "rows": 70000,
      "parts": [{"path": "img_emb/img_emb_0000.npy", "rows": 50000, "stamp": "...", "metadata": "metadata/metadata_0000.parquet"}, ...]}
 
-Paths are relative to the JSON's folder where the part lies under it, absolute otherwise. `stamp` names the part's content: what it was
+Paths are relative to the JSON's folder where the part lies under it, absolute (or URLs) otherwise. `stamp` names the part's content: what it was
 made from, or size and time of change of a file taken over as it is.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
+from upath import UPath
 
-from paired_index_assets.embeddings.npy import map_rows
+from paired_index_assets.cache import Cache, LocalFile
+from paired_index_assets.embeddings.npy import map_rows, read_header
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Int64
-from paired_index_assets.storage import as_path, atomic_file, digest_of_parts, is_local, read_json, write_json
+from paired_index_assets.storage import as_path, digest_of_parts, is_local, read_json, stamp_of, write_bytes, write_json
 
 Modality = Literal["images", "captions"]
 FORMAT = 1
@@ -34,10 +37,10 @@ CHECK_ROWS = 1 << 14  # rows looked at together by `valid`: 50 MB at d=768 in fl
 class SetPart:
     """One .npy file of a set, and the Parquet of its rows (same order) where there is one."""
 
-    path: Path
+    path: UPath
     rows: int
     stamp: str
-    metadata: Path | None = None
+    metadata: UPath | None = None
 
 
 @dataclass(frozen=True)
@@ -52,43 +55,51 @@ class SetFacts:
 
 
 class EmbeddingSet:
-    """`Rows` over the parts: (rows, dimensions) of float16 or float32, memory-mapped when first touched.
+    """`Rows` over the parts: (rows, dimensions) of float16 or float32, memory-mapped when first touched; remote parts in `cache`.
 
     A slice inside one part is a view of the map; one across parts, and any int64 selection, is a new array. Ids outside 0..rows-1 raise
     IndexError: a -1 never means the last row.
     """
 
     def __init__(
-        self, source: Path, parts: Sequence[SetPart], dimensions: int, dtype: np.dtype[Any], model: str, modality: Modality
+        self,
+        source: UPath,
+        parts: Sequence[SetPart],
+        dimensions: int,
+        dtype: np.dtype[Any],
+        model: str,
+        modality: Modality,
+        cache: Cache | None = None,
     ) -> None:
         self.source = source
+        self.cache = cache or Cache()
         self.parts = tuple(parts)
         self.dimensions = dimensions
         self.dtype = dtype
         self.model = model
         self.modality = modality
         self.starts: Int64 = np.concatenate([[0], np.cumsum([p.rows for p in parts], dtype=np.int64)]).astype(np.int64)
-        self._maps: dict[int, npt.NDArray[Any]] = {}
+        self._maps: dict[int, tuple[LocalFile, npt.NDArray[Any]]] = {}
 
     @classmethod
-    def open(cls, json_path: str | Path) -> EmbeddingSet:
+    def open(cls, json_path: str | Path | UPath, cache: Cache | None = None) -> EmbeddingSet:
         """Raises MissingInput without the JSON or a part, DamagedArtifact if a part is not what the JSON says."""
-        path = _local(json_path)
+        path = as_path(json_path)
         content = read_json(path)
         try:
             if content["format"] != FORMAT:
                 raise DamagedArtifact(f"{path}: expected format {FORMAT}, found {content['format']}; build the embeddings again")
             parts = [
-                SetPart(path.parent / p["path"], p["rows"], p["stamp"], path.parent / p["metadata"] if p.get("metadata") else None)
+                SetPart(_at(path, p["path"]), p["rows"], p["stamp"], _at(path, p["metadata"]) if p.get("metadata") else None)
                 for p in content["parts"]
             ]
-            found = cls(path, parts, content["dimensions"], np.dtype(content["dtype"]), content["model"], content["modality"])
+            found = cls(path, parts, content["dimensions"], np.dtype(content["dtype"]), content["model"], content["modality"], cache)
         except (KeyError, TypeError) as error:
             raise DamagedArtifact(f"{path}: not the description of an embedding set ({error!r}); build the embeddings again") from error
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return EmbeddingSet.open, (str(self.source),)
+        return EmbeddingSet.open, (str(self.source), self.cache)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,14 +121,15 @@ class EmbeddingSet:
         """Part `number` as a memory-mapped (rows, dimensions) array."""
         if number not in self._maps:
             part = self.parts[number]
-            rows = map_rows(part.path)
+            local = self.cache.local(part.path)
+            rows = map_rows(local.path)
             if rows.shape != (part.rows, self.dimensions) or rows.dtype != self.dtype:
                 raise DamagedArtifact(
                     f"{part.path}: expected {part.rows} rows of {self.dimensions} {self.dtype} as in {self.source}, "
                     f"found {rows.shape} {rows.dtype}; the file was replaced, run the embeddings again"
                 )
-            self._maps[number] = rows
-        return self._maps[number]
+            self._maps[number] = local, rows
+        return self._maps[number][1]
 
     @overload
     def __getitem__(self, key: slice) -> npt.NDArray[Any]: ...
@@ -189,17 +201,17 @@ class EmbeddingSet:
     def _checked(self, progress: Progress) -> Iterator[tuple[Bool, npt.NDArray[np.float64]]]:
         folder = self.source.parent / "valid"
         for number, part in enumerate(self.parts):
-            status = part.path.stat()
-            name = digest_of_parts(part.stamp, str(part.path), f"{status.st_size} {status.st_mtime_ns}")[:24]
+            name = digest_of_parts(part.stamp, str(part.path), stamp_of(part.path))[:24]
             kept = folder / f"{name}.npz"
             if kept.exists():
-                with np.load(kept, allow_pickle=False) as content:
+                with np.load(io.BytesIO(kept.read_bytes()), allow_pickle=False) as content:
                     bits = np.unpackbits(content["bits"], count=part.rows).astype(np.bool_)
                     norms = content["norms"]
             else:
                 bits, norms = _check(self.part(number))
-                with atomic_file(folder / kept.name) as temporary, temporary.open("wb") as stream:
-                    np.savez(stream, bits=np.packbits(bits), norms=norms)
+                content = io.BytesIO()
+                np.savez(content, bits=np.packbits(bits), norms=norms)
+                write_bytes(kept, content.getvalue())
             yield bits, norms
             progress(f"checking {self.modality}", int(self.starts[number + 1]), len(self))
 
@@ -219,33 +231,32 @@ def _check(rows: npt.NDArray[Any]) -> tuple[Bool, npt.NDArray[np.float64]]:
 
 
 def write_set(
-    json_path: str | Path,
+    json_path: str | Path | UPath,
     parts: Sequence[SetPart],
     *,
     model: str,
     modality: Modality,
     expected_rows: int | None = None,
+    cache: Cache | None = None,
 ) -> EmbeddingSet:
-    """Describe local .npy parts as one set and open it.
+    """Describe .npy parts as one set and open it.
 
     All parts must have one width and one dtype. Raises BadInput naming the part that differs, or the two row counts if
     `expected_rows` is given and is not the sum.
     """
-    path = _local(json_path)
+    path = as_path(json_path)
     if not parts:
         raise BadInput(f"{path}: expected at least one part for {modality}, found none")
-    first: npt.NDArray[Any] | None = None
+    first = read_header(parts[0].path)
     for part in parts:
-        rows = map_rows(part.path)
-        first = rows if first is None else first
-        if rows.shape[1] != first.shape[1] or rows.dtype != first.dtype:
+        found = read_header(part.path)
+        if (found.dimensions, found.dtype) != (first.dimensions, first.dtype):
             raise BadInput(
-                f"{part.path}: expected {first.shape[1]} dimensions of {first.dtype} as in {parts[0].path}, "
-                f"found {rows.shape[1]} of {rows.dtype}; all parts of a set must agree"
+                f"{part.path}: expected {first.dimensions} dimensions of {first.dtype} as in {parts[0].path}, "
+                f"found {found.dimensions} of {found.dtype}; all parts of a set must agree"
             )
-        if len(rows) != part.rows:
-            raise BadInput(f"{part.path}: expected {part.rows} rows, found {len(rows)}")
-    assert first is not None
+        if found.rows != part.rows:
+            raise BadInput(f"{part.path}: expected {part.rows} rows, found {found.rows}")
     total = sum(p.rows for p in parts)
     if total == 0:
         raise BadInput(f"{parts[0].path}: expected embeddings of {modality}, found 0 rows in {len(parts)} file(s)")
@@ -255,22 +266,22 @@ def write_set(
             "images and captions must have one row for each pair"
         )
     write_json(
-        as_path(path),
+        path,
         {
             "format": FORMAT,
             "modality": modality,
             "model": model,
-            "dimensions": int(first.shape[1]),
+            "dimensions": first.dimensions,
             "dtype": str(first.dtype),
             "rows": total,
             "parts": [
-                {"path": _relative(p.path, path.parent), "rows": p.rows, "stamp": p.stamp}
-                | ({"metadata": _relative(p.metadata, path.parent)} if p.metadata else {})
+                {"path": _relative(p.path, path), "rows": p.rows, "stamp": p.stamp}
+                | ({"metadata": _relative(p.metadata, path)} if p.metadata else {})
                 for p in parts
             ],
         },
     )
-    return EmbeddingSet.open(path)
+    return EmbeddingSet.open(path, cache)
 
 
 def file_stamp(path: Path) -> str:
@@ -278,20 +289,18 @@ def file_stamp(path: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _relative(path: Path, folder: Path) -> str:
-    absolute, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
-    return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
+def _relative(path: UPath, source: UPath) -> str:
+    """`path` as the set at `source` names it."""
+    absolute, folder = (os.path.abspath(p.path) if is_local(p) else str(p) for p in (path, source.parent))
+    return absolute.removeprefix(f"{folder.rstrip('/')}/")
 
 
-def _local(json_path: str | Path) -> Path:
-    path = as_path(json_path)
-    if not is_local(path):
-        raise BadInput(f"{json_path}: expected a local path, found {path.protocol}://; embeddings are memory-mapped, use a local disk")
-    return Path(path.path)
+def _at(source: UPath, name: str) -> UPath:
+    return as_path(name) if "://" in name or os.path.isabs(name) else source.parent / name
 
 
 def part_of(path: Path) -> SetPart:
     """An existing local .npy file as a part, named by its size and time of change."""
     if not path.exists():
         raise MissingInput(f"{path}: no such file; expected a .npy file of embeddings")
-    return SetPart(path, len(map_rows(path)), file_stamp(path))
+    return SetPart(as_path(path), read_header(path).rows, file_stamp(path))

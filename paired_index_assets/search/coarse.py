@@ -7,21 +7,20 @@ milliseconds to begin.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import faiss
 import numpy as np
 
+from paired_index_assets.cache import LocalFile
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.workers import Workers, cores, ranges
 
 
 class CoarseSearch:
-    """The lists `TrainedIndex.probe` chooses, from its `X.index` at `path`; safe to use from many threads."""
+    """The lists `TrainedIndex.probe` chooses, from its `X.index`; safe to use from many threads."""
 
-    def __init__(self, path: Path, workers: Workers) -> None:
-        self._workers = workers
-        self._mapped = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    def __init__(self, file: LocalFile, workers: Workers) -> None:
+        self._workers, self._file = workers, file
+        self._mapped = faiss.read_index(str(file.path), faiss.IO_FLAG_MMAP_IFC)
         self._quantizer = faiss.extract_index_ivf(self._mapped).quantizer
 
     def lists(self, queries: Float32, nprobe: int) -> Int64:

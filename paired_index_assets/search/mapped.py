@@ -16,6 +16,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from paired_index_assets.cache import LocalFile
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.rows import Int64
 
@@ -34,6 +35,7 @@ class MappedLists:
     d: int
     ntotal: int
     lists: faiss.OnDiskInvertedLists
+    held: LocalFile | None = None  # so that a copy stays while it is searched
 
 
 def map_lists(path: Path, nlist: int, code_size: int) -> MappedLists:

@@ -185,7 +185,7 @@ def metadata_of(build: BuildRoot, texts: str | None = None) -> Metadata | None:
     a Parquet whose row i describes id i, or a folder of `metadata_NNNN.parquet` beside the catalogued files; else None."""
     catalog = Catalog.load(build.catalog) if build.catalog.exists() else None
     if build.image_set.exists():
-        parts = EmbeddingSet.open(str(build.image_set)).parts
+        parts = EmbeddingSet.open(build.image_set).parts
         indexed = None if catalog is None else [(name, sum(part.rows for part in cuts)) for name, cuts in catalog.by_name.items()]
         files = [part.metadata for part in parts if part.metadata is not None]
         if len(files) == len(parts) and indexed in (None, [(part.path.name, part.rows) for part in parts]):

@@ -20,7 +20,7 @@ from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.sharded import NPROBE, ShardedIndex
-from paired_index_assets.search.unwanted import stamp_of
+from paired_index_assets.search.watched import Watched
 
 LOG = logging.getLogger(__name__)
 RETRY_SECONDS = 2.0  # after a set that could not be opened, most likely because a rebuild is under way
@@ -32,7 +32,7 @@ class Reloading(Generic[Opened]):
     """What `opener` opens, opened again when one of `watched` changes. `problem` says why the last try failed, None if it did not."""
 
     def __init__(self, opener: Callable[[], Opened], watched: Sequence[str | Path | UPath]) -> None:
-        self._opener, self._watched = opener, [str(path) for path in watched]
+        self._opener, self._watched = opener, [Watched(path) for path in watched]
         self._lock = threading.Lock()
         self._stamp = self._look()
         self._opened = opener()
@@ -49,7 +49,7 @@ class Reloading(Generic[Opened]):
     def refresh(self) -> None:
         """Open the newer set now, if there is one, and wait for it. Raises what the opener raises; the old set stays then."""
         with self._lock:
-            if self._look() != self._stamp:
+            if self._look(now=True) != self._stamp:
                 self._open()
 
     def _reload(self) -> None:
@@ -61,7 +61,7 @@ class Reloading(Generic[Opened]):
             self._lock.release()
 
     def _open(self) -> None:
-        stamp = self._look()
+        stamp = self._look(now=True)
         try:
             self._opened = self._opener()
         except (PairedIndexError, OSError) as error:
@@ -70,14 +70,14 @@ class Reloading(Generic[Opened]):
         self._stamp, self.problem = stamp, None
         self.reloads += 1
 
-    def _look(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(stamp_of(path) for path in self._watched)
+    def _look(self, *, now: bool = False) -> tuple[str, ...]:
+        return tuple(file.stamp(now=now) for file in self._watched)
 
 
 class ReloadingIndex:
     """A `ShardedIndex` that follows its build's manifest."""
 
-    def __init__(self, root: str | Path | UPath, *, partial: bool = False) -> None:
+    def __init__(self, root: str | Path | UPath | BuildRoot, *, partial: bool = False) -> None:
         self._reloading = Reloading(lambda: ShardedIndex.open(root, partial=partial), watched_files(BuildRoot.at(root)))
 
     def current(self) -> ShardedIndex:

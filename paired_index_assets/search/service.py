@@ -115,7 +115,7 @@ class SearchService:
     @classmethod
     def of_build(
         cls,
-        root: str | Path | UPath,
+        root: str | Path | UPath | BuildRoot,
         encoder: Encoder | None,
         *,
         partial: bool = False,
@@ -136,7 +136,7 @@ class SearchService:
         build = BuildRoot.at(root)
 
         def opened() -> Searchable:
-            index = ShardedIndex.open(root, partial=partial)
+            index = ShardedIndex.open(build, partial=partial)
             if encoder is not None:
                 check_encoder(encoder, index)
             rows = Catalog.load(build.catalog).total_rows if build.catalog.exists() else None

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
+from paired_index_assets.cache import LocalFile
 from paired_index_assets.errors import BadInput, PairedIndexError
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
@@ -18,7 +19,6 @@ from paired_index_assets.search.shardset import ManifestedShard, manifested_shar
 from paired_index_assets.search.stack import NO_ID, Stack
 from paired_index_assets.search.unwanted import RemovedIds
 from paired_index_assets.search.workers import Workers
-from paired_index_assets.storage import is_local
 from paired_index_assets.trained.artifact import TrainedIndex
 
 NPROBE = 8
@@ -36,7 +36,7 @@ class ShardedIndex:
     def __init__(
         self,
         trained: TrainedIndex,
-        path: Path,
+        file: LocalFile,
         shards: dict[ManifestedShard, MappedLists],
         missing: dict[int, str],
         removed: RemovedIds,
@@ -48,35 +48,33 @@ class ShardedIndex:
         self.mapped = shards
         self._removed = removed
         self._workers = Workers()
-        self._coarse = CoarseSearch(path, self._workers)
+        self._coarse = CoarseSearch(file, self._workers)
         self.ntotal = sum(mapped.ntotal for mapped in shards.values())
         if self.ntotal:
             quantizer = trained.codec.format.quantizer(trained.codec.vmin, trained.codec.vdiff)
             self._stack = Stack(list(shards.values()), trained.nlist, quantizer, self._workers)
 
     @classmethod
-    def open(cls, root: str | Path | UPath, *, partial: bool = False, verify: bool = False) -> ShardedIndex:
-        """Map every shard of the build at `root`, a local folder.
+    def open(cls, root: str | Path | UPath | BuildRoot, *, partial: bool = False, verify: bool = False) -> ShardedIndex:
+        """Map every shard of the build at `root`; those of a remote one are copied to its cache first, which has to hold them all.
 
         Raises BadInput, MissingInput or DamagedArtifact naming every shard that is missing, damaged, newer than the manifest, or made by
         another trained index than the promoted one. With `partial` these are left out, and `.missing` says why. `verify` reads every
         byte and compares it with the recorded sha256; without it sizes, tables and records are checked.
         """
         build = BuildRoot.at(root)
-        if not is_local(build.root):
-            raise BadInput(f"{root}: expected a local folder, found a remote one; copy the build to a local disk to search it")
-        trained, path = promoted_index(build)
+        trained, file = promoted_index(build)
         shards: dict[ManifestedShard, MappedLists] = {}
         wrong: dict[int, PairedIndexError] = {}
         for shard in manifested_shards(build, trained.codec.name):
             try:
-                shards[shard] = map_shard(shard, trained, verify=verify)
+                shards[shard] = map_shard(shard, trained, build.cache, verify=verify)
             except PairedIndexError as error:
                 wrong[shard.number] = error
         if wrong and not partial:
             raise _together(wrong)
         missing = {number: str(error) for number, error in wrong.items()}
-        return cls(trained, path, shards, missing, RemovedIds(build))
+        return cls(trained, file, shards, missing, RemovedIds(build))
 
     def search(
         self, queries: npt.ArrayLike, k: int, *, nprobe: int = NPROBE, exclude: npt.ArrayLike | None = None

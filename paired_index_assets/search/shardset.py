@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
+from upath import UPath
+
+from paired_index_assets.cache import Cache, LocalFile
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.search.mapped import MappedLists, map_lists
 from paired_index_assets.shards.manifest import read_manifest
-from paired_index_assets.shards.record import finished_record, record_path, shard_path, verify_shard
-from paired_index_assets.storage import read_json
+from paired_index_assets.shards.record import finished_record, read_record, record_path, shard_file, verify_shard
+from paired_index_assets.storage import read_json, stamp_of
 from paired_index_assets.trained.artifact import TrainedIndex
 
 
 @dataclass(frozen=True)
 class ManifestedShard:
-    """A shard that should be there, and the bytes that must be in its file; no sha256 if it was not finished for the manifest."""
+    """A shard that should be there (BuildRoot.shard), and the bytes that must be in its file; no sha256 if it was not finished for the
+    manifest."""
 
     number: int
-    path: Path
+    path: UPath
     sha256: str | None
 
 
@@ -29,11 +32,11 @@ def manifested_shards(build: BuildRoot, codec: str) -> list[ManifestedShard]:
     manifest = read_manifest(build).select(["shard", "shard_sha256"])
     digests = dict(zip(manifest["shard"].to_pylist(), manifest["shard_sha256"].to_pylist(), strict=True))
     numbers = set(digests) | (set(range(Catalog.load(build.catalog).shards)) if build.catalog.exists() else set())
-    return [ManifestedShard(number, shard_path(build, codec, number), digests.get(number)) for number in sorted(numbers)]
+    return [ManifestedShard(number, build.shard(codec, number), digests.get(number)) for number in sorted(numbers)]
 
 
-def promoted_index(build: BuildRoot) -> tuple[TrainedIndex, Path]:
-    """The trained index that the shards are to be built with, and its file. Raises MissingInput, DamagedArtifact."""
+def promoted_index(build: BuildRoot) -> tuple[TrainedIndex, LocalFile]:
+    """The trained index that the shards are to be built with, and its faiss file. Raises MissingInput, DamagedArtifact."""
     chosen = read_json(build.promoted)
     try:
         path, fingerprint = build.trained / chosen["index"], chosen["fingerprint"]
@@ -42,16 +45,16 @@ def promoted_index(build: BuildRoot) -> tuple[TrainedIndex, Path]:
     trained = TrainedIndex.load(path)
     if trained.fingerprint != fingerprint:
         raise DamagedArtifact(f"{build.promoted}: promotes {fingerprint}, but {chosen['index']} is {trained.fingerprint}; promote again")
-    return trained, Path(path.path)
+    return trained, build.cache.local(path)
 
 
-def map_shard(shard: ManifestedShard, trained: TrainedIndex, *, verify: bool) -> MappedLists:
+def map_shard(shard: ManifestedShard, trained: TrainedIndex, cache: Cache, *, verify: bool) -> MappedLists:
     """Map a shard if it is the manifest's, and was not replaced meanwhile. Raises MissingInput, DamagedArtifact."""
-    try:
-        before = shard.path.stat()
-    except FileNotFoundError as error:
-        raise MissingInput(f"{shard.path}: no such shard; build it, or search the others with partial=True") from error
-    record = verify_shard(shard.path) if verify else finished_record(shard.path)
+    named = shard_file(shard.path, known) if (known := read_record(shard.path)) else shard.path
+    before = stamp_of(named)
+    if not before:
+        raise MissingInput(f"{shard.path}: no such shard; build it, or search the others with partial=True")
+    record = verify_shard(shard.path, cache) if verify else finished_record(shard.path)
     if record is None:
         record_name = record_path(shard.path).name
         raise DamagedArtifact(f"{shard.path}: not what {record_name} says: cut, altered or being replaced; build the shard again")
@@ -63,9 +66,9 @@ def map_shard(shard: ManifestedShard, trained: TrainedIndex, *, verify: bool) ->
         raise MissingInput(f"{shard.path}: finished after the manifest was written; write the manifest")
     if record.sha256 != shard.sha256:
         raise DamagedArtifact(f"{shard.path}: not the file in the manifest: rebuilt since; let the rebuild finish and write the manifest")
-    mapped = map_lists(shard.path, trained.nlist, trained.codec.code_size)
-    after = shard.path.stat()
-    if (before.st_ino, before.st_mtime_ns, before.st_size) != (after.st_ino, after.st_mtime_ns, after.st_size):
+    local = cache.local(shard_file(shard.path, record), sha256=record.sha256)
+    mapped = replace(map_lists(local.path, trained.nlist, trained.codec.code_size), held=local)
+    if stamp_of(named) != before:
         raise DamagedArtifact(f"{shard.path}: replaced while it was opened; open the index again when the rebuild is finished")
     if (mapped.d, mapped.ntotal) != (trained.d, record.indexed):
         found = f"{mapped.ntotal} vectors of width {mapped.d}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 import faiss
@@ -12,16 +11,18 @@ import numpy.typing as npt
 from paired_index_assets.errors import BadInput
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Int64
+from paired_index_assets.search.watched import Watched
 from paired_index_assets.shards.takedown import read_removed
 
 
 class RemovedIds:
-    """The takedown log of a build as a faiss selector; the file is looked at in each search and read when it has changed."""
+    """The takedown log of a build as a faiss selector; the file is looked at in each search (a remote one as `Watched` does) and read when it
+    has changed."""
 
     def __init__(self, build: BuildRoot) -> None:
-        self._build, self._path = build, build.removed.path
+        self._build, self._log = build, Watched(build.removed)
         self._lock = threading.Lock()
-        self._read: tuple[tuple[int, ...], Int64, faiss.IDSelector | None] | None = None
+        self._read: tuple[str, Int64, faiss.IDSelector | None] | None = None
         self._current()
 
     @property
@@ -40,7 +41,7 @@ class RemovedIds:
         return _none_of(np.union1d(ids, more.astype(np.int64)))
 
     def _current(self) -> tuple[Int64, faiss.IDSelector | None]:
-        stamp = stamp_of(self._path)
+        stamp = self._log.stamp()
         read = self._read
         if read is None or read[0] != stamp:
             with self._lock:
@@ -51,12 +52,3 @@ class RemovedIds:
 
 def _none_of(ids: Int64) -> faiss.IDSelector | None:
     return faiss.IDSelectorNot(faiss.IDSelectorBatch(np.ascontiguousarray(ids))) if len(ids) else None
-
-
-def stamp_of(path: str) -> tuple[int, ...]:
-    """What changes when a file is replaced; empty where there is none."""
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return ()
-    return facts.st_ino, facts.st_size, facts.st_mtime_ns

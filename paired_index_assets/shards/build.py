@@ -30,12 +30,12 @@ from paired_index_assets.shards.record import (
     failure_path,
     finished_record,
     record_path,
-    shard_path,
+    shard_file,
     write_record,
 )
 from paired_index_assets.shards.supply import Supply, landed_alone, segments_of
 from paired_index_assets.shards.takedown import read_removed, removed_version
-from paired_index_assets.storage import atomic_file, digest_of_parts, only_writer
+from paired_index_assets.storage import VERSION_LENGTH, digest_of_parts, draft_of, only_writer, publish, remove_older
 from paired_index_assets.trained.artifact import TrainedIndex
 
 SAMPLED_ROWS = 16  # of each file whose source is still there are decoded and compared with it
@@ -47,7 +47,7 @@ class ShardSummary:
     """What a build of one shard did and found."""
 
     shard: int
-    path: Path
+    path: UPath
     record: ShardRecord
     unchanged: bool  # the file was there and was not touched
     encoded: tuple[str, ...] = ()  # files read and encoded now; the other segments were there
@@ -85,19 +85,19 @@ def build_shard(
     Raises BadInput naming every bad file, after the segments of the good ones are saved; MissingInput naming the files that have not
     landed; Busy if another process builds this shard; OutOfDisk; DamagedArtifact if what was written does not read back.
     """
-    path = shard_path(root, trained.codec.name, shard)
+    place = root.shard(trained.codec.name, shard)
     files = catalog.files(shard)
     listing = landing if isinstance(landing, dict) else list_folder(landing)
     landed = [listing.get(file.name) for file in files]
     removed = read_removed(root) if removed is None else np.unique(removed)
-    with only_writer(path.with_name(f".{path.name}.lock")):
-        failure_path(path).unlink(missing_ok=True)
-        done = finished_record(path)
+    with only_writer(place.with_name(f".{place.name}.lock")):
+        failure_path(place).unlink(missing_ok=True)
+        done = finished_record(place)
         version = removed_version(removed, files[0].start_row, files[-1].stop_row)
         if done is not None and done.stands_for(trained.fingerprint, version, files, landed):
-            return ShardSummary(shard, path, done, unchanged=True)
+            return ShardSummary(shard, shard_file(place, done), done, unchanged=True)
         segments, encoded = segments_of(
-            root, trained, path, files, landed, supply or landed_alone(listing), block_rows=block_rows, progress=progress
+            root, trained, place, files, landed, supply or landed_alone(listing), block_rows=block_rows, progress=progress
         )
         parts = [part_of(segment, file.start_row, removed) for segment, file in zip(segments, files, strict=True)]
         draft = ShardRecord(
@@ -113,18 +113,23 @@ def build_shard(
         )
         if done is not None and done.inputs == draft.inputs:  # files were touched, or copied anew, with the rows they had
             record = replace(draft, bytes=done.bytes, sha256=done.sha256)
-            write_record(path, record)
-            return ShardSummary(shard, path, record, unchanged=True, encoded=encoded)
+            write_record(place, record)
+            return ShardSummary(shard, shard_file(place, record), record, unchanged=True, encoded=encoded)
         empty = trained.empty_index()
-        with atomic_file(path) as temporary:
+        with draft_of(place) as temporary:
             written = write_shard(temporary, empty, parts, progress=progress)
-            index = check_shard(temporary, empty, parts, str(path))
-            _check_sources(index, trained, parts, files, landed, str(path))
+            index = check_shard(temporary, empty, parts, str(place))
+            _check_sources(index, trained, parts, files, landed, str(place))
             del index
-            record_path(path).unlink(missing_ok=True)  # or a reader takes the new file for the one of the old record
-        record = replace(draft, bytes=written.bytes, sha256=written.sha256)
-        write_record(path, record)
-        return ShardSummary(shard, path, record, unchanged=False, encoded=encoded)
+            record = replace(draft, bytes=written.bytes, sha256=written.sha256)
+            file = shard_file(place, record)
+            if file == place:
+                record_path(place).unlink(missing_ok=True)  # or a reader takes the new file for the one of the old record
+            publish(temporary, file)
+        write_record(place, record)
+        if file != place and done is not None:
+            remove_older(place.parent.glob(f"{place.name}.{'?' * VERSION_LENGTH}"), than=shard_file(place, done))
+        return ShardSummary(shard, file, record, unchanged=False, encoded=encoded)
 
 
 def data_version(trained: str, landed: str, removed: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact
 from paired_index_assets.landing.catalog import CatalogFile
@@ -34,9 +35,9 @@ MOST_ROWS = (1 << 31) - 1  # row numbers in a segment are int32
 MOST_UNUSABLE = 0.1
 
 
-def segment_path(root: BuildRoot, trained: str, file: CatalogFile) -> Path:
+def segment_path(root: BuildRoot, trained: str, file: CatalogFile) -> UPath:
     """Where the segment of a catalogued file lies for the trained index of that fingerprint."""
-    return Path(root.segments(trained).path) / segment_name(file.file_id)
+    return root.segments(trained) / segment_name(file.file_id)
 
 
 def kept_segment(root: BuildRoot, trained: str, file: CatalogFile, landed: LandedFile | None) -> SegmentHeader | None:

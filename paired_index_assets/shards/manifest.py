@@ -19,7 +19,7 @@ from upath import UPath
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.shards.record import finished_record, read_failure, shard_path
+from paired_index_assets.shards.record import finished_record, read_failure, shard_file
 from paired_index_assets.storage import atomic_file, read_parquet, write_bytes
 
 MANIFEST_SCHEMA = pa.schema(
@@ -57,11 +57,12 @@ def write_manifest(root: BuildRoot, codec: str, catalog: Catalog, *, metadata_na
     """
     rows, index_files = [], []
     for shard in range(catalog.shards):
-        path = shard_path(root, codec, shard)
-        record, problems = finished_record(path), read_failure(path)
+        place = root.shard(codec, shard)
+        record, problems = finished_record(place), read_failure(place)
         done = {file.file_id: file for file in record.files} if record else {}
+        name = _relative(root, shard_file(place, record)) if record else ""
         if record:
-            index_files.append(_relative(root, path))
+            index_files.append(name)
         for file in catalog.files(shard):
             row = {name: getattr(file, name) for name in ("shard", "file_id", "name", "offset", "start_row", "rows")}
             if record and file.file_id in done:
@@ -69,7 +70,7 @@ def write_manifest(root: BuildRoot, codec: str, catalog: Catalog, *, metadata_na
                 row |= {name: getattr(mine, name) for name in ("start_row", "rows", "indexed", "not_finite", "zero", "taken_down", "lossy")}
                 row |= {"left_out": mine.rows - mine.indexed, "file_bytes": mine.size, "file_content": mine.content}
                 row |= {"trained": record.trained, "method": record.method, "model": record.model}
-                row |= {"shard_file": _relative(root, path), "shard_sha256": record.sha256, "shard_bytes": record.bytes}
+                row |= {"shard_file": name, "shard_sha256": record.sha256, "shard_bytes": record.bytes}
             if file.file_id in done or file.file_id in problems:
                 rows.append(row | {"problem": problems.get(file.file_id)})
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
@@ -109,5 +110,5 @@ def _write_lengths(root: BuildRoot, catalog: Catalog, index_files: list[str], me
     write_bytes(root.parquet_lengths, stream.getvalue())
 
 
-def _relative(root: BuildRoot, path: Path) -> str:
-    return path.relative_to(Path(root.root.path)).as_posix()
+def _relative(root: BuildRoot, path: UPath) -> str:
+    return str(path.path).removeprefix(root.root.path).lstrip("/")

@@ -2,6 +2,9 @@
 
 Written after its shard: a shard without one, or with an older one, counts as not built. It has no times and no settings of the
 machine, so that two builds of the same inputs write the same record.
+
+On an object store each content of a shard is a file of its own (`shard_file`), and the record says which one counts: who reads while
+it is rewritten has the old shard or the new one, and of two that build the same shard both write the same.
 """
 
 from __future__ import annotations
@@ -10,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from upath import UPath
+
+from paired_index_assets.cache import Cache
+from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import LandedFile
-from paired_index_assets.layout import BuildRoot
-from paired_index_assets.storage import digest_of, digest_of_parts, is_local, read_json, write_json
+from paired_index_assets.storage import as_path, digest_of, digest_of_parts, is_local, read_json, versioned, write_json
 
 FORMAT = 1
 
@@ -84,30 +89,27 @@ class ShardRecord:
         )
 
 
-def shard_path(root: BuildRoot, codec: str, shard: int) -> Path:
-    """The shard's file. Raises BadInput where the root is not on a local disk: faiss writes and maps local files only."""
-    place = root.shard(codec, shard)
-    if not is_local(place):
-        raise BadInput(f"{place}: shards are built on a local disk; set the root to a local folder and copy the finished files afterwards")
-    return Path(place.path)
+def shard_file(place: UPath | Path, record: ShardRecord) -> UPath:
+    """The file that the record of the shard at `place` (BuildRoot.shard) speaks of."""
+    return versioned(as_path(place), record.sha256)
 
 
-def record_path(shard_file: Path) -> Path:
-    return shard_file.with_name(shard_file.name + ".json")
+def record_path(place: UPath | Path) -> UPath:
+    return as_path(place).with_name(place.name + ".json")
 
 
-def failure_path(shard_file: Path) -> Path:
-    return shard_file.with_name(shard_file.name + ".failed.json")
+def failure_path(place: UPath | Path) -> UPath:
+    return as_path(place).with_name(place.name + ".failed.json")
 
 
-def write_record(shard_file: Path, record: ShardRecord) -> None:
-    write_json(record_path(shard_file), asdict(record))
+def write_record(place: UPath | Path, record: ShardRecord) -> None:
+    write_json(record_path(place), asdict(record))
 
 
-def read_record(shard_file: Path) -> ShardRecord | None:
+def read_record(place: UPath | Path) -> ShardRecord | None:
     """The record of a shard, None where there is none or it is not one. The shard's bytes are not looked at."""
     try:
-        content = read_json(record_path(shard_file))
+        content = read_json(record_path(place))
         if content["format"] != FORMAT:
             return None
         return ShardRecord(**{**content, "files": tuple(FileRecord(**file) for file in content["files"])})
@@ -115,43 +117,48 @@ def read_record(shard_file: Path) -> ShardRecord | None:
         return None
 
 
-def finished_record(shard_file: Path) -> ShardRecord | None:
+def finished_record(place: UPath | Path) -> ShardRecord | None:
     """The record of a shard whose file is the one it speaks of, else None.
 
-    A shard younger than its record is what a build killed between the two left behind, or a file somebody copied or altered: there
-    the checksum decides.
+    A local shard younger than its record is what a build killed between the two left behind, or a file somebody copied or altered:
+    there the checksum decides.
     """
-    record = read_record(shard_file)
-    if record is None or not shard_file.exists():
+    record = read_record(place)
+    if record is None:
         return None
-    facts = shard_file.stat()
+    file = shard_file(place, record)
+    try:
+        facts = file.stat()
+    except FileNotFoundError:
+        return None
     if facts.st_size != record.bytes:
         return None
-    if facts.st_mtime_ns > record_path(shard_file).stat().st_mtime_ns and digest_of(shard_file) != record.sha256:
+    if is_local(file) and facts.st_mtime_ns > record_path(place).stat().st_mtime_ns and digest_of(file) != record.sha256:
         return None
     return record
 
 
-def verify_shard(shard_file: Path) -> ShardRecord:
-    """Hold every byte of a finished shard against its record. Raises MissingInput or DamagedArtifact."""
-    record = read_record(shard_file)
+def verify_shard(place: UPath | Path, cache: Cache | None = None) -> ShardRecord:
+    """Hold every byte of a finished shard, or of its local copy, against its record. Raises MissingInput or DamagedArtifact."""
+    record = read_record(place)
     if record is None:
-        raise MissingInput(f"{record_path(shard_file)}: no record of this shard; build it")
-    if not shard_file.exists():
-        raise MissingInput(f"{shard_file}: no such file, but its record is there; build the shard again")
-    if (found := digest_of(shard_file)) != record.sha256:
-        raise DamagedArtifact(f"{shard_file}: sha256 {found}, expected {record.sha256}; build the shard again")
+        raise MissingInput(f"{record_path(place)}: no record of this shard; build it")
+    file = shard_file(place, record)
+    if not file.exists():
+        raise MissingInput(f"{file}: no such file, but its record is there; build the shard again")
+    if (found := digest_of((cache or Cache()).local(file, sha256=record.sha256).path)) != record.sha256:
+        raise DamagedArtifact(f"{file}: sha256 {found}, expected {record.sha256}; build the shard again")
     return record
 
 
-def write_failure(shard_file: Path, faults: Sequence[tuple[CatalogFile, str]]) -> None:
+def write_failure(place: UPath | Path, faults: Sequence[tuple[CatalogFile, str]]) -> None:
     """Keep what was wrong with files of a shard that could not be built, for the manifest."""
-    write_json(failure_path(shard_file), [{"file_id": file.file_id, "name": file.name, "problem": text} for file, text in faults])
+    write_json(failure_path(place), [{"file_id": file.file_id, "name": file.name, "problem": text} for file, text in faults])
 
 
-def read_failure(shard_file: Path) -> dict[int, str]:
+def read_failure(place: UPath | Path) -> dict[int, str]:
     """file_id -> what was wrong with it in the last build; empty after a good one."""
     try:
-        return {int(fault["file_id"]): str(fault["problem"]) for fault in read_json(failure_path(shard_file))}
+        return {int(fault["file_id"]): str(fault["problem"]) for fault in read_json(failure_path(place))}
     except (MissingInput, DamagedArtifact, KeyError, TypeError):
         return {}

@@ -24,13 +24,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from upath import UPath
 
+from paired_index_assets.cache import Cache, LocalFile
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.rows import Int32, Int64, UInt8
-from paired_index_assets.storage import CHUNK_BYTES, atomic_file
+from paired_index_assets.storage import CHUNK_BYTES, atomic_file, head_of
 
 MAGIC = b"PIXSEG01"
 ALIGNMENT = 64
+HEAD_BYTES = 1 << 16  # of a file: magic, length and a header that names it, many times over
 DIGEST_BYTES = 32
 PREFIX = struct.Struct("<8sq")
 LEFT_OUT = -1  # the list number of a row that is in no list
@@ -67,12 +70,16 @@ class Segment:
     Read and not mapped: a shard's worth of mapped codes would count as memory of the process, and a file cut short would end it.
     """
 
-    path: Path
+    file: LocalFile
     header: SegmentHeader
     lists: Int32  # (kept,) ascending
     rows: Int32  # (kept,)
     left_rows: Int32  # (left,)
     left_why: UInt8  # (left,)
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
 
     def codes(self, start: int, stop: int) -> UInt8:
         """(stop - start, code_size) the codes of `lists[start:stop]`. Raises DamagedArtifact if the file was cut meanwhile."""
@@ -95,7 +102,7 @@ class Segment:
         return {name: int(np.count_nonzero(self.left_why == code)) for code, name in REASONS.items()}
 
 
-def write_segment(path: Path, header: SegmentHeader, lists: Int64, codes: UInt8, why: UInt8) -> SegmentHeader:
+def write_segment(path: UPath | Path, header: SegmentHeader, lists: Int64, codes: UInt8, why: UInt8) -> SegmentHeader:
     """Write rows 0..n-1 of a file: `lists` int64 (n,), `codes` uint8 (n, code_size), `why` uint8 (n,), 0 where the row is kept.
 
     `header.kept` and `header.left` are set here. Lists and codes of left-out rows are ignored. Returns the header as written.
@@ -121,25 +128,28 @@ def write_segment(path: Path, header: SegmentHeader, lists: Int64, codes: UInt8,
     return header
 
 
-def read_header(path: Path) -> SegmentHeader:
+def read_header(path: UPath | Path) -> SegmentHeader:
     """The header alone, the file's length checked and its bytes not. Raises MissingInput, DamagedArtifact."""
     try:
-        with path.open("rb") as stream:
-            header, start = _unpacked(path, stream)
-            length = stream.seek(0, io.SEEK_END)
+        head, length = head_of(path, HEAD_BYTES)
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: no such segment; build its shard") from error
+    header, start = _unpacked(path, head)
     expected = start + header.body_bytes + DIGEST_BYTES
     if length != expected:
         raise DamagedArtifact(f"{path}: {length} bytes where its header promises {expected}; build its shard again")
     return header
 
 
-def open_segment(path: Path) -> Segment:
-    """Check every byte of a segment against its checksum and read all but its codes. Raises MissingInput, DamagedArtifact."""
-    header = read_header(path)
+def open_segment(path: UPath | Path, cache: Cache | None = None) -> Segment:
+    """Check every byte of a segment, or of its local copy, against its checksum and read all but its codes.
+
+    Raises MissingInput, DamagedArtifact.
+    """
+    file = (cache or Cache()).local(path)
+    header = read_header(file.path)
     sha, left = hashlib.sha256(), _packed_bytes(header) + header.body_bytes
-    with path.open("rb") as stream:
+    with file.path.open("rb") as stream:
         while left and (chunk := stream.read(min(left, CHUNK_BYTES))):
             sha.update(chunk)
             left -= len(chunk)
@@ -151,7 +161,7 @@ def open_segment(path: Path) -> Segment:
         stream.seek(header.kept * header.code_size, io.SEEK_CUR)
         left_rows = np.fromfile(stream, "<i4", header.left)
         left_why = np.fromfile(stream, np.uint8, header.left)
-    return Segment(path, header, lists, rows, left_rows, left_why)
+    return Segment(file, header, lists, rows, left_rows, left_why)
 
 
 def segment_name(file_id: int) -> str:
@@ -168,13 +178,12 @@ def _packed_bytes(header: SegmentHeader) -> int:
     return len(_packed(header))
 
 
-def _unpacked(path: Path, stream: io.BufferedReader) -> tuple[SegmentHeader, int]:
-    prefix = stream.read(PREFIX.size)
+def _unpacked(path: UPath | Path, head: bytes) -> tuple[SegmentHeader, int]:
     try:
-        magic, length = PREFIX.unpack(prefix)
-        if magic != MAGIC or not 0 < length < CHUNK_BYTES:
-            raise ValueError(f"it starts with {prefix[:8]!r}, not {MAGIC!r}")
-        header = SegmentHeader(**json.loads(stream.read(length)))
+        magic, length = PREFIX.unpack_from(head)
+        if magic != MAGIC or not 0 < length <= HEAD_BYTES - PREFIX.size:
+            raise ValueError(f"it starts with {head[:8]!r}, not {MAGIC!r}")
+        header = SegmentHeader(**json.loads(head[PREFIX.size : PREFIX.size + length]))
     except (struct.error, ValueError, TypeError) as error:
         raise DamagedArtifact(f"{path}: not a segment ({error}); delete it and build its shard again") from error
     return header, PREFIX.size + length

@@ -5,10 +5,8 @@ Nothing is remembered between calls, so nothing can be remembered wrongly.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,7 +16,7 @@ from paired_index_assets.landing.landed import Listing, is_complete
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Int64
 from paired_index_assets.shards.encode import kept_segment
-from paired_index_assets.shards.record import finished_record, read_failure, shard_path
+from paired_index_assets.shards.record import finished_record, read_failure
 from paired_index_assets.shards.takedown import read_removed, removed_version
 
 
@@ -52,19 +50,20 @@ def sweep_segments(root: BuildRoot, keep: Iterable[str]) -> list[str]:
 
     Not while a shard of one of them is being built.
     """
-    folder, kept = Path(root.segments("any").path).parent, set(keep)
-    gone = [place.name for place in sorted(folder.glob("*")) if place.is_dir() and place.name not in kept]
-    for name in gone:
-        shutil.rmtree(folder / name)
-    return gone
+    folder, kept = root.segments("any").parent, set(keep)
+    there = folder.iterdir() if folder.exists() else ()
+    gone = {place.name: place for place in there if place.is_dir() and place.name not in kept}
+    for place in gone.values():
+        place.fs.rm(place.path, recursive=True)
+    return sorted(gone)
 
 
 def _state(
     root: BuildRoot, codec: str, trained: str, catalog: Catalog, listing: Listing, removed: Int64, shard: int
 ) -> ShardState:
-    path, files = shard_path(root, codec, shard), catalog.files(shard)
+    place, files = root.shard(codec, shard), catalog.files(shard)
     landed = [listing.get(file.name) for file in files]
-    record = finished_record(path)
+    record = finished_record(place)
     version = removed_version(removed, files[0].start_row, files[-1].stop_row)
     if record is not None and record.stands_for(trained, version, files, landed):
         return ShardState(shard, "current", "")
@@ -76,7 +75,7 @@ def _state(
     if missing:
         return ShardState(shard, "waiting", f"{len(missing)} of {len(files)} files have not landed: {', '.join(missing)}")
     if record is None:
-        faults = read_failure(path)
+        faults = read_failure(place)
         return ShardState(shard, "stale", f"the last build failed: {'; '.join(faults.values())}" if faults else "not built yet")
     if record.trained != trained:
         return ShardState(shard, "stale", f"made with trained index {record.trained}, now {trained}")

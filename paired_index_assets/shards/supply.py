@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+
+from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.landing.catalog import CatalogFile
@@ -27,7 +28,7 @@ def landed_alone(listing: Listing) -> Supply:
 def segments_of(
     root: BuildRoot,
     trained: TrainedIndex,
-    shard_file: Path,
+    shard: UPath,
     files: Sequence[CatalogFile],
     landed: Sequence[LandedFile | None],
     supply: Supply,
@@ -38,29 +39,29 @@ def segments_of(
     """A segment for every file, each byte of it checked, and the names of the files that were encoded for it.
 
     Segments that do not stand for their file, or whose bytes were altered, are made (again). Raises BadInput naming every bad file,
-    MissingInput naming those that are not to be had, after all others are saved; both are also kept beside `shard_file`.
+    MissingInput naming those that are not to be had, after all others are saved; both are also kept beside `shard`.
     """
     fingerprint = trained.fingerprint
     wanted = [file for file, there in zip(files, landed, strict=True) if kept_segment(root, fingerprint, file, there) is None]
-    encoded = _encode(root, trained, shard_file, wanted, files, supply, block_rows, progress)
+    encoded = _encode(root, trained, shard, wanted, files, supply, block_rows, progress)
     segments: dict[int, Segment] = {}
     damaged = []
     for file in files:
         place = segment_path(root, fingerprint, file)
         try:
-            segments[file.file_id] = open_segment(place)
+            segments[file.file_id] = open_segment(place, root.cache)
         except DamagedArtifact:
-            place.unlink()
+            place.unlink(missing_ok=True)
             damaged.append(file)
-    encoded += _encode(root, trained, shard_file, damaged, files, supply, block_rows, progress)
-    segments |= {file.file_id: open_segment(segment_path(root, fingerprint, file)) for file in damaged}
+    encoded += _encode(root, trained, shard, damaged, files, supply, block_rows, progress)
+    segments |= {file.file_id: open_segment(segment_path(root, fingerprint, file), root.cache) for file in damaged}
     return [segments[file.file_id] for file in files], encoded
 
 
 def _encode(
     root: BuildRoot,
     trained: TrainedIndex,
-    shard_file: Path,
+    shard: UPath,
     wanted: Sequence[CatalogFile],
     files: Sequence[CatalogFile],
     supply: Supply,
@@ -91,8 +92,8 @@ def _encode(
         progress("encode", before, total, file=got.file.name)
     encoder.flush()
     if faults or missing:
-        write_failure(shard_file, [*faults, *missing])
-    waits = f"{shard_file}: waits for {len(missing)} files: " + "; ".join(f"{file.name} {why}" for file, why in missing)
+        write_failure(shard, [*faults, *missing])
+    waits = f"{shard}: waits for {len(missing)} files: " + "; ".join(f"{file.name} {why}" for file, why in missing)
     if faults:
         raise BadInput("\n".join([*(text for _, text in faults), *([waits] if missing else [])]))
     if missing:

@@ -61,8 +61,7 @@ def add_removed(root: BuildRoot, ids: Int64, why: str, *, when: datetime, source
     if len(ids) and (ids[0] < 0 or ids[-1] >= limit):
         wrong = ids[0] if ids[0] < 0 else ids[-1]
         raise BadInput(f"row id {wrong}: expected ids from 0 to {limit - 1}; nothing was removed")
-    place = Path(root.removed.path)
-    with only_writer(place.with_name(".removed.lock")):
+    with only_writer(root.removed.with_name(".removed.lock")):
         log = read_log(root)
         fresh = np.setdiff1d(ids, np.asarray(log["id"].to_numpy(), dtype=np.int64), assume_unique=False)
         if not len(fresh):

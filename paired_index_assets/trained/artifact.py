@@ -22,7 +22,7 @@ from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.neighbors.exact import assign, exact_neighbors
 from paired_index_assets.rows import Float32, Int64, UInt8
-from paired_index_assets.storage import as_path, atomic_file, digest_of, digest_of_parts, read_json, write_json
+from paired_index_assets.storage import as_path, atomic_file, digest_of, digest_of_parts, is_local, read_json, write_json
 
 FORMAT = 2
 LEFT_OUT = -1  # the list of a row that must not be searchable
@@ -95,13 +95,21 @@ class TrainedIndex:
         return index
 
     def save(self, path: str | Path | UPath) -> None:
-        """Write the three files beside each other; the JSON, which makes them one artifact, comes last."""
+        """Write the three files beside each other; the JSON, which makes them one artifact, comes last.
+
+        On an object store `path` should name the content (BuildRoot.trained_index), so that nobody reads files of two.
+        """
         index, arrays, card = _files(path)
-        card.unlink(missing_ok=True)
+        digests = {}
+        if is_local(card):
+            card.unlink(missing_ok=True)
         with atomic_file(index) as temporary:
             faiss.write_index(self.empty_index(), str(temporary))
-        with atomic_file(arrays) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **self._arrays())  # type: ignore[arg-type]
+            digests[index.name] = digest_of(temporary)
+        with atomic_file(arrays) as temporary:
+            with temporary.open("wb") as stream:
+                np.savez(stream, **self._arrays())  # type: ignore[arg-type]
+            digests[arrays.name] = digest_of(temporary)
         content = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -113,7 +121,7 @@ class TrainedIndex:
             "rounding": self.codec.rounding,
             "routing": "learned" if self.routing is not None else "centroids",
             "evidence": self.evidence,
-            "sha256": {index.name: digest_of(index), arrays.name: digest_of(arrays)},
+            "sha256": digests,
         }
         write_json(card, content)
 

@@ -68,7 +68,7 @@ def train(images: Float32, captions: Float32, *, seed: int, nlist: int = NLIST, 
 
 
 def promote(root: BuildRoot, trained: TrainedIndex) -> None:
-    path = root.trained_index(trained.nlist, trained.codec.name, trained.method)
+    path = root.trained_index(trained.nlist, trained.codec.name, trained.method, trained.fingerprint)
     trained.save(path)
     write_json(root.promoted, {"index": path.name, "fingerprint": trained.fingerprint})
 
