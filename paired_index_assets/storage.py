@@ -40,9 +40,14 @@ Result = TypeVar("Result")
 def as_path(url: str | Path | UPath) -> UPath:
     """A local path or any fsspec URL (s3://, gs://, hf://, http://) as a path object; ``~`` is expanded.
 
-    fsspec remembers listings; what other machines write would not be seen.
+    Listings are not remembered, as fsspec would: other machines write too. Raises BadInput for an unknown kind of URL.
     """
-    return UPath(url).expanduser() if "://" not in str(url) else UPath(url, use_listings_cache=False)
+    if "://" not in str(url):
+        return UPath(url).expanduser()
+    try:
+        return UPath(url, use_listings_cache=False)
+    except ValueError as error:
+        raise BadInput(f"{url}: {error}") from error
 
 
 def is_local(path: UPath) -> bool:
