@@ -12,7 +12,7 @@ from paired_index_assets.errors import BadInput
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Int64
 from paired_index_assets.search.watched import Watched
-from paired_index_assets.shards.takedown import read_removed
+from paired_index_assets.shards.takedown import log_stamp, read_removed
 
 
 class RemovedIds:
@@ -20,7 +20,7 @@ class RemovedIds:
     has changed."""
 
     def __init__(self, build: BuildRoot) -> None:
-        self._build, self._log = build, Watched(build.removed)
+        self._build, self._log = build, Watched(build.removed, lambda: log_stamp(build))
         self._lock = threading.Lock()
         self._read: tuple[str, Int64, faiss.IDSelector | None] | None = None
         self._current()

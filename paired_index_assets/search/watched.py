@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from upath import UPath
@@ -13,22 +14,22 @@ LOOK_SECONDS = 2.0  # between two looks at a remote file: each is a request
 
 
 class Watched:
-    """A file, and its stamp: looked at each time where it is local. A remote one whose store does not answer counts as unchanged."""
+    """The file at `path`, and its stamp, by `look`: at each time where it is local. A store that does not answer has not changed it."""
 
-    def __init__(self, path: str | Path | UPath) -> None:
-        self._path = as_path(path)
-        self._local = is_local(self._path)
-        self._stamp = stamp_of(self._path)
-        self._looked = time.monotonic()
+    def __init__(self, path: str | Path | UPath, look: Callable[[], str] | None = None) -> None:
+        path = as_path(path)
+        self._local = is_local(path)
+        self._look = look or (lambda: stamp_of(path))
+        self._stamp, self._looked = self._look(), time.monotonic()
 
     def stamp(self, *, now: bool = False) -> str:
         """What changes when the file is replaced, empty where there is none; `now` looks whenever the last look was."""
         if self._local:
-            return stamp_of(self._path)
+            return self._look()
         if now or time.monotonic() - self._looked >= LOOK_SECONDS:
             self._looked = time.monotonic()
             try:
-                self._stamp = stamp_of(self._path)
+                self._stamp = self._look()
             except Exception:  # each file system has its own, and the next look is near
                 return self._stamp
         return self._stamp

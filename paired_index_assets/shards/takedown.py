@@ -1,13 +1,15 @@
 """What must not be searchable any more: an append-only log of global row ids, with why, when and who asked.
 
-The log is one small Parquet file, rewritten atomically with rows added at its end; no row ever leaves it. Searches leave these ids out
-at once (they read the log), the next rebuild leaves them out of the lists.
+The log is one small Parquet file, rewritten atomically with rows added at its end; no row ever leaves it. On an object store, where two
+writers can not take turns, each addition is a file of its own. Searches leave these ids out at once (they read the log), the next
+rebuild leaves them out of the lists.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from paired_index_assets.errors import BadInput, DamagedArtifact
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
-from paired_index_assets.storage import as_path, atomic_file, digest_of_parts, only_writer, read_parquet
+from paired_index_assets.storage import as_path, atomic_file, digest_of_parts, is_local, only_writer, read_parquet, stamp_of
 
 REMOVED_SCHEMA = pa.schema(
     [
@@ -35,12 +37,15 @@ KEYS_AT_ONCE = 1 << 16  # rows of metadata matched together
 
 def read_log(root: BuildRoot) -> pa.Table:
     """Every removal in the order it was asked for; empty if there was none. Raises DamagedArtifact."""
-    if not root.removed.exists():
-        return REMOVED_SCHEMA.empty_table()
     try:
-        return read_parquet(root.removed).cast(REMOVED_SCHEMA)
+        return pa.concat_tables([REMOVED_SCHEMA.empty_table(), *(read_parquet(file).cast(REMOVED_SCHEMA) for file in _files(root))])
     except pa.ArrowException as error:
         raise DamagedArtifact(f"{root.removed}: not the log of removed rows ({error}); restore it from a copy") from error
+
+
+def log_stamp(root: BuildRoot) -> str:
+    """What changes when something is removed."""
+    return stamp_of(root.removed) if is_local(root.removed) else " ".join(file.name for file in _files(root))
 
 
 def read_removed(root: BuildRoot) -> Int64:
@@ -68,9 +73,19 @@ def add_removed(root: BuildRoot, ids: Int64, why: str, *, when: datetime, source
             return 0
         count = len(fresh)
         columns = {"id": fresh, "why": [why] * count, "when": [when] * count, "source": [source] * count}
-        with atomic_file(root.removed) as temporary:
-            pq.write_table(pa.concat_tables([log, pa.table(columns, schema=REMOVED_SCHEMA)]), temporary, compression="zstd")
+        added, file = pa.table(columns, schema=REMOVED_SCHEMA), root.removed
+        if is_local(file):
+            added = pa.concat_tables([log, added])
+        else:
+            file = file.with_name(f"removed-{when.astimezone(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}.parquet")
+        with atomic_file(file) as temporary:
+            pq.write_table(added, temporary, compression="zstd")
     return len(fresh)
+
+
+def _files(root: BuildRoot) -> list[UPath]:
+    """In the order they were written."""
+    return sorted(root.removed.parent.glob("removed*.parquet"), key=lambda file: file.name)
 
 
 def removed_version(removed: Int64, first: int, stop: int) -> str:

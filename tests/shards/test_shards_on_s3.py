@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import cycle, islice
 from pathlib import Path
@@ -229,6 +230,14 @@ def test_what_is_taken_down_is_gone_from_a_search_of_the_bucket(bucket, world, t
             add_removed(remote, np.array([row_id]), "asked", when=datetime(2026, 1, 1, tzinfo=UTC))
         assert int(index.search(query, 1)[1][0, 0]) != first
     assert read_removed(remote).tolist() == sorted({first, 7})
+
+
+def test_removals_asked_for_at_the_same_moment_are_all_in_the_log(bucket, tmp_path):
+    remote, when = node(bucket, tmp_path), datetime(2026, 1, 1, tzinfo=UTC)
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(lambda row: add_removed(remote, np.array([row]), "asked", when=when), range(6))) == 6
+    assert read_removed(remote).tolist() == list(range(6))
+    assert add_removed(remote, np.arange(5, 8), "asked again", when=when) == 2
 
 
 def test_a_wrong_bucket_and_a_store_that_does_not_answer_are_one_line(bucket, s3, monkeypatch):

@@ -26,7 +26,9 @@ def test_a_build_in_a_bucket_is_the_build_in_a_folder(faults, bucket, s3, small_
     local, remote = BuildRoot.at(small_build), BuildRoot.at(root)
     for number in range(6):
         mine, theirs = finished_record(local.shard("QT_4bit", number)), finished_record(remote.shard("QT_4bit", number))
-        assert mine == theirs
+        assert mine is not None
+        assert theirs is not None
+        assert (mine.sha256, mine.inputs) == (theirs.sha256, theirs.inputs)  # but not their stamps: times there, tags here
     np.save(tmp_path / "queries.npy", np.load(small_build / "embeddings/text_emb/text_emb_0003.npy"))
     found = []
     for place, more in ((small_build, {}), (root, environment)):
