@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     @property
     def build_root(self) -> BuildRoot:
         budget = None if self.cache_budget_gb is None else int(self.cache_budget_gb * 1e9)
-        return BuildRoot(as_path(self.root), Cache(Path(self.cache).expanduser(), budget))
+        return BuildRoot(as_path(self.root), Cache(Path(self.cache).expanduser().absolute(), budget))
 
     def lists_for(self, rows: int) -> int:
         """`nlist` if given, otherwise the power of two below 4 sqrt(rows): 256 for 12,000 rows, 131,072 for LAION-2B."""

@@ -79,9 +79,11 @@ def packed(**arrays: Any) -> bytes:
 def unpacked(path: UPath | Path) -> dict[str, npt.NDArray[Any]]:
     """Raises MissingInput if there is no such file, DamagedArtifact if it is not an .npz of plain arrays."""
     try:
-        with np.load(io.BytesIO(as_path(path).read_bytes()), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        content = as_path(path).read_bytes()
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: no such file; train first") from error
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
     except Exception as error:  # a damaged zip raises whatever its parser stumbles over
         raise DamagedArtifact(f"{path}: not an .npz of plain arrays ({error}); delete it and train again") from error
