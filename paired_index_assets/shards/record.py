@@ -146,8 +146,10 @@ def verify_shard(place: UPath | Path, cache: Cache | None = None) -> ShardRecord
     file = shard_file(place, record)
     if not file.exists():
         raise MissingInput(f"{file}: no such file, but its record is there; build the shard again")
-    if (found := digest_of((cache or Cache()).local(file, sha256=record.sha256).path)) != record.sha256:
-        raise DamagedArtifact(f"{file}: sha256 {found}, expected {record.sha256}; build the shard again")
+    local = (cache or Cache()).local(file, sha256=record.sha256)
+    if (found := digest_of(local.path)) != record.sha256:
+        cure = "build the shard again" if is_local(file) else f"delete this copy of {file}"
+        raise DamagedArtifact(f"{local.path}: sha256 {found}, expected {record.sha256}; {cure}")
     return record
 
 

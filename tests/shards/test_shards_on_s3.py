@@ -23,7 +23,7 @@ from shard_world import World, train, unit_rows
 
 from paired_index_assets import storage
 from paired_index_assets.cache import Cache
-from paired_index_assets.errors import BadInput, MissingInput, OutOfDisk
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput, OutOfDisk
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.search.shardset import promoted_index
@@ -192,6 +192,19 @@ def test_of_the_versions_the_current_and_the_one_before_are_kept(world, tmp_path
     remote = BuildRoot(as_path(f"memory://versions-{tmp_path.name}"), Cache(tmp_path / "cache"))
     made = [build(remote, world, removed=np.arange(count)) for count in range(4)]
     assert sorted(path.name for path in remote.shards.iterdir() if path.suffix != ".json") == sorted(m.path.name for m in made[2:])
+
+
+def test_a_copy_that_was_altered_and_a_file_that_was_are_told_apart(bucket, world, tmp_path):
+    remote = node(bucket, tmp_path / "cache")
+    made = build(remote, world)
+    copy = remote.cache.local(made.path, sha256=made.record.sha256).path
+    copy.write_bytes(copy.read_bytes()[:-1] + b"x")
+    with pytest.raises(DamagedArtifact, match=f"{copy}: sha256 .* delete this copy of {made.path}"):
+        verify_shard(remote.shard(CODEC, 0), remote.cache)
+    made.path.write_bytes(copy.read_bytes())
+    copy.unlink()
+    with pytest.raises(DamagedArtifact, match=f"{made.path}: sha256 .* build it again"):
+        verify_shard(remote.shard(CODEC, 0), remote.cache)
 
 
 def test_segments_of_old_trained_indices_are_swept(bucket, world, tmp_path):
