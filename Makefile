@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ROOT   ?= data/demo
+SHARDS ?= 58
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test test-heavy test-kernel lint benchmarks clean
+.PHONY: help install cluster demo cluster-demo ui test test-heavy test-cluster test-kernel lint benchmarks clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +18,12 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+cluster: $(BIN)/.cluster
+
+$(BIN)/.cluster: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,cluster]'
+	@touch $@
+
 demo: install    ## the whole pipeline on the shipped sample: pictures and captions to 58 searchable shards
 	$(BIN)/paired-index build --sample --root $(ROOT)
 	$(BIN)/paired-index report --root $(ROOT)
@@ -25,14 +32,20 @@ demo: install    ## the whole pipeline on the shipped sample: pictures and capti
 	@echo "Open the Dagster UI on this build:   make ui      (http://127.0.0.1:3000)"
 	@echo "Search it yourself:                  $(BIN)/paired-index search --root $(ROOT) --text 'your words'"
 
+cluster-demo: cluster  ## the sample's 58 shards by a cluster on this machine: Postgres, S3, Ray nodes (SHARDS=58)
+	$(BIN)/python deploy/cluster_demo.py --shards $(SHARDS)
+
 ui: install      ## the Dagster UI on the demo's build (ROOT=folder for another)
 	$(BIN)/paired-index ui --root $(ROOT)
 
 test: install    ## the test suite
-	$(BIN)/python -m pytest -m "not heavy"
+	$(BIN)/python -m pytest -m "not heavy and not cluster"
 
 test-heavy: install  ## minutes of work: fifty kills, ten thousand requests, the published clients
-	$(BIN)/python -m pytest -m heavy
+	$(BIN)/python -m pytest -m "heavy and not cluster"
+
+test-cluster: cluster  ## minutes: a node killed with its runs, one shard on two nodes at once, the bytes of one process
+	$(BIN)/python -m pytest -m cluster
 
 test-kernel: install  ## the GPU kernel: on the GPU, or in Triton's interpreter, which takes a gigabyte of disk
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt triton

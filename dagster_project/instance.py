@@ -9,11 +9,16 @@ from importlib.resources import files
 from pathlib import Path
 
 import dagster as dg
+import requests
 
 from dagster_project.lost_runs import end_lost_runs
-from paired_index_assets.errors import BadInput
+from paired_index_assets.deadline import within
+from paired_index_assets.errors import BadInput, PairedIndexError, SourceUnavailable
 from paired_index_assets.settings import Settings
 from paired_index_assets.storage import is_local
+
+OPEN_SECONDS = 12.0  # for the first answer of Dagster's own records; ten of them are the driver's, see deploy/postgres-ray/dagster.yaml
+LAUNCHER_SECONDS = 5.0
 
 
 def dagster_home(settings: Settings) -> Path:
@@ -33,9 +38,48 @@ def dagster_home(settings: Settings) -> Path:
 
 @contextmanager
 def instance_of(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """The build's instance, in which no run is left that a killed process or a restarted machine cut off."""
+    """The build's instance, in which no run is left that a killed process or a restarted machine cut off. Raises as `open_instance`."""
     home = dagster_home(settings)
     os.environ["DAGSTER_HOME"] = str(home)
-    with dg.DagsterInstance.get() as instance:
+    with open_instance(home) as instance:
         end_lost_runs(instance)
         yield instance
+
+
+def open_instance(home: Path) -> dg.DagsterInstance:
+    """The instance that `home`/dagster.yaml describes, asked for one run. Raises BadInput, in one line, if it does not answer."""
+    yaml = home / "dagster.yaml"
+
+    def ask() -> dg.DagsterInstance:
+        instance = dg.DagsterInstance.from_config(str(home))
+        instance.get_runs(limit=1)
+        return instance
+
+    try:
+        return within(OPEN_SECONDS, f"{yaml}: storage", ask)
+    except PairedIndexError:
+        raise
+    except Exception as error:  # of the driver, of SQLAlchemy, of Dagster's config: the innermost says what is wrong
+        raise BadInput(f"{yaml}: {_innermost(error)}; check what it says, and the environment variables it names") from error
+
+
+def reach_launcher(instance: dg.DagsterInstance) -> str:
+    """What launches runs, asked whether it is there. Raises SourceUnavailable, in one line, for a Ray cluster that does not answer."""
+    launcher = instance.run_launcher
+    address = getattr(launcher, "address", None)
+    if address is None:
+        return f"{type(launcher).__name__}: runs are processes of this machine"
+    try:
+        answer = requests.get(f"{address}/api/version", timeout=LAUNCHER_SECONDS)
+        answer.raise_for_status()
+        return f"{type(launcher).__name__}: Ray {answer.json()['ray_version']} at {address}"
+    except (requests.RequestException, ValueError, KeyError) as error:
+        raise SourceUnavailable(
+            f"run_launcher: no Ray dashboard at {address} ({_innermost(error)}); start the head node, or mend the address"
+        ) from error
+
+
+def _innermost(error: BaseException) -> str:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

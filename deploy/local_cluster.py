@@ -1,4 +1,4 @@
-"""A cluster of many machines on one: Postgres, a Ray head and Ray workers, Dagster's code server and daemon, as processes of their own.
+"""A cluster of many machines on one: Postgres, an S3 server, a Ray head and Ray workers, Dagster's code server and daemon, each a process.
 
 Each Ray worker is in a network namespace with an address of its own where that is permitted (Linux, root, the command `ip`); elsewhere it
 has a loopback address of its own. What is configured is what a deployment configures: `deploy/postgres-ray/dagster.yaml` and the
@@ -24,14 +24,20 @@ from pathlib import Path
 DAGSTER_YAML = Path(__file__).parent / "postgres-ray" / "dagster.yaml"
 BIN = Path(sys.executable).parent
 START_SECONDS = 120  # patience with one service on a busy machine
+BUCKET = "paired-index"
 SUBNET = "198.18.77"  # of a range set aside for tests (RFC 2544): no real network has it
 POSTGRES_BINARIES = "/usr/lib/postgresql/*/bin"  # where Debian hides them
 
 
 class LocalCluster:
-    """`with LocalCluster(root, workers=2) as cluster:` the assets of `root` run on its workers; `environment` reaches its instance."""
+    """`with LocalCluster(workers=2) as cluster:` what is built in `cluster.root`, in a bucket, is built on its workers.
 
-    def __init__(self, root: str, workers: int = 2, environment: Mapping[str, str] | None = None) -> None:
+    `environment` is what a process needs to be part of it; `more` is added to that.
+    """
+
+    root = f"s3://{BUCKET}/build"
+
+    def __init__(self, workers: int = 2, more: Mapping[str, str] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="paired-index-cluster-", dir="/tmp"))
         self.folder.chmod(0o755)  # Postgres runs as another user where we are root
         self.workers = {f"worker-{number}": number for number in range(1, workers + 1)}
@@ -48,9 +54,12 @@ class LocalCluster:
             "DAGSTER_POSTGRES_DB": "dagster",
             "RAY_DASHBOARD": f"http://{self.network.head}:{free_port()}",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PAIRED_INDEX_ROOT": root,
-            "PAIRED_INDEX_TICK_SECONDS": "5",
-            **(environment or {}),
+            "AWS_ENDPOINT_URL": f"http://{self.network.head}:{free_port()}",
+            "AWS_ACCESS_KEY_ID": "demo",
+            "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(16),
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "PAIRED_INDEX_ROOT": self.root,
+            **(more or {}),
         }
         self.ray_port = free_port()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -62,6 +71,7 @@ class LocalCluster:
             undo.enter_context(self.network)
             undo.callback(self._stop_all)
             self._start_postgres()
+            self._start_s3()
             self._start_ray()
             self._closing = undo.pop_all()
         return self
@@ -127,6 +137,16 @@ class LocalCluster:
         connection.close()
         return True
 
+    def _start_s3(self) -> None:
+        import s3fs
+
+        address = self.environment["AWS_ENDPOINT_URL"]
+        port = address.rpartition(":")[2]
+        self._start("s3", ["moto_server", "-H", self.network.head, "-p", port])
+        self._wait_for("s3", lambda: answers(self.network.head, int(port)))
+        given = {"key": self.environment["AWS_ACCESS_KEY_ID"], "secret": self.environment["AWS_SECRET_ACCESS_KEY"]}
+        s3fs.S3FileSystem(endpoint_url=address, skip_instance_cache=True, **given).mkdir(BUCKET)
+
     def _start_ray(self) -> None:
         head, dashboard = self.network.head, int(self.environment["RAY_DASHBOARD"].rpartition(":")[2])
         common = ["ray", "start", "--block", "--disable-usage-stats", "--object-store-memory=100000000", "--num-gpus=0"]
@@ -138,7 +158,7 @@ class LocalCluster:
             mine = [f"--node-ip-address={self.network.address(number)}", f"--dashboard-agent-listen-port={free_port()}"]
             only_here = [f'--resources={{"{name}": 1}}', "--num-cpus=1"]
             join = [*self.network.inside(number), *common, f"--address={head}:{self.ray_port}", *mine, *only_here]
-            self._start(name, join)
+            self._start(name, join, PAIRED_INDEX_CACHE=str(self.folder / name))
             self._wait_for(name, partial(self._is_alive, name))
 
     def nodes(self) -> dict[str, str]:
@@ -152,10 +172,10 @@ class LocalCluster:
     def _is_alive(self, worker: str) -> bool:
         return worker in self.nodes().values()
 
-    def _start(self, name: str, command: list[str], user: str | None = None) -> None:
+    def _start(self, name: str, command: list[str], user: str | None = None, **more: str) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
             self._running[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment, cwd=self.folder, user=user, start_new_session=True
+                command, stdout=log, stderr=log, env=self.environment | more, cwd=self.folder, user=user, start_new_session=True
             )
 
     def _wait_for(self, name: str, ready: Callable[[], bool]) -> None:

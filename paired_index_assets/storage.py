@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from paired_index_assets.deadline import within
 from paired_index_assets.errors import BadInput, Busy, DamagedArtifact, MissingInput, OutOfDisk, PairedIndexError, SourceUnavailable
 
 CHUNK_BYTES = 1 << 22
@@ -32,6 +33,7 @@ FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # the first piece of a path must be there before anything is put
 ATTEMPTS = 6  # at one request, beyond those of the store's own client
 VERSION_LENGTH = 16  # hexadecimal digits of a content in its name on an object store
+REACH_SECONDS = 10.0  # for the first answer of a remote root
 BACKOFF_S = 0.5  # doubled at each attempt, times a random 0.5 to 1
 
 Result = TypeVar("Result")
@@ -67,12 +69,20 @@ def require_reachable(root: UPath) -> None:
     credentials are not there; a folder that does not exist yet is fine."""
     if is_local(root):
         return
-    try:
+
+    def ask() -> None:
         there = root.fs.exists(root.path) or root.protocol not in WITH_BUCKETS or root.fs.exists(root.path.split("/")[0])
         if not there:
             root.fs.info(root.path)  # says why, where that is not that there is no such bucket
+
+    try:
+        within(REACH_SECONDS, root, ask)
+    except PairedIndexError:
+        raise
     except FileNotFoundError as error:
-        raise BadInput(f"{root}: there is no bucket {root.path.split('/')[0]!r}, or it is not for these credentials; make it first") from error
+        raise BadInput(
+            f"{root}: there is no bucket {root.path.split('/')[0]!r}, or it is not for these credentials; make it first"
+        ) from error
     except ImportError as error:
         raise BadInput(f"{root}: {error}") from error
     except Exception as error:  # each file system has its own

@@ -1,26 +1,35 @@
 """`paired-index doctor`: is this machine, and is this build, in order?"""
 
+import os
 import platform
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import table
+from paired_index_assets.deadline import within
 from paired_index_assets.errors import DamagedArtifact, PairedIndexError
+from paired_index_assets.landing.landed import list_folder
+from paired_index_assets.landing.sources import parse_sources, shown
 from paired_index_assets.settings import Settings
 from paired_index_assets.storage import is_local, nearest_folder, patiently
 
+PATIENCE_SECONDS = 8.0  # with each part of a deployment, so that all of them have said something within half a minute
 PACKAGES = ("dagster", "faiss-gpu", "torch", "open_clip_torch", "numpy", "pyarrow")
 
 
 @takes_settings()
 def doctor(settings: Settings) -> None:
-    """Check packages, processor and GPU, the root and its disk, and every artifact of a build; say what to fix."""
+    """Check packages, processor and GPU, each part of the deployment, and every artifact of a build; say what to fix."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python and packages", _packages),
         ("processor and GPU", _hardware),
-        ("root", lambda: _root(settings)),
+        ("root", lambda: within(PATIENCE_SECONDS, settings.root, lambda: _root(settings))),
+        ("landing and sources", lambda: _landing(settings)),
+        ("Dagster", lambda: _dagster(settings)),
         ("trained index", lambda: _trained(settings)),
         ("shards", lambda: _shards(settings)),
     ]
@@ -69,6 +78,28 @@ def _root(settings: Settings) -> str:
     probe.write_bytes(b"")
     probe.unlink()
     return f"{root}: writable, {shutil.disk_usage(folder).free / 1e9:,.0f} GB free"
+
+
+def _landing(settings: Settings) -> str:
+    places = [*([settings.landing] if settings.landing else []), *parse_sources(settings.sources)]
+    share = PATIENCE_SECONDS / max(len(places), 1)
+    counts = [f"{shown(place)}: {len(within(share, shown(place), partial(list_folder, place))):,} files" for place in places]
+    return "; ".join(counts) or "none set: the embeddings of the build itself are indexed"
+
+
+def _dagster(settings: Settings) -> str:
+    from dagster_project.instance import open_instance, reach_launcher
+
+    if (home := _home(settings)) is None:
+        return "no records yet"
+    with open_instance(home) as instance:
+        return f"{home}/dagster.yaml: {type(instance.run_storage).__name__} answers; {reach_launcher(instance)}"
+
+
+def _home(settings: Settings) -> Path | None:
+    """Where dagster.yaml is; None before the first build or UI, which puts one there."""
+    home = Path(os.environ.get("DAGSTER_HOME") or (f"{settings.root}/dagster" if is_local(settings.build_root.root) else "."))
+    return home if (home / "dagster.yaml").exists() else None
 
 
 def _trained(settings: Settings) -> str:

@@ -20,11 +20,11 @@ def ui(
 ) -> None:
     """Open the Dagster UI on a build: materialise, backfill, watch. Its sensors and schedules run while it does."""
     settings = load_settings(**settings.model_dump() | {"root": absolute(settings.root)})
-    from dagster_project.instance import instance_of
+    from dagster_project.instance import instance_of, reach_launcher
 
     os.environ.update(settings.environment())
-    with instance_of(settings):
-        pass  # DAGSTER_HOME is set, and what a crash left unfinished is ended
+    with instance_of(settings) as instance:  # sets DAGSTER_HOME, and ends what a crash left unfinished
+        reach_launcher(instance)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # `dagster dev` is marked as superseded by `dg dev`, which wants a project folder; an installed package has none.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")

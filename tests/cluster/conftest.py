@@ -1,0 +1,38 @@
+"""One cluster on this machine for all tests here, and a build in its bucket whose shards are for it to build."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from paired_index_assets.sample import sample_model
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+sys.path.insert(0, str(DEPLOY))
+
+SHARDS = 6
+SIZES = ["--shards", SHARDS, "--part-rows", 125, "--nlist", 16, "--validation-captions", 100, "--test-captions", 100]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    pytest.importorskip("dagster_ray", reason="the cluster's packages are not installed: `make test-cluster` does it")
+    from local_cluster import LocalCluster
+
+    before = dict(os.environ)
+    with LocalCluster(workers=2, more={"PAIRED_INDEX_SHARDS": str(SHARDS)}) as cluster:
+        yield cluster
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def alone(cluster, small_pairs):
+    """shard -> sha256 as one process builds it; then its shards are gone, and Dagster runs."""
+    from cluster_demo import build_alone, remove_shards
+
+    digests = build_alone(cluster, "--images", small_pairs, "--model", sample_model(), *SIZES)
+    remove_shards(cluster)
+    cluster.start_dagster()
+    return digests
