@@ -70,9 +70,10 @@ def _root(settings: Settings) -> str:
     root = settings.build_root.root
     if not is_local(root):
         asked = root / ".paired-index-doctor"
-        patiently(root, lambda: asked.write_bytes(b""))
+        patiently(root, lambda: asked.write_bytes(b"?"))
+        patiently(root, asked.read_bytes)
         patiently(root, asked.unlink)
-        return f"{root}: writable; copies of it in {settings.build_root.cache.folder}"
+        return f"{root}: readable and writable; copies of it in {settings.build_root.cache.folder}"
     folder = nearest_folder(root)
     probe = folder / ".paired-index-doctor"
     probe.write_bytes(b"")

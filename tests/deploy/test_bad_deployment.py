@@ -1,0 +1,95 @@
+"""A deployment with a wrong address, password or bucket says so in one line, within half a minute, before anything is built."""
+
+import contextlib
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from paired_index_assets.sample import sample_pairs
+
+DAGSTER_YAML = Path(__file__).parents[2] / "deploy/postgres-ray/dagster.yaml"
+AT_MOST_SECONDS = 45  # half a minute, and the start of a process on a busy machine
+BUILD = ["build", "--images", sample_pairs()]
+
+
+@contextlib.contextmanager
+def port(*, accepts: bool):
+    """One where connections are refused, or one where they are taken and nothing is ever said."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if accepts:
+            server.listen()
+        yield server.getsockname()[1]
+
+
+def line_of(done, began):
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert time.monotonic() - began < AT_MOST_SECONDS
+    said = done.stderr.strip()
+    assert said.startswith("error: ")
+    assert "\n" not in said
+    return said
+
+
+@pytest.mark.parametrize("accepts", [False, True], ids=["a closed port", "a port that never answers"])
+def test_an_object_store_that_does_not_answer(accepts, paired_index, tmp_path):
+    with port(accepts=accepts) as number:
+        reach = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{number}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        began = time.monotonic()
+        done = paired_index("doctor", "--root", "s3://bucket/build", check=False, DAGSTER_HOME=str(tmp_path), **reach)
+    assert "s3://bucket/build" in line_of(done, began)
+
+
+def test_no_such_bucket(s3_server, paired_index, tmp_path):
+    began = time.monotonic()
+    done = paired_index(*BUILD, "--root", "s3://no-such/build", check=False, DAGSTER_HOME=str(tmp_path), **s3_server.environment)
+    assert "'no-such'" in line_of(done, began)
+
+
+def test_no_credentials(s3_server, paired_index, tmp_path):
+    without = {"AWS_ENDPOINT_URL": s3_server.environment["AWS_ENDPOINT_URL"], "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
+    began = time.monotonic()
+    done = paired_index(*BUILD, "--root", "s3://bucket/build", check=False, DAGSTER_HOME=str(tmp_path), **without)
+    assert "credentials" in line_of(done, began)
+
+
+@pytest.fixture
+def home(tmp_path):
+    pytest.importorskip("dagster_postgres", reason="dagster-postgres is not installed: `make cluster` does it")
+    shutil.copy(DAGSTER_YAML, tmp_path / "dagster.yaml")
+    return tmp_path
+
+
+def environment(home, number):
+    postgres = {"HOST": "127.0.0.1", "PORT": str(number), "USER": "dagster", "PASSWORD": "secret-word", "DB": "dagster"}
+    of_dagster = {"DAGSTER_HOME": str(home), "DAGSTER_COMPUTE_LOGS": str(home / "logs"), "RAY_DASHBOARD": "http://127.0.0.1:1"}
+    return of_dagster | {f"DAGSTER_POSTGRES_{name}": value for name, value in postgres.items()}
+
+
+@pytest.mark.parametrize("accepts", [False, True], ids=["a closed port", "a port that never answers"])
+def test_a_database_that_does_not_answer(accepts, home, paired_index):
+    with port(accepts=accepts) as number:
+        began = time.monotonic()
+        said = line_of(paired_index(*BUILD, "--root", home / "root", check=False, **environment(home, number)), began)
+    assert "dagster.yaml" in said
+    assert "secret-word" not in said
+
+
+def test_a_variable_that_is_not_set(home, paired_index):
+    given = environment(home, 1)
+    del given["DAGSTER_POSTGRES_PASSWORD"]
+    began = time.monotonic()
+    said = line_of(paired_index("ui", "--root", home / "root", check=False, **given), began)
+    assert "DAGSTER_POSTGRES_PASSWORD" in said
+
+
+def test_doctor_says_for_each_part_what_to_fix(home, paired_index):
+    with port(accepts=False) as number:
+        done = paired_index("doctor", "--root", home / "root", check=False, COLUMNS="200", **environment(home, number))
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if "FIX" in line]
+    assert "Dagster" in line
+    assert done.stderr.strip() == "error: Dagster: see the table for what to do"
