@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,12 +56,19 @@ def open_instance(home: Path) -> dg.DagsterInstance:
         instance.get_runs(limit=1)
         return instance
 
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the driver's account of each try; what it comes to is raised
     try:
         return within(OPEN_SECONDS, f"{yaml}: storage", ask)
     except PairedIndexError:
         raise
-    except Exception as error:  # of the driver, of SQLAlchemy, of Dagster's config: the innermost says what is wrong
-        raise BadInput(f"{yaml}: {_innermost(error)}; check what it says, and the environment variables it names") from error
+    except dg.DagsterInvalidConfigError as error:
+        said = "; ".join(one.message.partition("Stack Trace")[0] for one in error.errors)
+        raise BadInput(f"{yaml}: {said}") from error
+    except Exception as error:  # of the driver, of SQLAlchemy, of a package that is not installed: the innermost says what is wrong
+        raise BadInput(f"{yaml}: {_innermost(error)}; check what it says, and the environment variables that the file names") from error
+    finally:
+        logging.disable(before)
 
 
 def reach_launcher(instance: dg.DagsterInstance) -> str:
