@@ -83,6 +83,7 @@ def remove_shards(cluster: LocalCluster) -> None:
     root = build_root(cluster)
     for folder in (root.shards, root.root / "segments"):
         folder.fs.rm(folder.path, recursive=True)
+    root.manifest.unlink(missing_ok=True)
 
 
 def build_root(cluster: LocalCluster) -> BuildRoot:

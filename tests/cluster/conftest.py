@@ -15,7 +15,7 @@ SHARDS = 6
 SIZES = ["--shards", SHARDS, "--part-rows", 125, "--nlist", 16, "--validation-captions", 100, "--test-captions", 100]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster():
     pytest.importorskip("dagster_ray", reason="the cluster's packages are not installed: `make test-cluster` does it")
     from local_cluster import LocalCluster
@@ -27,7 +27,7 @@ def cluster():
     os.environ.update(before)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def alone(cluster, small_pairs):
     """shard -> sha256 as one process builds it; then its shards are gone, and Dagster runs."""
     from cluster_demo import build_alone, remove_shards
