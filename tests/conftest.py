@@ -21,7 +21,9 @@ class Command:
 
     home: Path
 
-    def __call__(self, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *arguments: object, check: bool = True, patience_seconds: float = 600, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PAIRED_INDEX_", "DAGSTER_"))}
         done = subprocess.run(
             [sys.executable, "-m", "paired_index_assets.cli.main", *map(str, arguments)],
@@ -30,6 +32,7 @@ class Command:
             cwd=self.home,
             env=clean | environment,
             check=False,
+            timeout=patience_seconds,
         )
         if check and done.returncode:
             raise AssertionError(f"paired-index {arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
