@@ -32,23 +32,11 @@ def line_of(done):
     return said
 
 
-@pytest.mark.parametrize("accepts", [False, True], ids=["a closed port", "a port that never answers"])
-def test_an_object_store_that_does_not_answer(accepts, paired_index, tmp_path):
-    with port(accepts=accepts) as number:
+def test_an_object_store_that_never_answers(paired_index, tmp_path):
+    with port(accepts=True) as number:
         reach = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{number}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
         done = paired_index("doctor", "--root", "s3://bucket/build", check=False, **PATIENCE, DAGSTER_HOME=str(tmp_path), **reach)
     assert "s3://bucket/build" in line_of(done)
-
-
-def test_no_such_bucket(s3_server, paired_index, tmp_path):
-    done = paired_index(*BUILD, "--root", "s3://no-such/build", check=False, **PATIENCE, DAGSTER_HOME=str(tmp_path), **s3_server.environment)
-    assert "'no-such'" in line_of(done)
-
-
-def test_no_credentials(s3_server, paired_index, tmp_path):
-    without = {"AWS_ENDPOINT_URL": s3_server.environment["AWS_ENDPOINT_URL"], "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
-    done = paired_index(*BUILD, "--root", "s3://bucket/build", check=False, **PATIENCE, DAGSTER_HOME=str(tmp_path), **without)
-    assert "credentials" in line_of(done)
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ def test_a_source_that_can_list_its_files_is_watched_like_the_landing_folder(wor
     mirror.mkdir()
     for file in world.catalog.files(2):
         shutil.copyfile(world.source / file.name, mirror / file.name)
-    world.settings = load_settings(**world.settings.model_dump() | {"sources": f"http://127.0.0.1:9/nobody,{mirror}"})
+    world.settings = load_settings(**world.settings.model_dump() | {"sources": f"{mirror},http://127.0.0.1:9/nobody"})
     world.defs = assemble(world.settings, ProgressLog())
     world.job = world.defs.resolve_implicit_global_asset_job_def()
     world.report_trained("a")
