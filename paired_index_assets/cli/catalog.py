@@ -45,7 +45,7 @@ def show(catalog: NAMED = LAION_2B) -> None:
 
 
 @app.command()
-@takes_settings(also=("root", "nlist"))
+@takes_settings(also=("nlist",))
 def plan(
     settings: Settings,
     catalog: NAMED = LAION_2B,

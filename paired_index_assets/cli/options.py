@@ -7,15 +7,17 @@ from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 
 import typer
 
-from paired_index_assets.settings import Settings, load_settings
+from paired_index_assets.settings import OF_THE_MACHINE, Settings, load_settings
 
 
-def takes_settings(*groups: str, also: tuple[str, ...] = ("root",)) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_settings(*groups: str, also: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the settings of `groups` (and those named in `also`) as options; it is called with `settings=Settings(...)`.
+
+    The root and its cache are options of every command.
 
     An option that is not given is not set: the environment, the root's last build and the defaults decide, in this order.
     """
-    names = [n for n, field in Settings.model_fields.items() if n in also or _group(field) in groups]
+    names = [n for n, field in Settings.model_fields.items() if n in OF_THE_MACHINE or n in also or _group(field) in groups]
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)

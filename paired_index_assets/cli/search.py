@@ -15,7 +15,7 @@ UNKNOWN_MODEL = "unknown"  # what the embeddings room calls features whose model
 FORMATS = (".npz", ".json", ".html")
 
 
-@takes_settings(also=("root", "nprobe", "model", "pretrained", "device"))
+@takes_settings(also=("nprobe", "model", "pretrained", "device"))
 def search(
     settings: Settings,
     text: Annotated[Optional[list[str]], typer.Option("--text", help="A text query; may be given several times.")] = None,

@@ -9,7 +9,7 @@ from paired_index_assets.cli.terminal import console
 from paired_index_assets.settings import Settings
 
 
-@takes_settings(also=("root", "nprobe", "model", "pretrained", "device", "images", "caption_texts"))
+@takes_settings(also=("nprobe", "model", "pretrained", "device", "images", "caption_texts"))
 def serve(
     settings: Settings,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
