@@ -206,11 +206,21 @@ def read_json(source: UPath | Path) -> Any:
     """Raises MissingInput if there is no such file, DamagedArtifact if it is not JSON."""
     source = as_path(source)
     try:
-        return json.loads(source.read_text())
+        return json.loads(content_of(source))
     except FileNotFoundError as error:
         raise MissingInput(f"{source}: no such file") from error
     except ValueError as error:
         raise DamagedArtifact(f"{source}: not JSON ({error}); delete it and build again") from error
+
+
+def content_of(source: UPath | Path) -> bytes:
+    """The bytes of one version of a small file. Raises FileNotFoundError.
+
+    Not by opening it: for a file that is replaced between the two requests of that, a store refuses the second.
+    """
+    source = as_path(source)
+    content: bytes = source.read_bytes() if is_local(source) else patiently(source, lambda: source.fs.cat_file(source.path))
+    return content
 
 
 def digest_of(source: UPath | Path) -> str:
@@ -237,8 +247,13 @@ def read_parquet(source: UPath | Path, columns: list[str] | None = None) -> pa.T
 
     Not pq.read_table: its I/O threads hold the Python stream, and abort the process if one lets go of it during exit.
     """
-    with as_path(source).open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
-        return parquet.read(columns, use_threads=False)
+    source = as_path(source)
+
+    def read() -> pa.Table:
+        with source.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
+            return parquet.read(columns, use_threads=False)
+
+    return read() if is_local(source) else patiently(source, read)  # again, where it was replaced meanwhile
 
 
 @contextmanager
