@@ -292,8 +292,8 @@ def _scratch_folder() -> Path:
 def _sweep(folder: Path, name: str) -> None:
     """Remove what killed writers of the same file left behind; a living writer's file stays."""
     for leftover in folder.glob(f".{name}.*.tmp"):
-        pid = leftover.name.removeprefix(f".{name}.").split(".")[0]
-        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+        pid, *rest = leftover.name.removeprefix(f".{name}.").split(".")
+        if len(rest) == 2 and pid.isdigit() and not Path(f"/proc/{pid}").exists():  # else it is of another file, whose name begins like this
             leftover.unlink(missing_ok=True)
 
 

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import cycle, islice
@@ -164,18 +163,16 @@ def test_a_reader_sees_the_old_or_the_new_whole_while_shard_and_trained_index_ar
     others = {trained.fingerprint: trained for trained in (world.trained, dataclasses.replace(world.trained, model="another"))}
     build(writer, world, removed=removals[0])
     promote(writer, world.trained)
-    done = threading.Event()
 
     def rewrite() -> None:
         for removed, trained in islice(zip(cycle(removals[::-1]), cycle(reversed(others.values())), strict=False), 8):
             build(writer, world, removed=removed)
             promote(writer, trained)
-        done.set()
 
     seen: set[str] = set()
-    writing = threading.Thread(target=rewrite)
-    writing.start()
-    while not done.is_set():
+    pool = ThreadPoolExecutor(1)
+    writing = pool.submit(rewrite)
+    while not writing.done():
         record = finished_record(reader.shard(CODEC, 0))
         assert record is not None
         local = reader.cache.local(shard_file(reader.shard(CODEC, 0), record), sha256=record.sha256)
@@ -184,7 +181,7 @@ def test_a_reader_sees_the_old_or_the_new_whole_while_shard_and_trained_index_ar
         trained, _ = promoted_index(reader)
         assert trained.fingerprint in others
         seen |= {record.sha256, trained.fingerprint}
-    writing.join()
+    writing.result()
     assert seen == set(contents) | set(others)
 
 

@@ -83,3 +83,17 @@ def test_json_that_is_missing_or_damaged_is_said(tmp_path):
 
 def test_a_digest_of_parts_knows_where_a_part_ends():
     assert digest_of_parts("ab", "c") != digest_of_parts("a", "bc")
+
+
+def test_what_a_living_writer_of_a_file_with_a_longer_name_has_begun_is_left_alone(tmp_path):
+    with atomic_file(tmp_path / "shard.json") as begun:
+        begun.write_bytes(b"{}")
+        write_bytes(tmp_path / "shard", b"codes")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shard", "shard.json"]
+
+
+def test_what_a_dead_writer_left_behind_is_removed(tmp_path):
+    left = tmp_path / ".shard.999999999.0a1b2c3d.tmp"
+    left.write_bytes(b"half")
+    write_bytes(tmp_path / "shard", b"codes")
+    assert [path.name for path in tmp_path.iterdir()] == ["shard"]
