@@ -16,7 +16,7 @@ def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
         assets=[landing.landed_embeddings, *dg.load_assets_from_modules(_MODULES)],
         asset_checks=dg.load_asset_checks_from_modules(_MODULES),
         resources={"settings": settings_resource(settings), "progress": progress},
-        jobs=[pairing.pair_in_parts, training.train, shards.rebuild_shards],
+        jobs=[embeddings.embed_in_parts, pairing.pair_in_parts, training.train, shards.rebuild_shards],
         schedules=[shards.nightly_rebuild],
         sensors=[landing.landed_embeddings_sensor, shards.index_automation, lost_runs_sensor],
         executor=dg.multiprocess_executor.configured({"max_concurrent": 2}),

@@ -78,9 +78,6 @@ class Settings(BaseSettings):
         0.05, "Embeddings", "Share of unusable samples above which the embedding assets' checks fail.", ge=0, le=1
     )
 
-    pairing_parts: int = _field(
-        8, "Training", "Runs among which the job `pair_in_parts` shares the pairing, where there are several GPUs or machines.", ge=1, le=1000
-    )
     method: Literal["auto", "paired_kmeans", "kmeans"] = _field(
         "auto",
         "Training",
@@ -104,6 +101,13 @@ class Settings(BaseSettings):
     shards: int = _field(58, "Shards", "Shard files.", ge=1, le=10_000)
     tick_seconds: int = _field(30, "Shards", "Seconds between two looks at the landing folder.", ge=1)
     nprobe: int = _field(8, "Search", "Inverted lists a query visits.", ge=1)
+    parallel_runs: int = _field(
+        8,
+        "Hardware",
+        "Runs among which the jobs `embed_in_parts` and `pair_in_parts` share their work, where there are several GPUs or machines.",
+        ge=1,
+        le=1000,
+    )
     device: str | None = _field(None, "Hardware", "torch device; left out, the GPU if there is one.")
     cache: str = _field(CACHE_FOLDER, "Hardware", "Local folder for copies of what lies on an object store and has to be mapped.")
     cache_budget_gb: float | None = _field(
@@ -165,13 +169,23 @@ class _LastBuild(PydanticBaseSettingsSource):
         return {name: value for name, value in remembered.items() if name in Settings.model_fields}
 
 
-def load_settings(**given: Any) -> Settings:
-    """Settings from `given` (None means not given), the environment, the root's last build and the defaults.
+class _OfThisMachine(Settings):
+    """Without what the root remembers, which may not be there to ask."""
 
-    Raises BadInput with one line that names every field that is wrong, what was expected and what was found.
+    @classmethod
+    def settings_customise_sources(cls, *args: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:
+        return sources["init_settings"], sources["env_settings"]
+
+
+def load_settings(*, ask_root: bool = True, **given: Any) -> Settings:
+    """Settings from `given` (None means not given), the environment, the root's last build (if it is asked) and the defaults.
+
+    Raises BadInput with one line that names every field that is wrong, what was expected and what was found; BadInput or
+    SourceUnavailable where the root can not be asked.
     """
+    kind = Settings if ask_root else _OfThisMachine
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise BadInput("; ".join(_say(problem) for problem in error.errors())) from error
 

@@ -8,7 +8,6 @@ finished local file is uploaded with one put, which is atomic per object. What c
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.deadline import within
-from paired_index_assets.errors import BadInput, Busy, DamagedArtifact, MissingInput, OutOfDisk, PairedIndexError, SourceUnavailable
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput, OutOfDisk, PairedIndexError, SourceUnavailable
 
 CHUNK_BYTES = 1 << 22
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -254,31 +253,6 @@ def read_parquet(source: UPath | Path, columns: list[str] | None = None) -> pa.T
             return parquet.read(columns, use_threads=False)
 
     return read() if is_local(source) else patiently(source, read)  # again, where it was replaced meanwhile
-
-
-@contextmanager
-def only_writer(lock: UPath | Path) -> Iterator[None]:
-    """Hold `lock` (a local file, left in place) for the time of the block; the kernel frees it when the process dies.
-
-    Raises Busy at once if another process holds it. An object store has no locks: there the block is run, and what it writes has to be
-    right whoever writes it last.
-    """
-    lock = as_path(lock)
-    if not is_local(lock):
-        yield
-        return
-    lock = Path(lock.path)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            handle.seek(0)
-            raise Busy(f"{lock}: held by process {handle.read().strip() or 'unknown'}; wait for it, or stop it") from error
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
 
 
 def _one_line(error: Exception) -> str:

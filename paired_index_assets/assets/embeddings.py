@@ -1,21 +1,24 @@
 """Pictures and captions as unit vectors in one space: row i of both is pair i."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from paired_index_assets.assets.facts import Stopwatch, markdown_table, or_fail, path, rows_and_rate
 from paired_index_assets.assets.inputs import caption_set, image_set, write_catalog
+from paired_index_assets.assets.partitions import share_of, share_partitions
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.embeddings.encoders import load_encoder
 from paired_index_assets.embeddings.features import adopt_features
-from paired_index_assets.embeddings.run import embed_captions, embed_images
+from paired_index_assets.embeddings.run import EmbedSummary, embed_captions, embed_images
 from paired_index_assets.embeddings.sets import EmbeddingSet, Modality, write_set
 from paired_index_assets.embeddings.sources import PairedSource, Source, open_source
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress
 from paired_index_assets.settings import Settings
+from paired_index_assets.shares import WHOLE, Share
 
 UNIT_TOLERANCE = 1e-2  # half precision moves a norm by about 1e-3 (as in LAION's embeddings); ten times that is another kind of vector
 
@@ -58,6 +61,26 @@ def caption_embeddings(
     )
 
 
+@dg.op(pool="accelerator", out=dg.Out(dg.Nothing))
+def embed_part(context: dg.OpExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]) -> None:
+    """This run's share of the parts of both sets, pictures first; a part that is there is left alone."""
+    read, report = settings.read(), progress.of(context)
+    share = share_of(context.partition_key, read)
+    modalities: tuple[Modality, ...] = ("images", "captions")
+    for modality in modalities:
+        made = or_fail(partial(_embed, modality, read, report, share))
+        context.log.info(f"{made.parts - made.reused_parts} of {made.parts} parts of the {modality} written, the others were there")
+
+
+@dg.job(partitions_def=share_partitions)
+def embed_in_parts() -> None:
+    """Embedding shared out to several runs, one a partition: on several GPUs or machines, before the two embeddings are materialised.
+
+    Those find the parts that are there, make those that are not, and describe the set.
+    """
+    embed_part()
+
+
 @dg.asset_check(asset=image_embeddings, blocking=True)
 def image_embeddings_are_usable(settings: SettingsResource) -> dg.AssetCheckResult:
     """Few pictures were refused, and every other row is a finite unit vector."""
@@ -79,18 +102,21 @@ def _make(modality: Modality, settings: Settings, progress: Progress) -> dict[st
         made = adopt_features(json_path, features.split(","), modality=modality, cache=root.cache, progress=progress)
         facts = _with_model_named(made, settings).facts(progress=progress)
         return {"not finite or zero": facts.invalid} if facts.invalid else {}
+    return _embed(modality, settings, progress).bad
+
+
+def _embed(modality: Modality, settings: Settings, progress: Progress, share: Share = WHOLE) -> EmbedSummary:
     if settings.images is None:
+        if settings.image_features:
+            raise BadInput("nothing to embed: image_features are embeddings already; materialise image_embeddings and caption_embeddings")
         raise BadInput("nothing to embed: set images (pictures), or image_features and caption_features")
     pictures = open_source(settings.images, "images")
     source: Source = PairedSource(pictures, open_source(settings.captions, "captions")) if settings.captions else pictures
     encoder = load_encoder(settings.model, settings.pretrained, settings.device)
+    sizes: dict[str, int] = {"part_rows": settings.part_rows, "batch_size": settings.batch_size}
     if modality == "images":
-        summary = embed_images(
-            source, encoder, root, part_rows=settings.part_rows, workers=settings.workers, batch_size=settings.batch_size, progress=progress
-        )
-    else:
-        summary = embed_captions(source, encoder, root, part_rows=settings.part_rows, batch_size=settings.batch_size, progress=progress)
-    return summary.bad
+        return embed_images(source, encoder, settings.build_root, workers=settings.workers, share=share, progress=progress, **sizes)
+    return embed_captions(source, encoder, settings.build_root, share=share, progress=progress, **sizes)
 
 
 def _with_model_named(made: EmbeddingSet, settings: Settings) -> EmbeddingSet:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from paired_index_assets.assets.embeddings import caption_embeddings, image_embeddings
 from paired_index_assets.assets.facts import Stopwatch, column_schema, or_fail, path, rows_and_rate
 from paired_index_assets.assets.inputs import aligned_sets, caption_texts, image_set
-from paired_index_assets.assets.partitions import pairing_partitions, part_number
+from paired_index_assets.assets.partitions import share_of, share_partitions
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.pairing.pairs import BLOCK_ROWS, MatchedImages, block_count, read_pairs, write_blocks, write_pairs
 from paired_index_assets.progress import Progress
@@ -73,10 +73,10 @@ def caption_image_pairs(
 
 @dg.op(pool="accelerator", out=dg.Out(dg.Nothing))
 def pair_part(context: dg.OpExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]) -> None:
-    """Every `pairing_parts`-th block of the pairs table; a block that is there is left alone."""
+    """This run's share of the blocks of the pairs table; a block that is there is left alone."""
     read, report = settings.read(), progress.of(context)
     sides = or_fail(lambda: _sides(read, report))
-    blocks = range(part_number(context.partition_key), block_count(len(sides.captions), BLOCK_ROWS), read.pairing_parts)
+    blocks = share_of(context.partition_key, read).pieces(block_count(len(sides.captions), BLOCK_ROWS))
     matched = MatchedImages.of(sides.images, sides.image_valid)
     written = or_fail(
         lambda: write_blocks(
@@ -86,7 +86,7 @@ def pair_part(context: dg.OpExecutionContext, settings: SettingsResource, progre
     context.log.info(f"{written} of {len(blocks)} blocks written, the others were there")
 
 
-@dg.job(partitions_def=pairing_partitions)
+@dg.job(partitions_def=share_partitions)
 def pair_in_parts() -> None:
     """Pairing shared out to several runs, one a partition: on several GPUs or machines, before `caption_image_pairs` is materialised.
 

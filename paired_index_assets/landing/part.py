@@ -17,7 +17,8 @@ from pathlib import Path
 
 from paired_index_assets.errors import Busy, OutOfDisk
 from paired_index_assets.landing.origin import record_origin
-from paired_index_assets.storage import only_writer, write_json
+from paired_index_assets.locks import only_writer
+from paired_index_assets.storage import write_json
 
 _SUFFIX = ".part"
 POLL_S = 0.2

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from paired_index_assets.errors import Busy, DamagedArtifact, MissingInput, OutOfDisk
-from paired_index_assets.storage import atomic_file, digest_of_parts, only_writer, read_json, write_bytes, write_json
+from paired_index_assets.locks import one_of_writers, only_writer
+from paired_index_assets.storage import atomic_file, digest_of_parts, read_json, write_bytes, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -51,14 +52,15 @@ def test_a_full_disk_is_said_with_the_file_and_what_to_do(tmp_path):
 def test_one_writer_at_a_time_and_the_lock_of_a_dead_one_is_free(tmp_path):
     lock = tmp_path / "lock"
     script = (
-        "import time; from pathlib import Path; from paired_index_assets.storage import only_writer\n"
+        "import time; from pathlib import Path; from paired_index_assets.locks import only_writer\n"
         f"with only_writer(Path({str(lock)!r})):\n    print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
-    with pytest.raises(Busy, match=str(process.pid)), only_writer(lock):
-        pass
+    for writer in (only_writer, one_of_writers):
+        with pytest.raises(Busy, match=str(process.pid)), writer(lock):
+            pass
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
@@ -69,6 +71,14 @@ def test_one_writer_at_a_time_and_the_lock_of_a_dead_one_is_free(tmp_path):
         except Busy:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_writers_that_share_the_work_run_together_and_keep_out_one_that_does_not(tmp_path):
+    lock = tmp_path / "lock"
+    with one_of_writers(lock), one_of_writers(lock), pytest.raises(Busy, match="held by runs that share the work"), only_writer(lock):
+        pass
+    with only_writer(lock):
+        pass
 
 
 def test_json_that_is_missing_or_damaged_is_said(tmp_path):

@@ -1,0 +1,102 @@
+"""One part of an embedding set: samples in, a .npy and its Parquet out, each under its name only when it is whole.
+
+    sample -> prepared picture (or caption) -> batch -> unit rows -> img_emb/img_emb_0000.npy, metadata/metadata_0000.parquet
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from upath import UPath
+
+from paired_index_assets.embeddings.decoding import OK
+from paired_index_assets.embeddings.encoders import Encoder
+from paired_index_assets.embeddings.metadata import FLUSH_ROWS, MetadataWriter
+from paired_index_assets.embeddings.npy import StreamedNpy
+from paired_index_assets.embeddings.sets import Modality
+from paired_index_assets.embeddings.sources import Sample, Source, SourcePart
+from paired_index_assets.errors import BadInput, PairedIndexError
+from paired_index_assets.rows import Float32
+from paired_index_assets.storage import atomic_file
+
+Block = tuple[list[Sample], list[str], Any]  # samples without pictures, their outcomes, what the encoder takes of the good ones (or None)
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Embeds samples of one modality: `blocks` prepares them, `join` puts prepared pieces together, `encode` makes unit rows of them."""
+
+    modality: Modality
+    source: Source
+    encoder: Encoder
+    batch_size: int
+    blocks: Callable[[Iterable[Sample]], Iterator[Block]]
+    join: Callable[[list[Any]], Any]
+    encode: Callable[[Any], Float32]
+
+    def write(self, part: SourcePart, vectors: UPath, metadata: UPath, fingerprint: str, tell: Callable[[int], None]) -> Counter[str]:
+        """Embed one part; how many rows had which outcome. `tell` is called with the rows of each batch that was written.
+
+        A thread (or `lanes` of them) encodes batch n while batch n+1 is being read and decoded.
+        """
+        lanes: int = getattr(self.encoder, "lanes", 1)
+        outcomes: Counter[str] = Counter()
+        with (
+            atomic_file(metadata) as metadata_file,
+            atomic_file(vectors) as vector_file,
+            StreamedNpy(vector_file, self.encoder.dimensions) as npy,
+            MetadataWriter(metadata_file, self.source.columns, fingerprint) as table,
+            ThreadPoolExecutor(lanes) as encoding,
+        ):
+            waiting: deque[tuple[list[Sample], list[str], Future[Float32] | None]] = deque()
+
+            def write() -> None:
+                samples, reasons, future = waiting.popleft()
+                good = np.array([reason == OK for reason in reasons])
+                block = np.zeros((len(samples), self.encoder.dimensions), np.float16)
+                if future is not None:
+                    block[good] = _checked(future.result(), int(good.sum()), self.encoder)
+                npy.append(block)
+                table.append(samples, reasons)
+                outcomes.update(reasons)
+                tell(len(samples))
+
+            for samples, reasons, pieces in self._batches(part):
+                waiting.append((samples, reasons, encoding.submit(self.encode, self.join(pieces)) if pieces else None))
+                if len(waiting) > lanes + 1:
+                    write()
+            while waiting:
+                write()
+            if part.rows is not None and npy.rows != part.rows:
+                raise BadInput(f"{self.source.name}: expected {part.rows} rows, found {npy.rows}; it changed while being read, start again")
+        return outcomes
+
+    def _batches(self, part: SourcePart) -> Iterator[tuple[list[Sample], list[str], list[Any]]]:
+        """Blocks joined until `batch_size` good samples are together; a part's border ends a batch, so resuming repeats the same ones."""
+        samples: list[Sample] = []
+        reasons: list[str] = []
+        pieces: list[Any] = []
+        for more, outcomes, good in self.blocks(part.read(self.modality == "images")):
+            samples += more
+            reasons += outcomes
+            if good is not None:
+                pieces.append(good)
+            if sum(map(len, pieces)) >= self.batch_size or len(samples) >= FLUSH_ROWS:
+                yield samples, reasons, pieces
+                samples, reasons, pieces = [], [], []
+        if samples:
+            yield samples, reasons, pieces
+
+
+def _checked(rows: Float32, expected: int, encoder: Encoder) -> Float32:
+    if rows.shape != (expected, encoder.dimensions) or not np.isfinite(rows).all():
+        raise PairedIndexError(
+            f"encoder {encoder.identity}: expected ({expected}, {encoder.dimensions}) finite vectors, found {rows.shape}"
+            f"{'' if np.isfinite(rows).all() else ' with NaN or infinity'}"
+        )
+    return rows
