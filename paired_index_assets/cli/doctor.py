@@ -4,9 +4,11 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import table
@@ -14,25 +16,41 @@ from paired_index_assets.deadline import within
 from paired_index_assets.errors import DamagedArtifact, PairedIndexError
 from paired_index_assets.landing.landed import list_folder
 from paired_index_assets.landing.sources import parse_sources, shown
-from paired_index_assets.settings import Settings
+from paired_index_assets.settings import Settings, load_settings
 from paired_index_assets.storage import is_local, nearest_folder, patiently
 
 PATIENCE_SECONDS = 8.0  # with each part of a deployment, so that all of them have said something within half a minute
 PACKAGES = ("dagster", "faiss-gpu", "torch", "open_clip_torch", "numpy", "pyarrow")
 
 
-@takes_settings()
-def doctor(settings: Settings) -> None:
+@dataclass(frozen=True)
+class Patient:
+    """A root that does not answer takes what it remembers with it; the other parts are asked all the same."""
+
+    settings: Settings
+    root_trouble: PairedIndexError | None = None
+
+
+def examine(**given: Any) -> Patient:
+    try:
+        return Patient(load_settings(**given))
+    except PairedIndexError as error:
+        return Patient(load_settings(ask_root=False, **given), error)
+
+
+@takes_settings(load=examine)
+def doctor(patient: Patient) -> None:
     """Check packages, processor and GPU, each part of the deployment, and every artifact of a build; say what to fix."""
+    settings, trouble = patient.settings, patient.root_trouble
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python and packages", _packages),
         ("processor and GPU", _hardware),
-        ("root", lambda: within(PATIENCE_SECONDS, settings.root, lambda: _root(settings))),
+        ("root", lambda: within(PATIENCE_SECONDS, settings.root, lambda: _root(settings, trouble))),
         ("landing and sources", lambda: _landing(settings)),
         ("Dagster", lambda: _dagster(settings)),
-        ("trained index", lambda: _trained(settings)),
-        ("shards", lambda: _shards(settings)),
     ]
+    if trouble is None:
+        checks += [("trained index", lambda: _trained(settings)), ("shards", lambda: _shards(settings))]
     rows, failed = [], []
     for name, check in checks:
         try:
@@ -66,7 +84,9 @@ def _hardware() -> str:
     )
 
 
-def _root(settings: Settings) -> str:
+def _root(settings: Settings, trouble: PairedIndexError | None) -> str:
+    if trouble is not None:
+        raise trouble
     root = settings.build_root.root
     if not is_local(root):
         asked = root / ".paired-index-doctor"

@@ -10,8 +10,10 @@ import typer
 from paired_index_assets.settings import OF_THE_MACHINE, Settings, load_settings
 
 
-def takes_settings(*groups: str, also: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the settings of `groups` (and those named in `also`) as options; it is called with `settings=Settings(...)`.
+def takes_settings(
+    *groups: str, also: tuple[str, ...] = (), load: Callable[..., Any] = load_settings
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the settings of `groups` (and those named in `also`) as options; its first argument is `load(name=value, ...)`.
 
     The root and its cache are options of every command.
 
@@ -23,9 +25,9 @@ def takes_settings(*groups: str, also: tuple[str, ...] = ()) -> Callable[[Callab
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in names}
-            command(settings=load_settings(**given), **arguments)
+            command(load(**given), **arguments)
 
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
+        _, *own = inspect.signature(command).parameters.values()
         run.__signature__ = inspect.Signature([*own, *map(_option, names)])  # type: ignore[attr-defined]  # typer reads it
         run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}  # type: ignore[attr-defined]
         return run

@@ -9,7 +9,7 @@ import pytest
 
 from paired_index_assets.sample import sample_pairs
 
-DAGSTER_YAML = Path(__file__).parents[2] / "deploy/postgres-ray/dagster.yaml"
+DAGSTER_YAML, ONE_MACHINE = (Path(__file__).parents[2] / "deploy" / name / "dagster.yaml" for name in ("postgres-ray", "one-machine"))
 PATIENCE = {"patience_seconds": 90.0}  # half a minute, and the start of a process on a busy machine
 BUILD = ["build", "--images", sample_pairs()]
 
@@ -35,8 +35,14 @@ def line_of(done):
 def test_an_object_store_that_never_answers(paired_index, tmp_path):
     with port(accepts=True) as number:
         reach = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{number}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-        done = paired_index("doctor", "--root", "s3://bucket/build", check=False, **PATIENCE, DAGSTER_HOME=str(tmp_path), **reach)
-    assert "s3://bucket/build" in line_of(done)
+        given = reach | {"DAGSTER_HOME": str(tmp_path), "COLUMNS": "200"}
+        assert "s3://bucket/build" in line_of(paired_index(*BUILD, "--root", "s3://bucket/build", check=False, **PATIENCE, **given))
+        shutil.copy(ONE_MACHINE, tmp_path / "dagster.yaml")
+        asked = paired_index("doctor", "--root", "s3://bucket/build", check=False, **PATIENCE, **given)
+    assert line_of(asked) == "error: root: see the table for what to do"
+    (bad,) = [line for line in asked.stdout.splitlines() if "FIX" in line]
+    assert "s3://bucket/build" in bad
+    assert "SqliteRunStorage answers" in asked.stdout  # the other parts are asked all the same
 
 
 @pytest.fixture
