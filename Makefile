@@ -44,7 +44,7 @@ test: install    ## the test suite
 test-heavy: install  ## minutes of work: fifty kills, ten thousand requests, the published clients
 	$(BIN)/python -m pytest -m "heavy and not cluster"
 
-test-cluster: cluster  ## minutes: a node killed with its runs, one shard on two nodes at once, the bytes of one process
+test-cluster: cluster  ## minutes: a node killed with its runs, one shard on two nodes at once, an object store in trouble
 	$(BIN)/python -m pytest -m cluster
 
 test-kernel: install  ## the GPU kernel: on the GPU, or in Triton's interpreter, which takes a gigabyte of disk

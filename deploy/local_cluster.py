@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -25,19 +25,19 @@ DAGSTER_YAML = Path(__file__).parent / "postgres-ray" / "dagster.yaml"
 BIN = Path(sys.executable).parent
 START_SECONDS = 120  # patience with one service on a busy machine
 BUCKET = "paired-index"
-SUBNET = "198.18.77"  # of a range set aside for tests (RFC 2544): no real network has it
 POSTGRES_BINARIES = "/usr/lib/postgresql/*/bin"  # where Debian hides them
 
 
 class LocalCluster:
     """`with LocalCluster(workers=2) as cluster:` what is built in `cluster.root`, in a bucket, is built on its workers.
 
-    `environment` is what a process needs to be part of it; `more` is added to that.
+    `environment` is what a process needs to be part of it; `more` is added to that. `s3` is the command of the S3 server, which takes -H and -p.
     """
 
     root = f"s3://{BUCKET}/build"
 
-    def __init__(self, workers: int = 2, more: Mapping[str, str] | None = None) -> None:
+    def __init__(self, workers: int = 2, more: Mapping[str, str] | None = None, s3: Sequence[str] = ("moto_server",)) -> None:
+        self.s3 = s3
         self.folder = Path(tempfile.mkdtemp(prefix="paired-index-cluster-", dir="/tmp"))
         self.folder.chmod(0o755)  # Postgres runs as another user where we are root
         self.workers = {f"worker-{number}": number for number in range(1, workers + 1)}
@@ -142,7 +142,7 @@ class LocalCluster:
 
         address = self.environment["AWS_ENDPOINT_URL"]
         port = address.rpartition(":")[2]
-        self._start("s3", ["moto_server", "-H", self.network.head, "-p", port])
+        self._start("s3", [*self.s3, "-H", self.network.head, "-p", port])
         self._wait_for("s3", lambda: answers(self.network.head, int(port)))
         given = {"key": self.environment["AWS_ACCESS_KEY_ID"], "secret": self.environment["AWS_SECRET_ACCESS_KEY"]}
         s3fs.S3FileSystem(endpoint_url=address, skip_instance_cache=True, **given).mkdir(BUCKET)
@@ -196,11 +196,13 @@ class Network:
     def __init__(self, workers: int) -> None:
         self.workers = range(1, workers + 1)
         self.bridge = f"pi{os.getpid()}"  # names of interfaces have 15 characters
+        # Of a range set aside for tests (RFC 2544), which no real network has; each cluster in another, if one was killed and its bridge stayed.
+        self.subnet = f"198.18.{os.getpid() % 256}"
         self.separate = os.geteuid() == 0 and shutil.which("ip") is not None and can_make_namespaces(self.bridge)
-        self.head = f"{SUBNET}.1" if self.separate else "127.0.0.1"
+        self.head = f"{self.subnet}.1" if self.separate else "127.0.0.1"
 
     def address(self, worker: int) -> str:
-        return f"{SUBNET if self.separate else '127.0.0'}.{worker + 1}"
+        return f"{self.subnet if self.separate else '127.0.0'}.{worker + 1}"
 
     def inside(self, worker: int) -> list[str]:
         """What precedes a command that is to run on this worker."""

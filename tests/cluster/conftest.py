@@ -9,6 +9,7 @@ import pytest
 from paired_index_assets.sample import sample_model
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+S3_SERVER = Path(__file__).parents[1] / "servers" / "s3_server.py"
 sys.path.insert(0, str(DEPLOY))
 
 SHARDS = 6
@@ -16,12 +17,19 @@ SIZES = ["--shards", SHARDS, "--part-rows", 125, "--nlist", 16, "--validation-ca
 
 
 @pytest.fixture(scope="session")
-def cluster():
+def trouble(tmp_path_factory):
+    """While this file exists the S3 server has trouble, and writes into it what it did."""
+    return tmp_path_factory.mktemp("trouble") / "log"
+
+
+@pytest.fixture(scope="session")
+def cluster(trouble):
     pytest.importorskip("dagster_ray", reason="the cluster's packages are not installed: `make test-cluster` does it")
     from local_cluster import LocalCluster
 
     before = dict(os.environ)
-    with LocalCluster(workers=2, more={"PAIRED_INDEX_SHARDS": str(SHARDS)}) as cluster:
+    more = {"PAIRED_INDEX_SHARDS": str(SHARDS), "PAIRED_INDEX_PARALLEL_RUNS": "3"}
+    with LocalCluster(workers=2, more=more, s3=[sys.executable, str(S3_SERVER), "--trouble", str(trouble)]) as cluster:
         yield cluster
     os.environ.clear()
     os.environ.update(before)

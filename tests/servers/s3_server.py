@@ -1,5 +1,7 @@
 """A real S3 server on loopback (moto's), with faults put in front of it: errors, bodies cut short, slow bodies.
 
+    python s3_server.py -H HOST -p PORT --trouble FILE     # the same as a process: faults while there is such a file
+
     with S3Server() as server:
         environment = server.environment     # what a process needs to reach it
         server.faults = every(7, Status(503), Truncate(1000))
@@ -10,11 +12,13 @@ A plain module, so that any test folder can use it.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -64,11 +68,13 @@ class _Quiet(WSGIRequestHandler):
 @dataclass
 class S3Server:
     faults: Faults | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
     requests: list[tuple[str, str]] = field(default_factory=list)
 
     def __enter__(self) -> S3Server:
         self._backend = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
+        self._server = make_server(self.host, self.port, self._answer, threaded=True, request_handler=_Quiet)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
@@ -107,3 +113,28 @@ def _spoilt(body: bytes, fault: Truncate | Slow) -> Iterator[bytes]:
     for start in range(0, len(body), fault.piece):
         time.sleep(fault.pause_s)
         yield body[start : start + fault.piece]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("-H", "--host", required=True)
+    options.add_argument("-p", "--port", type=int, required=True)
+    options.add_argument("--trouble", type=Path, required=True)
+    chosen = options.parse_args()
+    choose = every(5, Status(503), Truncate(100), Slow(0.05, piece=4096), Status(500))
+
+    def faults(method: str, path: str) -> Fault | None:
+        if not chosen.trouble.exists():
+            return None
+        fault = choose(method, path)
+        if fault is not None:
+            with chosen.trouble.open("a") as log:
+                log.write(f"{method} {path} {fault}\n")
+        return fault
+
+    with S3Server(faults, chosen.host, chosen.port):
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
