@@ -29,7 +29,8 @@ Block = tuple[list[Sample], list[str], Any]  # samples without pictures, their o
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Embeds samples of one modality: `blocks` prepares them, `join` puts prepared pieces together, `encode` makes unit rows of them."""
+    """Embeds samples of one modality: `blocks` prepares them, `join` puts prepared pieces together, `encode` makes of n of them
+    (n, dimensions) float32 unit rows."""
 
     modality: Modality
     source: Source
@@ -40,9 +41,10 @@ class PartWriter:
     encode: Callable[[Any], Float32]
 
     def write(self, part: SourcePart, vectors: UPath, metadata: UPath, fingerprint: str, tell: Callable[[int], None]) -> Counter[str]:
-        """Embed one part; how many rows had which outcome. `tell` is called with the rows of each batch that was written.
+        """Embed one part into (rows, dimensions) float16; how many rows had which outcome. `tell` gets the rows of each written batch.
 
-        A thread (or `lanes` of them) encodes batch n while batch n+1 is being read and decoded.
+        A thread (or `lanes` of them) encodes batch n while batch n+1 is being read and decoded. Raises BadInput if the source has not the
+        rows it promised, PairedIndexError if the encoder gives other shapes or NaN, OutOfDisk.
         """
         lanes: int = getattr(self.encoder, "lanes", 1)
         outcomes: Counter[str] = Counter()

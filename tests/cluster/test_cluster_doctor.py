@@ -6,15 +6,16 @@ pytestmark = pytest.mark.cluster
 
 
 def test_doctor_finds_every_part_of_a_good_deployment_and_names_the_bad_one(cluster, alone, paired_index):
+    from cluster_demo import build_root
+
     good = {name: value for name, value in cluster.environment.items() if name.startswith(("AWS_", "DAGSTER_", "RAY_", "PAIRED_INDEX_"))}
-    done = paired_index("doctor", check=False, COLUMNS="400", **good)  # the shards may be in any state: other tests make them
-    parts = {cells[1].strip(): cells[2].strip() for line in done.stdout.splitlines() if len(cells := line.split("│")) > 3}
-    assert [parts[name] for name in ("root", "landing and sources", "Dagster")] == ["ok"] * 3
+    build_root(cluster).manifest.unlink(missing_ok=True)  # it may be older than the shards that other tests built since
+    done = paired_index("doctor", COLUMNS="400", **good)
     assert "PostgresRunStorage answers" in done.stdout
     assert "Ray 2" in done.stdout
 
     wrong = paired_index("doctor", check=False, COLUMNS="400", **good | {"DAGSTER_POSTGRES_PASSWORD": "not-this-one"})
-    (line,) = [line for line in wrong.stdout.splitlines() if "FIX" in line and "shards" not in line]
+    (line,) = [line for line in wrong.stdout.splitlines() if "FIX" in line]
     assert "Dagster" in line
     assert "password authentication failed" in wrong.stdout
     assert "not-this-one" not in wrong.stdout + wrong.stderr

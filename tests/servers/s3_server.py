@@ -124,12 +124,13 @@ def main() -> None:
     choose = every(5, Status(503), Truncate(100), Slow(0.05, piece=4096), Status(500))
 
     def faults(method: str, path: str) -> Fault | None:
-        if not chosen.trouble.exists():
+        try:
+            with chosen.trouble.open("r+") as log:  # not "a", which would bring a file back that was just deleted
+                log.seek(0, 2)
+                fault = choose(method, path)
+                log.write(f"{method} {path} {fault}\n" if fault else "")
+        except FileNotFoundError:
             return None
-        fault = choose(method, path)
-        if fault is not None:
-            with chosen.trouble.open("a") as log:
-                log.write(f"{method} {path} {fault}\n")
         return fault
 
     with S3Server(faults, chosen.host, chosen.port):
