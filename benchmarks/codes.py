@@ -27,7 +27,14 @@ from paired_index_assets.quality.truth import ground_truth
 
 K, SEED = 10, 1
 TRAINING_IMAGES, TRAINING_CAPTIONS = 65_536, 200_000
-OURS = [("QT_4bit", "query"), ("QT_4bit", "nearest"), ("QT_4bit", "faiss"), ("QT_6bit", "faiss"), ("QT_6bit", "query"), ("QT_8bit", "faiss")]
+OURS = [
+    ("QT_4bit", "query"),
+    ("QT_4bit", "nearest"),
+    ("QT_4bit", "faiss"),
+    ("QT_6bit", "faiss"),
+    ("QT_6bit", "query"),
+    ("QT_8bit", "faiss"),
+]
 SPEED_ROWS = 16_384
 
 
@@ -130,7 +137,10 @@ def main() -> None:
         print("| codes | bytes | recall@10 | 95 % | training s | rows/s |\n|---|---|---|---|---|---|")
         for name, size, recall, seconds, rate in rows_of(options.data, options.queries, options.without):
             interval = mean_interval(recall, seed=SEED)
-            print(f"| {name} | {size} | {recall.mean():.4f} | {interval.low:.4f}-{interval.high:.4f} | {seconds:.1f} | {rate:,.0f} |", flush=True)
+            print(
+                f"| {name} | {size} | {recall.mean():.4f} | {interval.low:.4f}-{interval.high:.4f} | {seconds:.1f} | {rate:,.0f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

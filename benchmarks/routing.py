@@ -64,7 +64,13 @@ def main() -> None:
         lists = contest.lists_of(method, clustering.centroids)
         began = time.perf_counter()
         learned = train_routing(
-            clustering.centroids, lists, asked, best, validation_captions=judges, validation_top_images=judges_best, seed=SEED,
+            clustering.centroids,
+            lists,
+            asked,
+            best,
+            validation_captions=judges,
+            validation_top_images=judges_best,
+            seed=SEED,
             epochs=options.epochs,
         )
         seconds = time.perf_counter() - began

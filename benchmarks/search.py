@@ -137,7 +137,10 @@ def merged(root: Path, queries: Float32, k: int, rounds: int) -> None:
             pairs = [[seconds(partial(repeated, partial(search, these, k), repeat)) / repeat for search in (stock.search, index.search)]
                      for _ in range(rounds)]  # fmt: skip
             one, many = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
-            print(f"merged in {took:.1f} s; batch {batch}: stock faiss on the merged file {one:.3g} ms, sharded index {many:.3g} ms", flush=True)
+            print(
+                f"merged in {took:.1f} s; batch {batch}: stock faiss on the merged file {one:.3g} ms, sharded index {many:.3g} ms",
+                flush=True,
+            )
 
 
 def growth(images: Float32, captions: Float32, queries: Float32, *, shards: int, k: int, rounds: int, folder: Path) -> None:

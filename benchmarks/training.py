@@ -51,7 +51,9 @@ def main() -> None:
             rows.append(row)
             print(
                 "| {n:,} | {d} | {nlist:,} | **{ratio:.2f}** | **{paired_ratio:.2f}** | {cpu:.2f} | {paired_cpu:.2f} | {assign_ratio:.2f} |"
-                " {share:.0%} | {ours:.2f} | {paired:.2f} | {faiss:.2f} | {ours_mib:.0f} | {faiss_mib:.0f} | {objective:.4f} |".format(**row),
+                " {share:.0%} | {ours:.2f} | {paired:.2f} | {faiss:.2f} | {ours_mib:.0f} | {faiss_mib:.0f} | {objective:.4f} |".format(
+                    **row
+                ),
                 flush=True,
             )
     plotted = [row for row in rows if row["nlist"] == options.nlist[-1]]
@@ -72,7 +74,7 @@ def compare(n: int, d: int, nlist: int, peak: float, options: argparse.Namespace
         kmeans.train(images)
         return kmeans
 
-    centroids = np.ascontiguousarray(images[: nlist])
+    centroids = np.ascontiguousarray(images[:nlist])
     contenders = {
         "ours": lambda: train_kmeans(images, nlist, **settings),
         "paired": lambda: train_paired_kmeans(images, captions, nlist, **settings),

@@ -69,5 +69,7 @@ def _why(events: Sequence[dg.DagsterEvent]) -> str | None:
                 return failure.user_failure_data.description
             if failure.error is not None:
                 cause = failure.error.cause or failure.error
-                return f"{event.step_key}: unexpected {cause.cls_name}: {cause.message}; its traceback is in the run's log in the Dagster UI"
+                return (
+                    f"{event.step_key}: unexpected {cause.cls_name}: {cause.message}; its traceback is in the run's log in the Dagster UI"
+                )
     return None

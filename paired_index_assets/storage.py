@@ -267,7 +267,9 @@ def _sweep(folder: Path, name: str) -> None:
     """Remove what killed writers of the same file left behind; a living writer's file stays."""
     for leftover in folder.glob(f".{name}.*.tmp"):
         pid, *rest = leftover.name.removeprefix(f".{name}.").split(".")
-        if len(rest) == 2 and pid.isdigit() and not Path(f"/proc/{pid}").exists():  # else it is of another file, whose name begins like this
+        if (
+            len(rest) == 2 and pid.isdigit() and not Path(f"/proc/{pid}").exists()
+        ):  # else it is of another file, whose name begins like this
             leftover.unlink(missing_ok=True)
 
 

@@ -79,9 +79,7 @@ def pair_part(context: dg.OpExecutionContext, settings: SettingsResource, progre
     blocks = share_of(context.partition_key, read).pieces(block_count(len(sides.captions), BLOCK_ROWS))
     matched = MatchedImages.of(sides.images, sides.image_valid)
     written = or_fail(
-        lambda: write_blocks(
-            read.build_root.pairs, blocks, sides.captions, sides.split.train, matched, device=read.device, progress=report
-        )
+        lambda: write_blocks(read.build_root.pairs, blocks, sides.captions, sides.split.train, matched, device=read.device, progress=report)
     )
     context.log.info(f"{written} of {len(blocks)} blocks written, the others were there")
 

@@ -51,7 +51,10 @@ def plan(
     catalog: NAMED = LAION_2B,
     nodes: Annotated[str, typer.Option(help="Numbers of machines to plan for, as 1,8,64.")] = "1,8,64",
     gpus: Annotated[int, typer.Option(help="GPUs a machine.", min=0)] = 0,
-    disk_gbps: Annotated[float | None, typer.Option("--disk-gbps", help="Gigabits a second of a machine's disk; else the root's (or the cache's) is measured.")] = None,
+    disk_gbps: Annotated[
+        float | None,
+        typer.Option("--disk-gbps", help="Gigabits a second of a machine's disk; else the root's (or the cache's) is measured."),
+    ] = None,
     net_gbps: Annotated[float, typer.Option("--net-gbps", help="Gigabits a second of a machine's line.", min=0.001)] = 1.0,
     measure: Annotated[bool, typer.Option(help="Measure this machine's rates first: some ten seconds.")] = True,
 ) -> None:

@@ -243,9 +243,7 @@ def _fingerprint(
 
 def _save(checkpoint: UPath | Path, run: str, state: _State) -> None:
     arrays = history_arrays(state.history)
-    content = packed(
-        run=np.array(run), centroids=state.centroids, best=state.best, best_iteration=np.int64(state.best_iteration), **arrays
-    )
+    content = packed(run=np.array(run), centroids=state.centroids, best=state.best, best_iteration=np.int64(state.best_iteration), **arrays)
     write_bytes(checkpoint, content)
 
 

@@ -147,7 +147,16 @@ class TrainedCodec:
         weighed = self.metric.in_steps(step / step.max())
         m = self.metric
         return Rounding(
-            m.order, feedback_matrix(weighed), weighed.astype(np.float32), first, step, m.inward, m.outward, m.weight, m.passes, self.format.top
+            m.order,
+            feedback_matrix(weighed),
+            weighed.astype(np.float32),
+            first,
+            step,
+            m.inward,
+            m.outward,
+            m.weight,
+            m.passes,
+            self.format.top,
         )
 
 

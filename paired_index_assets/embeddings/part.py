@@ -1,6 +1,6 @@
 """One part of an embedding set: samples in, a .npy and its Parquet out, each under its name only when it is whole.
 
-    sample -> prepared picture (or caption) -> batch -> unit rows -> img_emb/img_emb_0000.npy, metadata/metadata_0000.parquet
+sample -> prepared picture (or caption) -> batch -> unit rows -> img_emb/img_emb_0000.npy, metadata/metadata_0000.parquet
 """
 
 from __future__ import annotations

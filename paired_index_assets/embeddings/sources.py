@@ -156,9 +156,7 @@ class PairedSource:
             raise BadInput(
                 f"{self.captions.name}: expected {counts[0]} captions for the {counts[0]} images of {self.images.name}, found {counts[1]}"
             )
-        return [
-            SourcePart(p.rows, digest_of_parts(p.stamp, c.stamp), _Zip(p, c)) for p, c in zip(pictures, captions, strict=True)
-        ]
+        return [SourcePart(p.rows, digest_of_parts(p.stamp, c.stamp), _Zip(p, c)) for p, c in zip(pictures, captions, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,7 @@ class Catalog:
         return cls.of(files)
 
     @classmethod
-    def scan(
-        cls, url: UPath | Path | str, *, shards: int = DEFAULT_SHARDS, names: str = "*.npy", progress: Progress = silent
-    ) -> Catalog:
+    def scan(cls, url: UPath | Path | str, *, shards: int = DEFAULT_SHARDS, names: str = "*.npy", progress: Progress = silent) -> Catalog:
         """The catalog of a folder of .npy files, or of one .npy file; only headers are read.
 
         Files are taken in natural order (part_2 before part_10) and dealt to the shards in contiguous runs: equal runs with a shorter
@@ -242,9 +240,7 @@ def _number(pieces: Sequence[Piece], first_id: int, first_row: int) -> list[Cata
     for file_id, piece in enumerate(pieces, start=first_id):
         header = piece.header
         files.append(
-            CatalogFile(
-                file_id, piece.name, piece.shard, row, piece.rows, piece.offset, header.dimensions, header.dtype, header.file_bytes
-            )
+            CatalogFile(file_id, piece.name, piece.shard, row, piece.rows, piece.offset, header.dimensions, header.dtype, header.file_bytes)
         )
         row += piece.rows
     return files

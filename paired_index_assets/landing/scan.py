@@ -95,9 +95,7 @@ def deal(headers: list[tuple[str, NpyHeader]], shards: int) -> list[Piece]:
     files = len(headers)
     run = -(-files // shards)
     equal = -(-files // run) == shards
-    return [
-        Piece(name, header, at // run if equal else at * shards // files, 0, header.rows) for at, (name, header) in enumerate(headers)
-    ]
+    return [Piece(name, header, at // run if equal else at * shards // files, 0, header.rows) for at, (name, header) in enumerate(headers)]
 
 
 def cut(headers: list[tuple[str, NpyHeader]], shards: int, total: int) -> list[Piece]:

@@ -17,7 +17,9 @@ from paired_index_assets.neighbors.workers import Workspace
 SCORED_VALUES = 1 << 28  # values of candidate rows scored before the next ones see the result: 2 GB of float64
 
 
-def scan(query: Block, base: Block, arithmetic: Arithmetic, scores: torch.Tensor, ids: torch.Tensor, space: Workspace, ids_only: bool) -> None:
+def scan(
+    query: Block, base: Block, arithmetic: Arithmetic, scores: torch.Tensor, ids: torch.Tensor, space: Workspace, ids_only: bool
+) -> None:
     """As cpu.scan, with all tensors on the GPU. Needs k <= len(base) / GROUP to be fast; right for any k."""
     k, d = scores.shape[1], query.vectors.shape[1]
     margin = margin_of(query, base, arithmetic)

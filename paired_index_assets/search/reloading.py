@@ -100,4 +100,3 @@ class ReloadingIndex:
 
 def watched_files(build: BuildRoot) -> list[UPath]:
     return [build.manifest, build.promoted]
-

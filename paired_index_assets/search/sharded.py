@@ -98,7 +98,6 @@ class ShardedIndex:
         rest = ((0, 0), (0, k - within))
         return np.pad(scores, rest, constant_values=-np.inf), np.pad(ids, rest, constant_values=NO_ID)
 
-
     def close(self) -> None:
         """Stop the search threads. What is mapped is unmapped when the last reference to the index goes."""
         self._workers.close()

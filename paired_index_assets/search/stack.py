@@ -40,9 +40,7 @@ class Stack:
         self._stacked = faiss.VStackInvertedLists(pointers.size(), pointers.data())
         d = quantizer.d
         self._unused = faiss.IndexFlatIP(d)
-        index = faiss.IndexIVFScalarQuantizer(
-            self._unused, d, nlist * len(shards), quantizer.qtype, faiss.METRIC_INNER_PRODUCT, False
-        )
+        index = faiss.IndexIVFScalarQuantizer(self._unused, d, nlist * len(shards), quantizer.qtype, faiss.METRIC_INNER_PRODUCT, False)
         index.sq = quantizer  # a copy
         index.is_trained, index.ntotal, index.parallel_mode = True, self.ntotal, 0
         index.replace_invlists(self._stacked, False)
@@ -62,9 +60,7 @@ class Stack:
             self._settle(found, rows.start, queries, lists, selector, scores, ids)
         return scores, ids
 
-    def _query_by_query(
-        self, queries: Float32, lists: Int64, k: int, selector: faiss.IDSelector | None
-    ) -> tuple[Float32, Int64]:
+    def _query_by_query(self, queries: Float32, lists: Int64, k: int, selector: faiss.IDSelector | None) -> tuple[Float32, Int64]:
         """For few queries: tasks are ranges of queries, or of shards where there are fewer queries than cores."""
         n = len(queries)
         wanted = self._tasks(n * lists.shape[1])
@@ -114,9 +110,7 @@ class Stack:
         for row in first + np.flatnonzero(tied):
             scores[row], ids[row] = self._with_ties(queries[row], lists[row], float(scores[row, k - 1]), k, selector)
 
-    def _scan(
-        self, queries: Float32, lists: Int64, shards: slice, k: int, selector: faiss.IDSelector | None
-    ) -> tuple[Float32, Int64]:
+    def _scan(self, queries: Float32, lists: Int64, shards: slice, k: int, selector: faiss.IDSelector | None) -> tuple[Float32, Int64]:
         """One call into faiss: (n, k) scores and ids in a range of shards, in no promised order among equals."""
         n = len(queries)
         queries, stacked = np.ascontiguousarray(queries), self._stacked_lists(lists, shards)
@@ -128,9 +122,7 @@ class Stack:
         scores[ids < 0] = -np.inf
         return scores, ids
 
-    def _with_ties(
-        self, query: Float32, lists: Int64, last: float, k: int, selector: faiss.IDSelector | None
-    ) -> tuple[Float32, Int64]:
+    def _with_ties(self, query: Float32, lists: Int64, last: float, k: int, selector: faiss.IDSelector | None) -> tuple[Float32, Int64]:
         """The best k of one query where the k-th score occurs more often than fits: of those, the lowest ids."""
         query, stacked = np.ascontiguousarray(query[None]), self._stacked_lists(lists[None], slice(0, len(self._shards)))
         coarse = np.zeros(stacked.shape, np.float32)

@@ -58,9 +58,7 @@ def sweep_segments(root: BuildRoot, keep: Iterable[str]) -> list[str]:
     return sorted(gone)
 
 
-def _state(
-    root: BuildRoot, codec: str, trained: str, catalog: Catalog, listing: Listing, removed: Int64, shard: int
-) -> ShardState:
+def _state(root: BuildRoot, codec: str, trained: str, catalog: Catalog, listing: Listing, removed: Int64, shard: int) -> ShardState:
     place, files = root.shard(codec, shard), catalog.files(shard)
     landed = [listing.get(file.name) for file in files]
     record = finished_record(place)

@@ -39,7 +39,15 @@ def judged_images(valid: Bool, seed: int) -> Int64:
 
 
 def validation_of(
-    images: Rows, captions: Rows, held_out: Int64, valid: Bool, nlist: int, *, seed: int, device: str | None = None, progress: Progress = silent
+    images: Rows,
+    captions: Rows,
+    held_out: Int64,
+    valid: Bool,
+    nlist: int,
+    *,
+    seed: int,
+    device: str | None = None,
+    progress: Progress = silent,
 ) -> Validation:
     """What centroids are judged by while they are trained: captions `held_out` and their ten best of the images candidates are judged on.
 

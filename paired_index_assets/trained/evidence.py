@@ -56,7 +56,10 @@ def measure_build(
         codecs.append(plain)
     lists = Lists(BASELINE, baseline.centroids, contest.lists_of(BASELINE, baseline.centroids))
     ours = contest.measured(promoted, nprobes=NPROBES, shares=SHARES, rerank=True)
-    others = [replace(ours, name=f"{ours.name}, re-ranked"), *measure_peers(lists, shown, queries, contest.truth, names=peers, progress=progress)]
+    others = [
+        replace(ours, name=f"{ours.name}, re-ranked"),
+        *measure_peers(lists, shown, queries, contest.truth, names=peers, progress=progress),
+    ]
     return build_report(
         list(found.values()),
         peers=others,

@@ -115,7 +115,9 @@ def test_training_and_encoding_are_reproducible_and_survive_their_arrays(clouds)
 def test_rounding_on_a_torch_device_makes_the_codes_of_numpy(name):
     """Where sums are taken in another order a level may flip at a near tie, and the loss of the row stays as it was."""
     rng = np.random.default_rng(4)
-    images, captions = (rng.standard_normal((n, 70)).astype(np.float32) @ np.diag(np.exp(-np.arange(70) / 20)).astype(np.float32) for n in (6000, 3000))
+    images, captions = (
+        rng.standard_normal((n, 70)).astype(np.float32) @ np.diag(np.exp(-np.arange(70) / 20)).astype(np.float32) for n in (6000, 3000)
+    )
     codec = train_codec(name, "query", images, captions)
     assert codec.metric.weight > 0
     rows = images[:5000]

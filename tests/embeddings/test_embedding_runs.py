@@ -208,9 +208,7 @@ def test_a_picture_that_kills_its_decoder_costs_only_itself(tmp_path):
     assert np.flatnonzero(~EmbeddingSet.open(root.image_set).valid()).tolist() == [3, 77]
 
 
-kinds_of_sample = st.lists(
-    st.tuples(st.sampled_from([None, *BAD_IMAGES]), st.sampled_from([None, *BAD_CAPTIONS])), min_size=1, max_size=40
-)
+kinds_of_sample = st.lists(st.tuples(st.sampled_from([None, *BAD_IMAGES]), st.sampled_from([None, *BAD_CAPTIONS])), min_size=1, max_size=40)
 
 
 @settings(max_examples=25, deadline=None)

@@ -199,9 +199,7 @@ def test_each_file_is_landed_fetched_rebuilt_or_waited_for(catalog, global_indic
         only_two.mkdir()
         for name in ("knn.index00", "knn.index01"):
             (only_two / name).write_bytes((global_indices / name).read_bytes())
-        had = list(
-            obtain(list(catalog), list_folder(landing), [server.url], tmp_path / "cache", rebuild_from=only_two, rules=rules)
-        )
+        had = list(obtain(list(catalog), list_folder(landing), [server.url], tmp_path / "cache", rebuild_from=only_two, rules=rules))
     assert [one.file for one in had] == list(catalog)
     assert [one.landed is not None for one in had] == [True, True, True, False]
     assert [one.landed.lossy for one in had[:3]] == [False, False, True]

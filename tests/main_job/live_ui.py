@@ -89,7 +89,8 @@ class Ui:
     def is_running(self, shard):
         tags = [{"key": "dagster/partition", "value": shard_key(shard)}]
         found = self.ask(
-            "query($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs { results { id } } } }", f={"statuses": ["STARTED"], "tags": tags}
+            "query($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs { results { id } } } }",
+            f={"statuses": ["STARTED"], "tags": tags},
         )
         return bool(found["runsOrError"]["results"])
 

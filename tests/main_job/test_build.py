@@ -78,7 +78,9 @@ def test_stock_faiss_reads_every_index_file_and_every_row_is_in_exactly_one_shar
 def test_a_mudg_style_reader_finds_the_neighbours_that_search_finds(nprobe, small_build, paired_index, captions, tmp_path):
     queries = captions[:50].astype(np.float32)
     np.save(tmp_path / "q.npy", queries)
-    paired_index("search", "--root", small_build, "--queries", tmp_path / "q.npy", "-k", 10, "--nprobe", nprobe, "--out", tmp_path / "r.npz")
+    paired_index(
+        "search", "--root", small_build, "--queries", tmp_path / "q.npy", "-k", 10, "--nprobe", nprobe, "--out", tmp_path / "r.npz"
+    )
     with np.load(tmp_path / "r.npz") as found:
         assert (found["scores"].dtype, found["ids"].dtype) == (np.float32, np.int64)
         scores, ids = search_like_mudg(small_build, queries, 10, nprobe)

@@ -63,7 +63,9 @@ def test_runs_that_share_the_embedding_leave_the_assets_the_files_of_one_run(sma
 def test_features_leave_nothing_to_embed(features):
     shared = assemble(features, ProgressLog()).resolve_job_def("embed_in_parts")
     made = shared.execute_in_process(instance=dg.DagsterInstance.ephemeral(), partition_key="part_00", raise_on_error=False)
-    assert "nothing to embed: image_features are embeddings already" in made.failure_data_for_node("embed_part").user_failure_data.description
+    assert (
+        "nothing to embed: image_features are embeddings already" in made.failure_data_for_node("embed_part").user_failure_data.description
+    )
 
 
 def contents(folder):

@@ -25,7 +25,21 @@ main()
 def killed(small_pairs, small_build, tmp_path):
     root = tmp_path / "root"
     settings = load_settings(root=str(small_build))
-    command = ["build", "--root", root, "--images", small_pairs, "--model", settings.model, "--shards", 2, "--part-rows", 750, "--nlist", 16]
+    command = [
+        "build",
+        "--root",
+        root,
+        "--images",
+        small_pairs,
+        "--model",
+        settings.model,
+        "--shards",
+        2,
+        "--part-rows",
+        750,
+        "--nlist",
+        16,
+    ]
     command = [str(word) for word in [*command, "--validation-captions", 100, "--test-captions", 100]]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PAIRED_INDEX_", "DAGSTER_"))}
     done = subprocess.run([sys.executable, "-c", KILLED_AT_TRAINING, *command], env=clean, capture_output=True, text=True, check=False)
@@ -58,9 +72,7 @@ def test_the_run_of_a_living_process_is_left_alone(tmp_path):
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         mine = instance.create_run_for_job(some_job, tags=this_process(), status=dg.DagsterRunStatus.STARTED)
         host, _, started = this_process()[PROCESS_TAG].split(" ")
-        elsewhere = instance.create_run_for_job(
-            some_job, tags={PROCESS_TAG: f"not-{host} 1 {started}"}, status=dg.DagsterRunStatus.STARTED
-        )
+        elsewhere = instance.create_run_for_job(some_job, tags={PROCESS_TAG: f"not-{host} 1 {started}"}, status=dg.DagsterRunStatus.STARTED)
         reused = instance.create_run_for_job(
             some_job, tags={PROCESS_TAG: f"{host} {os.getpid()} {started}0"}, status=dg.DagsterRunStatus.STARTED
         )

@@ -37,7 +37,11 @@ def test_a_shard_fetched_from_a_server_that_misbehaves_is_the_shard_of_local_fil
         server.misbehave(names[0], Truncate(1000), Status(503), None)
         server.misbehave(names[1], Html(), Reset(2000), None)
         settings = load_settings(
-            root=str(root), landing=str(tmp_path / "landing"), shards=6, sources=f"{server.url}/nowhere,{server.url}", download_budget_gb=0.001
+            root=str(root),
+            landing=str(tmp_path / "landing"),
+            shards=6,
+            sources=f"{server.url}/nowhere,{server.url}",
+            download_budget_gb=0.001,
         )
         assert build(settings, 2).success
     made = root / "shards/knn.paired_QT_4bit.index2"
@@ -80,9 +84,7 @@ def test_rows_taken_down_are_not_found_from_now_on_nor_after_the_rebuild(own_bui
     assert "0 newly removed" in paired_index("takedown", "--root", own_build, "--ids", tmp_path / "ids.txt").stdout
 
 
-@pytest.mark.parametrize(
-    ("content", "word"), [("seven\n", "seven"), ("99999\n", "99999"), ("", "found none")]
-)
+@pytest.mark.parametrize(("content", "word"), [("seven\n", "seven"), ("99999\n", "99999"), ("", "found none")])
 def test_a_takedown_list_that_can_not_be_is_refused_whole(small_build, paired_index, tmp_path, content, word):
     (tmp_path / "ids.txt").write_text(content)
     done = paired_index("takedown", "--root", small_build, "--ids", tmp_path / "ids.txt", check=False)

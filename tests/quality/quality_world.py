@@ -49,7 +49,9 @@ class World:
         return Candidate(name, "kmeans", "centroids", "QT_4bit faiss", self.nlist, self.lists, self.probe, scan, 16, 1.5)
 
 
-def make_world(seed: int = 0, images: int = 1500, queries: int = 60, nlist: int = 24, d: int = 32, repeats: int = 40, left_out: int = 5) -> World:
+def make_world(
+    seed: int = 0, images: int = 1500, queries: int = 60, nlist: int = 24, d: int = 32, repeats: int = 40, left_out: int = 5
+) -> World:
     rng = np.random.default_rng(seed)
     unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)  # noqa: E731
     topics = rng.normal(size=(nlist, d))

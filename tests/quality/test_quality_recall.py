@@ -40,7 +40,9 @@ def lists_by_hand(world: World, query: int, setting: Setting) -> list[int]:
 
 
 def test_coverage_and_scanned_are_their_definitions(world):
-    found = measure(world.candidate(None), world.queries, world.truth, nprobes=(1, 2, 5, 99), shares=(0.01, 0.07, 0.2, 1.0), exhaustive=True)
+    found = measure(
+        world.candidate(None), world.queries, world.truth, nprobes=(1, 2, 5, 99), shares=(0.01, 0.07, 0.2, 1.0), exhaustive=True
+    )
     assert [s.amount for s in found.settings if s.by == "nprobe"] == [1, 2, 5, world.nlist], "nprobe is cut to the lists there are"
     assert found.product is None
     for row, setting in enumerate(found.settings):
@@ -55,7 +57,9 @@ def test_coverage_and_scanned_are_their_definitions(world):
 
 def test_product_and_reranked_are_what_faiss_returns(world):
     index = world.scalar()
-    found = measure(world.candidate(index), world.queries, world.truth, nprobes=(1, 4), shares=(0.05,), ks=(1, 10), exhaustive=True, rerank=True)
+    found = measure(
+        world.candidate(index), world.queries, world.truth, nprobes=(1, 4), shares=(0.05,), ks=(1, 10), exhaustive=True, rerank=True
+    )
     for row, setting in enumerate(found.settings):
         for query in range(0, len(world.queries), 5):
             lists = lists_by_hand(world, query, setting)
@@ -90,7 +94,9 @@ def test_the_laws_of_recall(seed, images, nlist, d):
     every = exact.settings.index(Setting("nprobe", nlist))
     assert (exact.product[every] == 1).all()
     assert (exact.coverage[every] == 1).all()
-    budget = [np.maximum(s.amount * images, exact.scanned[exact.settings.index(Setting("nprobe", 1))]) for s in coded.settings if s.by == "share"]
+    budget = [
+        np.maximum(s.amount * images, exact.scanned[exact.settings.index(Setting("nprobe", 1))]) for s in coded.settings if s.by == "share"
+    ]
     assert (coded.scanned[[i for i, s in enumerate(coded.settings) if s.by == "share"]] <= np.array(budget)).all()
 
 
@@ -100,7 +106,9 @@ def test_equal_images_are_equally_right():
     queries = np.array([[1, 0.5, 0.1, 0, 0, 0, 0, 0]], np.float32)
     lists = np.array([0, 1, 1, 1, 0, 0, 0, 0, 0, 0])
     world = World(images, queries, np.eye(8, dtype=np.float32)[:2], lists, ground_truth(queries, images))
-    second = with_probe(world.candidate(world.flat()), lambda q, n: (np.zeros((1, n), np.float32), np.array([[1, 0]])[:, :n]), "given", "second")
+    second = with_probe(
+        world.candidate(world.flat()), lambda q, n: (np.zeros((1, n), np.float32), np.array([[1, 0]])[:, :n]), "given", "second"
+    )
     found = measure(second, queries, world.truth, nprobes=(1,), shares=(), ks=(1, 2, 3))
     assert found.coverage[0, :, 0].tolist() == pytest.approx([1, 1, 2 / 3])
     assert found.product[0, :, 0].tolist() == pytest.approx([1, 1, 2 / 3])
@@ -139,7 +147,9 @@ def test_query_blocks_do_not_change_the_measurement(world, monkeypatch):
     whole = measure(world.candidate(world.scalar()), world.queries, world.truth)
     monkeypatch.setattr("paired_index_assets.quality.recall.BLOCK_BYTES", 32 * world.nlist * 7)
     seen = []
-    parts = measure(world.candidate(world.scalar()), world.queries, world.truth, progress=lambda step, done, total: seen.append((done, total)))
+    parts = measure(
+        world.candidate(world.scalar()), world.queries, world.truth, progress=lambda step, done, total: seen.append((done, total))
+    )
     assert np.array_equal(whole.product, parts.product)
     assert np.array_equal(whole.coverage, parts.coverage)
     assert seen == sorted(seen)

@@ -32,7 +32,10 @@ def report(world, measured) -> RecallReport:
     decoded = DecodedRows(index.sq.compute_codes(world.images), index.sq.decode, 32)
     codes = [measure_codes("QT_4bit faiss", decoded, world.queries, world.truth, bytes_per_vector=16, rerank=True)]
     peers = [
-        replace(measure(world.candidate(index), world.queries, world.truth, nprobes=(8,), shares=(0.01,), exhaustive=True, rerank=True), name="peer")
+        replace(
+            measure(world.candidate(index), world.queries, world.truth, nprobes=(8,), shares=(0.01,), exhaustive=True, rerank=True),
+            name="peer",
+        )
     ]
     return build_report(
         measured, codes=codes, peers=peers, baseline=measured[0].name, promoted=measured[1].name,
@@ -58,7 +61,9 @@ def test_the_numbers_are_those_of_the_measurement(report, measured):
     assert report.candidate("uneven").imbalance > report.candidate(measured[0].name).imbalance
     same = [d for d in report.differences if d.name == measured[1].name]
     assert same
-    assert all(d.difference.mean == d.difference.low == d.difference.high == 0 for d in same), "the same index: no difference at any setting"
+    assert all(d.difference.mean == d.difference.low == d.difference.high == 0 for d in same), (
+        "the same index: no difference at any setting"
+    )
     assert {d.of for d in report.differences if d.name == "uneven"} == {"coverage"}
 
 
@@ -69,7 +74,11 @@ def test_the_tables_name_every_candidate_and_tell_the_losses_apart(report):
         "A note.", "| dimensions | 32 |", "## Codes alone", "## Beside stock faiss codes",
     ):  # fmt: skip
         assert expected in text, expected
-    widths = {(before.count("|"), line.count("|")) for before, line in zip(text.splitlines(), text.splitlines()[1:], strict=False) if "|" in before and "|" in line}
+    widths = {
+        (before.count("|"), line.count("|"))
+        for before, line in zip(text.splitlines(), text.splitlines()[1:], strict=False)
+        if "|" in before and "|" in line
+    }
     assert all(a == b for a, b in widths), "every row of a table has as many cells"
 
 
@@ -95,7 +104,12 @@ def test_a_report_of_one_scale_is_drawn_and_printed(world):
 def test_what_is_not_a_report_is_named(tmp_path, report, measured):
     with pytest.raises(MissingInput, match=r"recall\.json"):
         RecallReport.read(tmp_path)
-    for content, said in (("{", "not JSON"), ("[]", "schema None"), ('{"schema": 99}', "schema 99"), (f'{{"schema": {SCHEMA}}}', "fields are wrong")):
+    for content, said in (
+        ("{", "not JSON"),
+        ("[]", "schema None"),
+        ('{"schema": 99}', "schema 99"),
+        (f'{{"schema": {SCHEMA}}}', "fields are wrong"),
+    ):
         (tmp_path / "recall.json").write_text(content)
         with pytest.raises(DamagedArtifact, match=said):
             RecallReport.read(tmp_path)

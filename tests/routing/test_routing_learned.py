@@ -89,7 +89,9 @@ def test_labels_that_teach_nothing_do_no_harm(world):
     centroids, lists, captions, top = world
     noise = np.random.default_rng(0).integers(0, len(lists), top[:3000].shape)
     judges = captions[5000:], top[5000:]
-    table = train_routing(centroids, lists, captions[:3000], noise, validation_captions=judges[0], validation_top_images=judges[1], epochs=2)
+    table = train_routing(
+        centroids, lists, captions[:3000], noise, validation_captions=judges[0], validation_top_images=judges[1], epochs=2
+    )
     asked = judges[0], lists[judges[1]], np.bincount(lists, minlength=NLIST), 8 / NLIST
     assert found_at(table, *asked) >= found_at(centroids, *asked) - 1e-9
 

@@ -15,7 +15,9 @@ from paired_index_assets.search.sharded import ShardedIndex
 def test_the_merged_index_finds_what_the_shards_find_under_the_same_ids(finished, tmp_path):
     steps = []
     out = tmp_path / "all.index"
-    assert merge_shards(finished.root.root, out, progress=lambda step, done, total: steps.append((step, done, total))) == len(finished.images)
+    assert merge_shards(finished.root.root, out, progress=lambda step, done, total: steps.append((step, done, total))) == len(
+        finished.images
+    )
     moved = tmp_path / "moved"
     shutil.copytree(tmp_path, moved, ignore=lambda *_: ["moved"])
     merged = faiss.read_index(str(moved / "all.index"), faiss.IO_FLAG_ONDISK_SAME_DIR)

@@ -44,8 +44,10 @@ def test_files_hold_what_was_found(tmp_path):
 def test_no_text_becomes_markup(query, caption, url):
     plain = as_html([Answer("q", [Hit(1, 5, 0.1, {"caption": "c", "url": "u"})])])
     page = as_html([Answer(query, [Hit(1, 5, 0.1, {"caption": caption or "c", "url": url or "u"})])])
+
     def tags(text):
         return [tag for tag in re.findall(r"<[^>]*>", text) if not tag.startswith(("<a ", "</a"))]
+
     assert tags(page) == tags(plain)
 
 

@@ -1,6 +1,6 @@
 """Fixtures: a real S3 server on loopback, an empty bucket in it, and nodes that know nothing of each other but the bucket.
 
-    from object_store import _server, bucket, s3   # in a conftest
+from object_store import _server, bucket, s3   # in a conftest
 """
 
 from __future__ import annotations

@@ -378,7 +378,12 @@ def test_a_supply_says_why_a_file_is_not_to_be_had(world: World) -> None:
 def test_progress_counts_the_rows_of_the_shard_and_never_falls(world: World) -> None:
     seen: dict[str, list[tuple[int, int]]] = {}
     build_shard(
-        world.root, world.trained, world.catalog, 0, world.landing, block_rows=50,
+        world.root,
+        world.trained,
+        world.catalog,
+        0,
+        world.landing,
+        block_rows=50,
         progress=lambda step, done, total, **facts: seen.setdefault(step, []).append((done, total)),
     )
     rows = sum(file.rows for file in world.catalog.files(0))

@@ -141,7 +141,9 @@ def killed_builds_from_a_server(world: World, place: Path, processes, kills: int
     assert not list((place / "timed1/downloads").glob("*.npy"))  # deleted once they were encoded
 
 
-def test_builds_from_a_server_that_misbehaves_killed_at_ten_random_moments_end_with_the_same_bytes(world: World, place: Path, processes) -> None:
+def test_builds_from_a_server_that_misbehaves_killed_at_ten_random_moments_end_with_the_same_bytes(
+    world: World, place: Path, processes
+) -> None:
     killed_builds_from_a_server(world, place, processes, kills=10, a_build=4)
 
 

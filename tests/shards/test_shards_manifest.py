@@ -56,6 +56,7 @@ def test_the_same_shards_give_the_same_manifest_bytes(world: World) -> None:
 
 def bad_files(good: np.ndarray) -> dict[str, bytes]:
     """Every way a landed file can be wrong, as its bytes."""
+
     def saved(array: np.ndarray, **options: bool) -> bytes:
         stream = io.BytesIO()
         np.save(stream, array, **options)

@@ -51,7 +51,9 @@ def test_a_build_in_a_bucket_is_the_build_in_a_folder(faults, bucket, s3, small_
     ],
     ids=["no credentials", "no server", "no bucket"],
 )
-def test_a_store_that_can_not_be_used_is_one_line_before_anything_starts(changed, words, bucket, s3, small_pairs, paired_index, tmp_path: Path):
+def test_a_store_that_can_not_be_used_is_one_line_before_anything_starts(
+    changed, words, bucket, s3, small_pairs, paired_index, tmp_path: Path
+):
     environment = s3.environment | {"DAGSTER_HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)} | changed
     root = f"{environment.pop('bucket', bucket)}/build"
     done = paired_index("build", "--root", root, "--images", small_pairs, check=False, **environment)

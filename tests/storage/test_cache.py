@@ -88,7 +88,9 @@ def test_the_least_recently_used_goes_first_and_the_budget_is_kept(tmp_path):
 def test_what_is_in_use_is_not_evicted_and_the_error_names_the_setting(tmp_path):
     cache = Cache(tmp_path, 250)
     held = [cache.local(remote(f"held/{n}", content(100, n))) for n in range(2)]
-    with pytest.raises(OutOfDisk, match=r"held/2: 100 bytes do not fit cache_budget_gb of 2\.5e-07.*200 bytes are in use.*raise cache_budget_gb"):
+    with pytest.raises(
+        OutOfDisk, match=r"held/2: 100 bytes do not fit cache_budget_gb of 2\.5e-07.*200 bytes are in use.*raise cache_budget_gb"
+    ):
         cache.local(remote("held/2", content(100, 2)))
     assert names(tmp_path) == ["0", "1"]
     del held[0]
