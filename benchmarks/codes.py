@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from paired_index_assets.codes.codec import TrainedCodec, train_codec
+from paired_index_assets.pairing.split import split_by_concept
 from paired_index_assets.quality.codes import DecodedRows, measure_codes
 from paired_index_assets.quality.intervals import mean_interval
 from paired_index_assets.quality.recall import Relevant
-from paired_index_assets.quality.split import split_by_concept
 from paired_index_assets.quality.truth import ground_truth
 
 K, SEED = 10, 1

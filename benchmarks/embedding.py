@@ -26,8 +26,8 @@ from PIL import Image
 from paired_index_assets.embeddings.encoders import load_encoder
 from paired_index_assets.embeddings.openclip import OpenClipEncoder, import_open_clip
 from paired_index_assets.embeddings.run import embed_captions, embed_images
-from paired_index_assets.embeddings.sources import open_source
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.readers.open import open_source
 from paired_index_assets.sample import sample_model, sample_pairs
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from paired_index_assets.fetching.fetch import fetch
+from paired_index_assets.fetching.reconstruct import reconstruct_rows
 from paired_index_assets.landing.catalog import Catalog
-from paired_index_assets.landing.fetch import fetch
 from paired_index_assets.landing.landed import complete_shards, list_folder, read_blocks
-from paired_index_assets.landing.reconstruct import reconstruct_rows
 
 
 def main() -> None:

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from paired_index_assets.clustering.kmeans import train_kmeans
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.neighbors.exact import assign
+from paired_index_assets.pairing.split import split_by_concept
 from paired_index_assets.quality.candidates import candidate_from
 from paired_index_assets.quality.peers import PEERS, Lists, measure_peers
 from paired_index_assets.quality.recall import measure
 from paired_index_assets.quality.report import build_report
-from paired_index_assets.quality.split import split_by_concept
 from paired_index_assets.quality.tables import peers_table, table
 from paired_index_assets.quality.truth import ground_truth
 from paired_index_assets.rows import Selected

@@ -17,13 +17,13 @@ import numpy as np
 
 from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
 from paired_index_assets.codes.codec import train_codec
+from paired_index_assets.contest.measuring import Contest
 from paired_index_assets.neighbors.exact import exact_neighbors
+from paired_index_assets.pairing.split import split_by_concept
 from paired_index_assets.quality.intervals import difference_interval
-from paired_index_assets.quality.split import split_by_concept
 from paired_index_assets.quality.truth import ground_truth
 from paired_index_assets.routing.training import train_routing
 from paired_index_assets.trained.artifact import TrainedIndex
-from paired_index_assets.trained.contest import Contest
 
 SHARES, NPROBE, K, SEED = (0.0025, 0.005, 0.01, 0.02), 8, 10, 1
 TRAINING_IMAGES = 65_536

@@ -27,6 +27,7 @@ import numpy as np
 
 from paired_index_assets.clustering.kmeans import train_kmeans
 from paired_index_assets.codes.codec import TrainedCodec, train_codec
+from paired_index_assets.files.storage import write_json
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
@@ -34,7 +35,6 @@ from paired_index_assets.search.merging import merge_shards
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import read_lengths, write_manifest
-from paired_index_assets.storage import write_json
 from paired_index_assets.trained.artifact import TrainedIndex
 
 LAION_LISTS, LAION_SHARDS, LAION_WIDTH = 131_072, 58, 768

@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from dagster_project.lost_runs import lost_runs_sensor
 from paired_index_assets.assets import embeddings, landing, pairing, report, shards, training
+from paired_index_assets.assets.lost_runs import lost_runs_sensor
 from paired_index_assets.assets.resources import ProgressLog, settings_resource
 from paired_index_assets.settings import Settings, load_settings
 

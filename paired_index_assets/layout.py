@@ -7,8 +7,8 @@ from pathlib import Path
 
 from upath import UPath
 
-from paired_index_assets.cache import Cache
-from paired_index_assets.storage import as_path, is_local, versioned
+from paired_index_assets.files.cache import Cache
+from paired_index_assets.files.storage import as_path, is_local, versioned
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from paired_index_assets.cache import CACHE_FOLDER, Cache
 from paired_index_assets.errors import BadInput
+from paired_index_assets.files.cache import CACHE_FOLDER, Cache
+from paired_index_assets.files.storage import as_path, read_json, require_reachable, write_json
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.storage import as_path, read_json, require_reachable, write_json
 
 ENVIRONMENT_PREFIX = "PAIRED_INDEX_"
 DEFAULT_ROOT = "data/build"

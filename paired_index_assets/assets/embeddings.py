@@ -7,16 +7,16 @@ from typing import Any
 import dagster as dg
 
 from paired_index_assets.assets.facts import Stopwatch, markdown_table, or_fail, path, rows_and_rate
-from paired_index_assets.assets.inputs import caption_set, image_set, write_catalog
 from paired_index_assets.assets.partitions import share_of, share_partitions
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.builds.opened import caption_set, image_set, write_catalog
 from paired_index_assets.embeddings.encoders import load_encoder
 from paired_index_assets.embeddings.features import adopt_features
 from paired_index_assets.embeddings.run import EmbedSummary, embed_captions, embed_images
 from paired_index_assets.embeddings.sets import EmbeddingSet, Modality, write_set
-from paired_index_assets.embeddings.sources import PairedSource, Source, open_source
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress
+from paired_index_assets.readers.open import PairedSource, Source, open_source
 from paired_index_assets.settings import Settings
 from paired_index_assets.shares import WHOLE, Share
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from paired_index_assets.assets.inputs import append_landed, available, catalog_of, landing_url
 from paired_index_assets.assets.partitions import shard_key, shard_partitions
 from paired_index_assets.assets.resources import SettingsResource
+from paired_index_assets.builds.opened import append_landed, available, catalog_of, landing_url
 from paired_index_assets.errors import MissingInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import LandedFile, Listing, complete_shards, landed_by_shard, version_of

@@ -8,12 +8,12 @@ import pyarrow.compute as pc
 
 from paired_index_assets.assets.embeddings import caption_embeddings, image_embeddings
 from paired_index_assets.assets.facts import Stopwatch, column_schema, or_fail, path, rows_and_rate
-from paired_index_assets.assets.inputs import aligned_sets, caption_texts, image_set
 from paired_index_assets.assets.partitions import share_of, share_partitions
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.builds.opened import aligned_sets, caption_texts, image_set
 from paired_index_assets.pairing.pairs import BLOCK_ROWS, MatchedImages, block_count, read_pairs, write_blocks, write_pairs
+from paired_index_assets.pairing.split import Split, split_by_concept
 from paired_index_assets.progress import Progress
-from paired_index_assets.quality.split import Split, split_by_concept
 from paired_index_assets.rows import Bool, Rows, Selected
 from paired_index_assets.settings import Settings
 

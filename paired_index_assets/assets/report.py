@@ -5,20 +5,20 @@ import numpy as np
 
 from paired_index_assets.assets.automation import follow_when_quiet
 from paired_index_assets.assets.facts import Stopwatch, or_fail, path, picture
-from paired_index_assets.assets.inputs import aligned_sets, promoted_index
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.assets.shards import index_manifest
+from paired_index_assets.builds.opened import aligned_sets, promoted_index
+from paired_index_assets.contest.evidence import measure_build
 from paired_index_assets.errors import DamagedArtifact
+from paired_index_assets.files.storage import read_json
 from paired_index_assets.neighbors.exact import exact_neighbors
+from paired_index_assets.pairing.split import Split
 from paired_index_assets.progress import Progress
 from paired_index_assets.quality.report import RecallReport
-from paired_index_assets.quality.split import Split
 from paired_index_assets.quality.tables import markdown
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.settings import Settings
-from paired_index_assets.storage import read_json
 from paired_index_assets.trained.artifact import TrainedIndex
-from paired_index_assets.trained.evidence import measure_build
 
 
 @dg.asset(

@@ -5,11 +5,11 @@ import faiss
 
 from paired_index_assets.assets.automation import follow_when_quiet, rebuild_on_change
 from paired_index_assets.assets.facts import Stopwatch, column_schema, markdown_table, or_fail, path, rows_and_rate
-from paired_index_assets.assets.inputs import catalog_of, listing_of, promoted_index, supply_of
 from paired_index_assets.assets.landing import TICK_SECONDS, landed_embeddings
 from paired_index_assets.assets.partitions import shard_key, shard_number, shard_partitions
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.assets.training import trained_index
+from paired_index_assets.builds.opened import catalog_of, listing_of, promoted_index, supply_of
 from paired_index_assets.errors import MissingInput, PairedIndexError
 from paired_index_assets.landing.landed import landed_by_shard, version_of
 from paired_index_assets.shards.build import build_shard, data_version

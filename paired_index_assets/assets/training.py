@@ -7,20 +7,20 @@ import dagster as dg
 import numpy as np
 
 from paired_index_assets.assets.facts import Stopwatch, markdown_table, or_fail, path, picture
-from paired_index_assets.assets.inputs import aligned_sets, catalog_of
 from paired_index_assets.assets.pairing import caption_image_pairs
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.builds.opened import aligned_sets, catalog_of
 from paired_index_assets.clustering.clusters import Clustering
 from paired_index_assets.clustering.course import course_png
 from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
+from paired_index_assets.contest.contestants import BASELINE, make_and_judge
+from paired_index_assets.contest.measuring import validation_of
+from paired_index_assets.files.storage import is_local, read_json, remove_older, write_json
 from paired_index_assets.pairing.pairs import read_pairs
+from paired_index_assets.pairing.split import Split
 from paired_index_assets.progress import Progress
-from paired_index_assets.quality.split import Split
 from paired_index_assets.rows import Selected
 from paired_index_assets.settings import Settings
-from paired_index_assets.storage import is_local, read_json, remove_older, write_json
-from paired_index_assets.trained.candidates import BASELINE, make_and_judge
-from paired_index_assets.trained.contest import validation_of
 
 ALL_METHODS = ("kmeans", "paired_kmeans")
 

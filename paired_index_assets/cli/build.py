@@ -8,8 +8,8 @@ import typer
 from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import bars, console
 from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.files.storage import as_path, is_local
 from paired_index_assets.settings import Settings, absolute, load_settings
-from paired_index_assets.storage import as_path, is_local
 
 PATHS = ("root", "images", "captions", "image_features", "caption_features", "caption_texts", "landing")
 SAMPLE_PART_ROWS = 104  # 12,000 pairs in 116 files: two for each of the 58 shards
@@ -26,8 +26,8 @@ def build(
     settings = _resolved(settings, sample)
     # Every process of a run inherits the environment, and the shard partitions are read from it when the assets are imported.
     os.environ.update(settings.environment())
-    from dagster_project.in_process import build_all
-    from dagster_project.instance import instance_of
+    from paired_index_assets.assets.in_process import build_all
+    from paired_index_assets.assets.instance import instance_of
 
     with instance_of(settings) as instance, bars() as progress:
         build_all(settings, instance, progress, lambda asset: console.print(f"[bold]{asset}[/]"))

@@ -8,9 +8,9 @@ import typer
 from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import bars, console, table
 from paired_index_assets.errors import BadInput
+from paired_index_assets.files.storage import as_path, is_local, nearest_folder
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.settings import LAION_2B, Settings
-from paired_index_assets.storage import as_path, is_local, nearest_folder
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and plan catalogs of embedding files.")
 NAMED = Annotated[str, typer.Argument(help=f"A catalog file, or `{LAION_2B}`.")]

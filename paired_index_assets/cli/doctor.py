@@ -12,12 +12,12 @@ from typing import Any
 
 from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import table
-from paired_index_assets.deadline import within
 from paired_index_assets.errors import DamagedArtifact, PairedIndexError
+from paired_index_assets.fetching.sources import parse_sources, shown
+from paired_index_assets.files.deadline import within
+from paired_index_assets.files.storage import is_local, nearest_folder, patiently
 from paired_index_assets.landing.landed import list_folder
-from paired_index_assets.landing.sources import parse_sources, shown
 from paired_index_assets.settings import Settings, load_settings
-from paired_index_assets.storage import is_local, nearest_folder, patiently
 
 PATIENCE_SECONDS = 8.0  # with each part of a deployment, so that all of them have said something within half a minute
 PACKAGES = ("dagster", "faiss-gpu", "torch", "open_clip_torch", "numpy", "pyarrow")
@@ -109,7 +109,7 @@ def _landing(settings: Settings) -> str:
 
 
 def _dagster(settings: Settings) -> str:
-    from dagster_project.instance import open_instance, reach_launcher
+    from paired_index_assets.assets.instance import open_instance, reach_launcher
 
     if (home := _home(settings)) is None:
         return "no records yet"
@@ -124,7 +124,7 @@ def _home(settings: Settings) -> Path | None:
 
 
 def _trained(settings: Settings) -> str:
-    from paired_index_assets.assets.inputs import promoted_index
+    from paired_index_assets.builds.opened import promoted_index
 
     if not settings.build_root.promoted.exists():
         return "none yet"

@@ -19,8 +19,8 @@ def serve(
 ) -> None:
     """Serve a build over HTTP; a rebuild is picked up whole, without a restart."""
     from paired_index_assets.embeddings.encoders import load_encoder
-    from paired_index_assets.search import server
-    from paired_index_assets.search.service import SearchService
+    from paired_index_assets.serving import server
+    from paired_index_assets.serving.service import SearchService
 
     encoder = None if without_model else load_encoder(settings.model, settings.pretrained, settings.device)
     service = SearchService.of_build(

@@ -56,7 +56,7 @@ def _whole_numbers(file: Path, lines: list[str]) -> Int64:
 
 
 def _matched(settings: Settings, column: str, values: list[str]) -> Int64:
-    from paired_index_assets.search.metadata import metadata_of
+    from paired_index_assets.serving.metadata import metadata_of
     from paired_index_assets.shards.takedown import ids_of
 
     metadata = metadata_of(settings.build_root, settings.caption_texts)

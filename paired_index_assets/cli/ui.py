@@ -20,7 +20,7 @@ def ui(
 ) -> None:
     """Open the Dagster UI on a build: materialise, backfill, watch. Its sensors and schedules run while it does."""
     settings = load_settings(**settings.model_dump() | {"root": absolute(settings.root)})
-    from dagster_project.instance import instance_of, reach_launcher
+    from paired_index_assets.assets.instance import instance_of, reach_launcher
 
     os.environ.update(settings.environment())
     with instance_of(settings) as instance:  # sets DAGSTER_HOME, and ends what a crash left unfinished

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
+from paired_index_assets.files.storage import as_path, write_bytes
 from paired_index_assets.rows import Float32
-from paired_index_assets.storage import as_path, write_bytes
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from upath import UPath
 from paired_index_assets.clustering.clusters import Clustering, Iteration, history_arrays, history_of, packed, unpacked
 from paired_index_assets.clustering.validation import Validation, coverage
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.files.storage import digest_of_parts, write_bytes
 from paired_index_assets.neighbors.blocks import check_matrix, check_rows, check_same_width, float32_rows
 from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.neighbors.fingerprint import fingerprint_of
 from paired_index_assets.neighbors.workers import Workspace, workers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, Int64, Rows, Selected
-from paired_index_assets.storage import digest_of_parts, write_bytes
 
 ITERATIONS = 10  # as in the paper and in faiss's IVF training
 SEED = 1234  # faiss's ClusteringParameters.seed

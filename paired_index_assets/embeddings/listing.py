@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from paired_index_assets.errors import BadInput, MissingInput
-from paired_index_assets.storage import as_path
+from paired_index_assets.files.storage import as_path
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MARKS_OF_CHANGE = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated")  # whichever the file system knows

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from paired_index_assets.embeddings.npy import read_header
 from paired_index_assets.embeddings.sets import EmbeddingSet
-from paired_index_assets.embeddings.sources import Sample
 from paired_index_assets.errors import BadInput
-from paired_index_assets.storage import read_parquet
+from paired_index_assets.files.npy import read_header
+from paired_index_assets.files.storage import read_parquet
+from paired_index_assets.readers.open import Sample
 
 BASE = pa.schema([("key", pa.string()), ("caption", pa.string()), ("outcome", pa.string())])
 FINGERPRINT = b"paired_index.fingerprint"

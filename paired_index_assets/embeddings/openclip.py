@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.files.storage import digest_of, digest_of_parts
 from paired_index_assets.rows import Float32
-from paired_index_assets.storage import digest_of, digest_of_parts
 
 LOCAL_DIR = "local-dir:"
 HUB = "hf-hub:"

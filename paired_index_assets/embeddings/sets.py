@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
-from paired_index_assets.cache import Cache, LocalFile
-from paired_index_assets.embeddings.npy import map_rows, read_header
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.files.cache import Cache, LocalFile
+from paired_index_assets.files.npy import map_rows, read_header
+from paired_index_assets.files.storage import as_path, digest_of_parts, is_local, read_json, stamp_of, write_bytes, write_json
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Int64
-from paired_index_assets.storage import as_path, digest_of_parts, is_local, read_json, stamp_of, write_bytes, write_json
 
 Modality = Literal["images", "captions"]
 FORMAT = 1

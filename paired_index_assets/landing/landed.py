@@ -16,12 +16,12 @@ import numpy.typing as npt
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.files.listing import Entry, entry_at, list_entries
+from paired_index_assets.files.storage import as_path, digest_of_parts, is_local
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
-from paired_index_assets.landing.listing import Entry, entry_at, list_entries
 from paired_index_assets.landing.npy import read_header
 from paired_index_assets.landing.origin import is_origin, name_of_origin, read_origin
 from paired_index_assets.rows import Bool, Float32
-from paired_index_assets.storage import as_path, digest_of_parts, is_local
 
 BLOCK_ROWS = 1 << 16
 CACHED_ROWS = 128

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paired_index_assets.storage import write_json
+from paired_index_assets.files.storage import write_json
 
 _PREFIX, _SUFFIX = ".", ".origin.json"
 

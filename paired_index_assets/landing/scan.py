@@ -11,10 +11,10 @@ from pathlib import Path
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
-from paired_index_assets.landing.listing import entry_at, list_entries
+from paired_index_assets.files.listing import entry_at, list_entries
+from paired_index_assets.files.storage import as_path
 from paired_index_assets.landing.npy import HEAD_BYTES, NpyHeader, header_of
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.storage import as_path
 
 HEADERS_AT_ONCE = 256
 

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.files.storage import as_path, atomic_file, digest_of_parts, read_parquet
 from paired_index_assets.neighbors.blocks import check_matrix, check_same_width
 from paired_index_assets.neighbors.exact import nearest
 from paired_index_assets.neighbors.fingerprint import fingerprint_of
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Int64, Rows, Selected
-from paired_index_assets.storage import as_path, atomic_file, digest_of_parts, read_parquet
 
 PAIRS_SCHEMA = pa.schema(
     [

@@ -14,8 +14,8 @@ from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.codes.grid import ranges, spread_of
 from paired_index_assets.codes.metric import fit_metric
 from paired_index_assets.errors import BadInput
+from paired_index_assets.files.storage import atomic_file
 from paired_index_assets.neighbors.exact import assign
-from paired_index_assets.storage import atomic_file
 
 PROBE_ROWS, PROBE_LISTS = 16_384, 8_192
 PROBE_BYTES = 256 << 20

@@ -16,10 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact
+from paired_index_assets.files.storage import as_path, read_json, write_bytes
 from paired_index_assets.quality.codes import CodeMeasurement
 from paired_index_assets.quality.intervals import Interval, mean_intervals
 from paired_index_assets.quality.recall import Measurement, Setting, Subject
-from paired_index_assets.storage import as_path, read_json, write_bytes
 
 SCHEMA = 1
 

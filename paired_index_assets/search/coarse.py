@@ -10,7 +10,7 @@ from __future__ import annotations
 import faiss
 import numpy as np
 
-from paired_index_assets.cache import LocalFile
+from paired_index_assets.files.cache import LocalFile
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.workers import Workers, cores, ranges
 

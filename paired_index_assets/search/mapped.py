@@ -16,8 +16,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from paired_index_assets.cache import LocalFile
 from paired_index_assets.errors import DamagedArtifact, MissingInput
+from paired_index_assets.files.cache import LocalFile
 from paired_index_assets.rows import Int64
 
 ID_BYTES = 8

@@ -17,13 +17,13 @@ import numpy as np
 from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, OutOfDisk
+from paired_index_assets.files.storage import atomic_file
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64, UInt8
 from paired_index_assets.search.mapped import ID_BYTES
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.search.shardset import promoted_index
-from paired_index_assets.storage import atomic_file
 
 LISTS_A_REPORT = 1024
 

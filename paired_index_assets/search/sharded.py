@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
-from paired_index_assets.cache import LocalFile
 from paired_index_assets.errors import BadInput, PairedIndexError
+from paired_index_assets.files.cache import LocalFile
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.coarse import CoarseSearch

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 from upath import UPath
 
-from paired_index_assets.cache import Cache, LocalFile
 from paired_index_assets.errors import DamagedArtifact, MissingInput
+from paired_index_assets.files.cache import Cache, LocalFile
+from paired_index_assets.files.storage import read_json, stamp_of
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.search.mapped import MappedLists, map_lists
 from paired_index_assets.shards.manifest import read_manifest
 from paired_index_assets.shards.record import finished_record, read_record, record_path, shard_file, verify_shard
-from paired_index_assets.storage import read_json, stamp_of
 from paired_index_assets.trained.artifact import TrainedIndex
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from paired_index_assets.errors import BadInput
+from paired_index_assets.files.watched import Watched
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Int64
-from paired_index_assets.search.watched import Watched
 from paired_index_assets.shards.takedown import log_stamp, read_removed
 
 

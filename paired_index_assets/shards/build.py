@@ -17,10 +17,11 @@ import numpy as np
 from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact
+from paired_index_assets.files.locks import only_writer
+from paired_index_assets.files.storage import VERSION_LENGTH, digest_of_parts, draft_of, publish, remove_older
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import LandedFile, Listing, list_folder, read_block
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.locks import only_writer
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
 from paired_index_assets.shards.assemble import FaissIvf, Part, check_shard, part_of, share_near_source, stored_code, write_shard
@@ -36,7 +37,6 @@ from paired_index_assets.shards.record import (
 )
 from paired_index_assets.shards.supply import Supply, landed_alone, segments_of
 from paired_index_assets.shards.takedown import read_removed, removed_version
-from paired_index_assets.storage import VERSION_LENGTH, digest_of_parts, draft_of, publish, remove_older
 from paired_index_assets.trained.artifact import TrainedIndex
 
 SAMPLED_ROWS = 16  # of each file whose source is still there are decoded and compared with it

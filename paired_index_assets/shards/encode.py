@@ -19,13 +19,13 @@ import numpy.typing as npt
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact
+from paired_index_assets.files.storage import is_local
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import LandedBlock, LandedFile, read_blocks
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Int64, UInt8
 from paired_index_assets.shards.segment import NOT_FINITE, ZERO, SegmentHeader, read_header, segment_name, write_segment
-from paired_index_assets.storage import is_local
 from paired_index_assets.trained.artifact import TrainedIndex
 
 ENCODE_ROWS = 1 << 15  # rows encoded at once: 100 MB of float32 at 768 dimensions

@@ -17,10 +17,10 @@ import torch
 from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
+from paired_index_assets.files.storage import atomic_file, read_parquet, write_bytes
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.record import finished_record, read_failure, shard_file
-from paired_index_assets.storage import atomic_file, read_parquet, write_bytes
 
 MANIFEST_SCHEMA = pa.schema(
     [

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from upath import UPath
 
-from paired_index_assets.cache import Cache
 from paired_index_assets.errors import DamagedArtifact, MissingInput
+from paired_index_assets.files.cache import Cache
+from paired_index_assets.files.storage import as_path, digest_of, digest_of_parts, is_local, read_json, versioned, write_json
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import LandedFile
-from paired_index_assets.storage import as_path, digest_of, digest_of_parts, is_local, read_json, versioned, write_json
 
 FORMAT = 1
 

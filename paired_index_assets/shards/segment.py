@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 from upath import UPath
 
-from paired_index_assets.cache import Cache, LocalFile
 from paired_index_assets.errors import DamagedArtifact, MissingInput
+from paired_index_assets.files.cache import Cache, LocalFile
+from paired_index_assets.files.storage import CHUNK_BYTES, atomic_file, head_of
 from paired_index_assets.rows import Int32, Int64, UInt8
-from paired_index_assets.storage import CHUNK_BYTES, atomic_file, head_of
 
 MAGIC = b"PIXSEG01"
 ALIGNMENT = 64

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.fetching.obtain import Obtained
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import LandedFile, Listing
-from paired_index_assets.landing.obtain import Obtained
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.shards.encode import ENCODE_ROWS, SegmentEncoder, kept_segment, segment_path

@@ -20,9 +20,9 @@ from upath import UPath
 
 from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.files.storage import as_path, atomic_file, digest_of, digest_of_parts, is_local, read_json, write_json
 from paired_index_assets.neighbors.exact import assign, exact_neighbors
 from paired_index_assets.rows import Float32, Int64, UInt8
-from paired_index_assets.storage import as_path, atomic_file, digest_of, digest_of_parts, is_local, read_json, write_json
 
 FORMAT = 2
 LEFT_OUT = -1  # the list of a row that must not be searchable

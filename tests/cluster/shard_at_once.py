@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from paired_index_assets.assets.inputs import catalog_of, listing_of, promoted_index
+from paired_index_assets.builds.opened import catalog_of, listing_of, promoted_index
 from paired_index_assets.settings import load_settings
 from paired_index_assets.shards.build import build_shard
 

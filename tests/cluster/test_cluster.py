@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from paired_index_assets.assets.partitions import shard_key
-from paired_index_assets.storage import digest_of
+from paired_index_assets.files.storage import digest_of
 
 pytestmark = pytest.mark.cluster
 PATIENCE_SECONDS = 300  # each wait ends as soon as what it waits for is there

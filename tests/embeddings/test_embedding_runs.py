@@ -25,10 +25,10 @@ from paired_index_assets.embeddings.decoding import prepare_image
 from paired_index_assets.embeddings.metadata import outcome_counts, read_metadata
 from paired_index_assets.embeddings.run import MAX_CAPTION, embed_captions, embed_images
 from paired_index_assets.embeddings.sets import EmbeddingSet
-from paired_index_assets.embeddings.sources import Columns, HeldImage, ImageFile, PairedSource, open_source
 from paired_index_assets.errors import BadInput, Busy
+from paired_index_assets.files.locks import one_of_writers, only_writer
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.locks import one_of_writers, only_writer
+from paired_index_assets.readers.open import Columns, HeldImage, ImageFile, PairedSource, open_source
 from paired_index_assets.shares import Share
 
 
@@ -181,7 +181,7 @@ def test_a_missing_file_a_folder_and_a_huge_file_are_outcomes(tiny, tmp_path, mo
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "good.png").write_bytes(png())
     (tmp_path / "huge.png").write_bytes(png() + bytes(1000))
-    monkeypatch.setattr("paired_index_assets.embeddings.sources.MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr("paired_index_assets.readers.open.MAX_IMAGE_BYTES", 1000)
     (tmp_path / "list.txt").write_text("good.png\nmissing.png\nfolder.png\n\nhuge.png\n")
     root = BuildRoot.at(tmp_path / "root")
     summary = embed_images(open_source(str(tmp_path / "list.txt"), "images"), tiny, root, workers=0)
@@ -296,7 +296,7 @@ SCRIPT = """
 import os, signal, sys
 from paired_index_assets.embeddings.encoders import load_encoder
 from paired_index_assets.embeddings.run import embed_images
-from paired_index_assets.embeddings.sources import open_source
+from paired_index_assets.readers.open import open_source
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.sample import sample_model
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paired_index_assets.embeddings.npy import StreamedNpy, read_header
 from paired_index_assets.embeddings.sets import EmbeddingSet, part_of, write_set
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.files.npy import StreamedNpy, read_header
 from paired_index_assets.rows import Rows
 
 

@@ -19,9 +19,9 @@ from paired_index_assets.embeddings.listing import list_files
 from paired_index_assets.embeddings.metadata import read_metadata
 from paired_index_assets.embeddings.run import embed_captions, embed_images
 from paired_index_assets.embeddings.sets import EmbeddingSet
-from paired_index_assets.embeddings.sources import Columns, HeldImage, ImageFile, open_source
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.readers.open import Columns, HeldImage, ImageFile, open_source
 
 
 def samples(spec, modality="captions", part_rows=7, **more):

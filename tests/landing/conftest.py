@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paired_index_assets.landing.fetch import FetchRules
-from paired_index_assets.landing.sources import Patience
+from paired_index_assets.fetching.fetch import FetchRules
+from paired_index_assets.fetching.sources import Patience
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
 

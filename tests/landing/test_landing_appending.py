@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from paired_index_assets.files.storage import as_path
 from paired_index_assets.landing.appending import append_quiet
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import list_folder
-from paired_index_assets.storage import as_path
 
 
 def look(catalog, folder, unknown):

@@ -14,10 +14,10 @@ import pytest
 from misbehaving import MisbehavingServer, Truncate
 
 from paired_index_assets.errors import SourceUnavailable
+from paired_index_assets.fetching.fetch import fetch, release, used_bytes
+from paired_index_assets.fetching.partial import Part, give_name
 from paired_index_assets.landing.catalog import Catalog
-from paired_index_assets.landing.fetch import fetch, release, used_bytes
 from paired_index_assets.landing.landed import complete_shards, list_folder
-from paired_index_assets.landing.part import Part, give_name
 
 NAME = "img_emb_0.npy"
 
@@ -26,7 +26,7 @@ NAME = "img_emb_0.npy"
 def processes():
     """A fork server that has imported everything: a process to kill costs milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["paired_index_assets.landing.fetch"])
+    context.set_forkserver_preload(["paired_index_assets.fetching.fetch"])
     return context
 
 
@@ -112,7 +112,7 @@ def test_a_kill_between_the_name_and_the_end_leaves_a_whole_file(published, file
     for killed, named in ((before, False), (after, True)):
         with MisbehavingServer(published) as server:
             with monkeypatch.context() as patch:
-                patch.setattr("paired_index_assets.landing.part.os.link", killed)
+                patch.setattr("paired_index_assets.fetching.partial.os.link", killed)
                 patch.setattr(Part, "rest", lambda self: None)  # a kill runs no finally
                 with pytest.raises(Killed):
                     fetch(file, [server.url], cache, rules=quick)
@@ -164,7 +164,7 @@ def test_names_are_given_without_overwriting_where_there_are_no_hard_links(tmp_p
     def no_links(*_args, **_options):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr("paired_index_assets.landing.part.os.link", no_links)
+    monkeypatch.setattr("paired_index_assets.fetching.partial.os.link", no_links)
     np.save(tmp_path / "finished.npy", np.ones(3))
     give_name(tmp_path / "finished.npy", tmp_path / "a.npy", "here")
     assert json.loads((tmp_path / ".a.npy.origin.json").read_text())["source"] == "here"

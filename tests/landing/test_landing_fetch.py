@@ -25,11 +25,11 @@ from misbehaving import (
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, OutOfDisk, SourceUnavailable
+from paired_index_assets.fetching.fetch import fetch, make_room, release, used_bytes
+from paired_index_assets.fetching.sources import Politeness, parse_sources, shown
 from paired_index_assets.landing.catalog import Catalog
-from paired_index_assets.landing.fetch import fetch, make_room, release, used_bytes
 from paired_index_assets.landing.landed import complete_shards, list_folder
 from paired_index_assets.landing.origin import read_origin
-from paired_index_assets.landing.sources import Politeness, parse_sources, shown
 
 NAME = "img_emb_0.npy"
 
@@ -193,7 +193,7 @@ def test_a_local_source_is_used_in_place(catalog, published, cache, quick):
 def test_an_object_store_is_resumed_by_range(catalog, published, cache, quick, monkeypatch):
     remote = UPath("memory://bucket/img_emb")
     (remote / NAME).write_bytes((published / NAME).read_bytes())
-    monkeypatch.setattr("paired_index_assets.landing.sources.RANGE_BYTES", 100_000)
+    monkeypatch.setattr("paired_index_assets.fetching.sources.RANGE_BYTES", 100_000)
     asked, original = [], type(remote.fs).cat_file
 
     def flaky(self, path, start=None, end=None, **options):

@@ -13,8 +13,8 @@ import pytest
 from misbehaving import MisbehavingServer
 
 from paired_index_assets.errors import OutOfDisk
+from paired_index_assets.fetching.fetch import fetch
 from paired_index_assets.landing.catalog import Catalog
-from paired_index_assets.landing.fetch import fetch
 
 NAME = "img_emb_0.npy"
 DISK = 2 << 20
@@ -47,7 +47,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(handle, data)
 
-        monkeypatch.setattr("paired_index_assets.landing.part.os.write", write)
+        monkeypatch.setattr("paired_index_assets.fetching.partial.os.write", write)
         yield folder, lambda: full.append(True), full.clear
 
 
@@ -75,7 +75,7 @@ def test_a_disk_that_fills_up_stops_clearly_and_the_download_goes_on_later(small
 def test_a_file_that_can_not_fit_is_refused_before_its_first_byte(landing_folder, tmp_path, quick, monkeypatch):
     published = landing_folder([30_000])
     file = Catalog.scan(published, shards=1).all_files[0]
-    monkeypatch.setattr("paired_index_assets.landing.fetch.shutil.disk_usage", lambda _: _Usage(file.bytes - 1))
+    monkeypatch.setattr("paired_index_assets.fetching.fetch.shutil.disk_usage", lambda _: _Usage(file.bytes - 1))
     with MisbehavingServer(published) as server:
         with pytest.raises(OutOfDisk, match=rf"{file.bytes} more bytes to come, the disk has {file.bytes - 1}"):
             fetch(file, [server.url], tmp_path / "cache", rules=quick)

@@ -11,13 +11,13 @@ import pytest
 from misbehaving import MisbehavingServer, Status, Truncate
 
 from paired_index_assets.errors import BadInput, MissingInput, OutOfDisk
+from paired_index_assets.fetching.fetch import FetchRules, release
+from paired_index_assets.fetching.obtain import obtain
+from paired_index_assets.fetching.reconstruct import index_files, rebuild_file, reconstruct_rows
+from paired_index_assets.fetching.sources import Politeness
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
-from paired_index_assets.landing.fetch import FetchRules, release
 from paired_index_assets.landing.landed import complete_shards, list_folder, read_block
-from paired_index_assets.landing.obtain import obtain
 from paired_index_assets.landing.origin import read_origin
-from paired_index_assets.landing.reconstruct import index_files, rebuild_file, reconstruct_rows
-from paired_index_assets.landing.sources import Politeness
 
 D = 16
 FIRST = 5_000_000_000  # beyond int32

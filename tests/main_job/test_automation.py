@@ -12,12 +12,12 @@ import pytest
 from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
 from dagster_project.definitions import assemble
-from paired_index_assets.assets.inputs import write_catalog
 from paired_index_assets.assets.landing import landed_embeddings_sensor
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.assets.resources import ProgressLog, settings_resource
 from paired_index_assets.assets.shards import nightly_rebuild, shard_index
 from paired_index_assets.assets.training import trained_index
+from paired_index_assets.builds.opened import write_catalog
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.settings import load_settings
 

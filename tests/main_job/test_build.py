@@ -12,7 +12,7 @@ from paired_index_assets.clustering.clusters import Clustering
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.pairing.pairs import read_pairs
-from paired_index_assets.quality.split import Split
+from paired_index_assets.pairing.split import Split
 from paired_index_assets.sample import sample_model
 
 

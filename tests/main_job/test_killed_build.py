@@ -63,7 +63,7 @@ def test_a_killed_build_does_not_keep_the_next_one_waiting(killed, paired_index)
 
 
 def test_the_run_of_a_living_process_is_left_alone(tmp_path):
-    from dagster_project.lost_runs import PROCESS_TAG, end_lost_runs, this_process
+    from paired_index_assets.assets.lost_runs import PROCESS_TAG, end_lost_runs, this_process
 
     @dg.job
     def some_job():
@@ -82,7 +82,7 @@ def test_the_run_of_a_living_process_is_left_alone(tmp_path):
 
 
 def test_a_run_whose_code_server_was_killed_is_ended_by_the_sensor_and_one_whose_server_answers_is_not(tmp_path):
-    from dagster_project.lost_runs import SERVER_TAG, lost_runs_sensor
+    from paired_index_assets.assets.lost_runs import SERVER_TAG, lost_runs_sensor
 
     @dg.job
     def some_job():

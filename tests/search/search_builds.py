@@ -17,14 +17,14 @@ import uvicorn
 from PIL import Image
 
 from paired_index_assets.codes.codec import train_codec
+from paired_index_assets.files.storage import write_json
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32
-from paired_index_assets.search.server import make_app
-from paired_index_assets.search.service import SearchService
+from paired_index_assets.serving.server import make_app
+from paired_index_assets.serving.service import SearchService
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import write_manifest
-from paired_index_assets.storage import write_json
 from paired_index_assets.trained.artifact import TrainedIndex
 
 D, NLIST, SHARDS = 24, 40, 7

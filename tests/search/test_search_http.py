@@ -14,9 +14,9 @@ from search_builds import MODEL, D, WordEncoder, picture_of, png
 from starlette.testclient import TestClient
 
 from paired_index_assets.errors import BadInput
-from paired_index_assets.search.server import make_app
-from paired_index_assets.search.service import Limits, SearchService
 from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.serving.server import make_app
+from paired_index_assets.serving.service import Limits, SearchService
 
 # as ClipClient of clip-retrieval 2.45 sends them
 CLIENT_FIELDS = {

@@ -10,9 +10,9 @@ from PIL import Image
 
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.landing.catalog import Catalog
-from paired_index_assets.search import metadata as module
-from paired_index_assets.search.metadata import Metadata
-from paired_index_assets.search.pictures import Pictures, data_uri
+from paired_index_assets.serving import metadata as module
+from paired_index_assets.serving.metadata import Metadata
+from paired_index_assets.serving.pictures import Pictures, data_uri
 
 
 def table(first, rows):

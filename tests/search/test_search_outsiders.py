@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from search_builds import WordEncoder, served
 
-from paired_index_assets.search.service import SearchService
 from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.serving.service import SearchService
 
 CLIP_RETRIEVAL = "clip-retrieval==2.45.0"
 

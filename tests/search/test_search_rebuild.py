@@ -11,11 +11,11 @@ import pytest
 from search_builds import promote, rebuild, served, train
 
 from paired_index_assets.errors import DamagedArtifact
-from paired_index_assets.search import reloading
-from paired_index_assets.search.reloading import ReloadingIndex
-from paired_index_assets.search.service import SearchService
+from paired_index_assets.files.storage import atomic_file
 from paired_index_assets.search.sharded import ShardedIndex
-from paired_index_assets.storage import atomic_file
+from paired_index_assets.serving import reloading
+from paired_index_assets.serving.reloading import ReloadingIndex
+from paired_index_assets.serving.service import SearchService
 
 CLIENTS, QUERIES, K = 32, 12, 30
 

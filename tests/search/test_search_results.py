@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paired_index_assets.search.metadata import Metadata
-from paired_index_assets.search.results import Answer, Hit, answers, as_html, as_json, table_rows, write_html, write_json, write_npz
+from paired_index_assets.serving.metadata import Metadata
+from paired_index_assets.serving.results import Answer, Hit, answers, as_html, as_json, table_rows, write_html, write_json, write_npz
 
 
 def test_hits_are_joined_with_their_rows_and_places_without_one_are_left_out(tmp_path):

@@ -13,9 +13,9 @@ import fsspec
 import pytest
 from s3_server import S3Server
 
-from paired_index_assets.cache import Cache
+from paired_index_assets.files.cache import Cache
+from paired_index_assets.files.storage import as_path
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.storage import as_path
 
 _buckets = itertools.count()
 

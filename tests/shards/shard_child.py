@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.fetching.fetch import FetchRules, release
+from paired_index_assets.fetching.obtain import Obtained, obtain
+from paired_index_assets.fetching.sources import Patience
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
-from paired_index_assets.landing.fetch import FetchRules, release
-from paired_index_assets.landing.obtain import Obtained, obtain
-from paired_index_assets.landing.sources import Patience
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.trained.artifact import TrainedIndex

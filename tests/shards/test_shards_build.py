@@ -14,9 +14,10 @@ import pytest
 from shard_world import NLIST, World, land, train, unit_rows
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.fetching.obtain import Obtained
+from paired_index_assets.files.storage import digest_of
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import list_folder
-from paired_index_assets.landing.obtain import Obtained
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards import assemble
 from paired_index_assets.shards.build import ShardSummary, build_shard
@@ -24,7 +25,6 @@ from paired_index_assets.shards.encode import encode_file, segment_path
 from paired_index_assets.shards.record import read_failure, read_record, record_path, verify_shard
 from paired_index_assets.shards.segment import LEFT_OUT, open_segment, read_header, write_segment
 from paired_index_assets.shards.state import shard_states, stale_shards, sweep_segments
-from paired_index_assets.storage import digest_of
 
 
 def build_all(world: World, **options: object) -> list[ShardSummary]:

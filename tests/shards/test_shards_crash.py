@@ -23,9 +23,9 @@ from misbehaving import MisbehavingServer
 from shard_world import World, land
 
 from paired_index_assets.errors import Busy
+from paired_index_assets.files.locks import only_writer
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.locks import only_writer
 from paired_index_assets.shards.build import build_shard
 
 PATIENCE = 900  # seconds until a child counts as hanging

@@ -15,12 +15,12 @@ import torch
 from shard_world import NLIST, World, unit_rows
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.files.storage import digest_of
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import list_folder
 from paired_index_assets.landing.origin import record_origin
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, read_lengths, read_manifest, write_manifest
-from paired_index_assets.storage import digest_of
 
 
 def build_what_can_be_built(world: World) -> None:

@@ -20,9 +20,10 @@ from object_store import node
 from s3_server import Slow, Status, Truncate, every
 from shard_world import World, train, unit_rows
 
-from paired_index_assets import storage
-from paired_index_assets.cache import Cache
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput, OutOfDisk
+from paired_index_assets.files import storage
+from paired_index_assets.files.cache import Cache
+from paired_index_assets.files.storage import as_path, digest_of, require_reachable, write_json
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.search.shardset import promoted_index
@@ -31,7 +32,6 @@ from paired_index_assets.shards.manifest import read_lengths, read_manifest, wri
 from paired_index_assets.shards.record import finished_record, read_record, shard_file, verify_shard
 from paired_index_assets.shards.state import stale_shards, sweep_segments
 from paired_index_assets.shards.takedown import add_removed, read_removed
-from paired_index_assets.storage import as_path, digest_of, require_reachable, write_json
 from paired_index_assets.trained.artifact import TrainedIndex
 
 CODEC = "QT_4bit"
@@ -119,11 +119,11 @@ def test_two_nodes_that_build_the_same_shard_at_once_leave_one_whole_file(bucket
     script = """
         import sys
         from pathlib import Path
-        from paired_index_assets.cache import Cache
+        from paired_index_assets.files.cache import Cache
         from paired_index_assets.landing.catalog import Catalog
         from paired_index_assets.layout import BuildRoot
         from paired_index_assets.shards.build import build_shard
-        from paired_index_assets.storage import as_path
+        from paired_index_assets.files.storage import as_path
         from paired_index_assets.trained.artifact import TrainedIndex
         url, folder, cache = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
         trained, catalog = TrainedIndex.load(folder / "trained.index"), Catalog.load(folder / "catalog.parquet")
@@ -231,7 +231,7 @@ def test_shards_that_do_not_fit_the_cache_are_refused_with_the_setting_to_raise(
 
 
 def test_what_is_taken_down_is_gone_from_a_search_of_the_bucket(bucket, world, tmp_path, monkeypatch):
-    monkeypatch.setattr("paired_index_assets.search.watched.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("paired_index_assets.files.watched.LOOK_SECONDS", 0.0)
     remote = finished(node(bucket, tmp_path / "cache"), world)
     with ShardedIndex.open(remote) as index:
         query = unit_rows(1, seed=5)

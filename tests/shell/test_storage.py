@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from paired_index_assets.errors import Busy, DamagedArtifact, MissingInput, OutOfDisk
-from paired_index_assets.locks import one_of_writers, only_writer
-from paired_index_assets.storage import atomic_file, digest_of_parts, read_json, write_bytes, write_json
+from paired_index_assets.files.locks import one_of_writers, only_writer
+from paired_index_assets.files.storage import atomic_file, digest_of_parts, read_json, write_bytes, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -26,7 +26,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_killed_writer_leaves_the_old_file_and_the_next_one_sweeps(tmp_path):
     write_bytes(tmp_path / "a", b"old")
     script = (
-        "import sys, time; from pathlib import Path; from paired_index_assets.storage import atomic_file\n"
+        "import sys, time; from pathlib import Path; from paired_index_assets.files.storage import atomic_file\n"
         f"with atomic_file(Path({str(tmp_path / 'a')!r})) as t:\n    t.write_bytes(b'half'); print('half', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
@@ -52,7 +52,7 @@ def test_a_full_disk_is_said_with_the_file_and_what_to_do(tmp_path):
 def test_one_writer_at_a_time_and_the_lock_of_a_dead_one_is_free(tmp_path):
     lock = tmp_path / "lock"
     script = (
-        "import time; from pathlib import Path; from paired_index_assets.locks import only_writer\n"
+        "import time; from pathlib import Path; from paired_index_assets.files.locks import only_writer\n"
         f"with only_writer(Path({str(lock)!r})):\n    print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)

@@ -16,10 +16,10 @@ import pytest
 from s3_server import S3Server, Slow, Status, Truncate, every
 from upath import UPath
 
-from paired_index_assets import storage
-from paired_index_assets.cache import Cache
 from paired_index_assets.errors import DamagedArtifact, MissingInput, OutOfDisk, SourceUnavailable
-from paired_index_assets.storage import as_path
+from paired_index_assets.files import storage
+from paired_index_assets.files.cache import Cache
+from paired_index_assets.files.storage import as_path
 
 
 def content(size: int, seed: int = 0) -> bytes:
@@ -110,7 +110,7 @@ def test_many_who_want_the_same_file_share_one_download(bucket, s3, tmp_path):
 
 
 def test_errors_short_bodies_and_slow_ones_only_cost_time(bucket, s3, tmp_path, monkeypatch):
-    monkeypatch.setattr("paired_index_assets.cache.PIECE_BYTES", 10_000)
+    monkeypatch.setattr("paired_index_assets.files.cache.PIECE_BYTES", 10_000)
     source, data = as_path(f"{bucket}/a"), content(205_000)
     source.write_bytes(data)
     s3.faults = every(3, Truncate(1234), Status(503), Status(500), Slow(0.05))
@@ -130,7 +130,7 @@ def test_a_server_that_stays_down_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_file_replaced_under_the_download_is_never_a_mixture(tmp_path, monkeypatch):
-    monkeypatch.setattr("paired_index_assets.cache.PIECE_BYTES", 100)
+    monkeypatch.setattr("paired_index_assets.files.cache.PIECE_BYTES", 100)
     source = remote("replaced", content(1000, 1))
     read, left = source.fs.cat_file, [5]
 
@@ -150,7 +150,7 @@ def test_a_killed_download_leaves_nothing_under_a_name_and_its_room_is_free_agai
     s3.faults = lambda method, path: Slow(1.0, piece=1 << 16) if method == "GET" else None
     script = f"""
         from pathlib import Path
-        from paired_index_assets.cache import Cache
+        from paired_index_assets.files.cache import Cache
         Cache(Path({str(tmp_path)!r})).local({str(source)!r})
     """
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])

@@ -12,10 +12,10 @@ import pytest
 import torch
 from object_store import node
 
-from paired_index_assets.cache import Cache
 from paired_index_assets.embeddings.features import adopt_features
 from paired_index_assets.embeddings.sets import EmbeddingSet
-from paired_index_assets.storage import as_path
+from paired_index_assets.files.cache import Cache
+from paired_index_assets.files.storage import as_path
 
 ROWS = np.random.default_rng(3).normal(size=(300, 8)).astype(np.float16)
 

@@ -160,7 +160,7 @@ def test_parts_that_do_not_fit_are_refused(vectors):
 
 KILLED = """
 import os, signal, sys
-import paired_index_assets.storage as storage
+import paired_index_assets.files.storage as storage
 from paired_index_assets.trained.artifact import FORMAT, TrainedIndex
 trained = TrainedIndex.load(sys.argv[1])
 left, real = int(sys.argv[3]), os.replace

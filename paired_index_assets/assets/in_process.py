@@ -1,0 +1,75 @@
+"""The whole graph, one run after another in this process: what `paired-index build` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import dagster as dg
+
+from dagster_project.definitions import assemble
+from paired_index_assets.assets.landing import landed_shards, report_landed
+from paired_index_assets.assets.lost_runs import this_process
+from paired_index_assets.assets.partitions import shard_key
+from paired_index_assets.assets.resources import ForwardedProgress
+from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.progress import Progress
+from paired_index_assets.settings import Settings
+
+BEFORE_SHARDS = ("caption_embeddings", "image_embeddings", "caption_image_pairs", "paired_centroids", "trained_index")
+AFTER_SHARDS = ("index_manifest", "recall_report")
+# The terminal has its own progress; Dagster's log lines are in the instance, for the UI.
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def build_all(settings: Settings, instance: dg.DagsterInstance, progress: Progress, say: Callable[[str], None]) -> None:
+    """Materialise every asset, and every shard whose files have landed, in order; the instance records each run.
+
+    Raises the PairedIndexError that stopped a run. What was finished stays, and a second call goes on from there.
+    """
+    job = assemble(settings, ForwardedProgress(progress)).resolve_implicit_global_asset_job_def()
+    for asset in BEFORE_SHARDS:
+        say(asset)
+        _run(job, instance, asset)
+    settings.save()  # only settings that made a trained index are worth remembering
+    report_landed(settings, instance)
+    shards = landed_shards(settings)
+    say(f"shard_index, {len(shards)} partitions")
+    for done, shard in enumerate(shards, start=1):
+        _run(job, instance, "shard_index", partition=shard_key(shard))
+        progress("shards", done, len(shards))
+    for asset in AFTER_SHARDS:
+        say(asset)
+        _run(job, instance, asset)
+
+
+def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, asset: str, partition: str | None = None) -> None:
+    done = job.execute_in_process(
+        instance=instance,
+        asset_selection=[dg.AssetKey(asset)],
+        partition_key=partition,
+        run_config=QUIET,
+        tags=this_process(),
+        raise_on_error=False,
+    )
+    if not done.success:
+        raise PairedIndexError(_why(done.all_events) or f"{asset}: the run failed; its log is in the Dagster UI")
+
+
+def _why(events: Sequence[dg.DagsterEvent]) -> str | None:
+    """What a person should read: the check that did not pass, else the failure with a name, else the unexpected error."""
+    for event in events:
+        if event.event_type_value == "ASSET_CHECK_EVALUATION" and not event.asset_check_evaluation_data.passed:
+            found = event.asset_check_evaluation_data
+            if found.severity == dg.AssetCheckSeverity.ERROR:
+                return f"{found.asset_key.to_user_string()}: {found.check_name}: {found.description or 'not passed'}"
+    for event in events:
+        if event.event_type_value == "STEP_FAILURE":
+            failure = event.step_failure_data
+            if failure.user_failure_data and failure.user_failure_data.description:
+                return failure.user_failure_data.description
+            if failure.error is not None:
+                cause = failure.error.cause or failure.error
+                return (
+                    f"{event.step_key}: unexpected {cause.cls_name}: {cause.message}; its traceback is in the run's log in the Dagster UI"
+                )
+    return None

@@ -1,0 +1,93 @@
+"""Which Dagster instance a build belongs to: one beside its files, so that the UI shows what the command line did."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+import dagster as dg
+import requests
+
+from paired_index_assets.assets.lost_runs import end_lost_runs
+from paired_index_assets.errors import BadInput, PairedIndexError, SourceUnavailable
+from paired_index_assets.files.deadline import within
+from paired_index_assets.files.storage import is_local
+from paired_index_assets.settings import Settings
+
+OPEN_SECONDS = 12.0  # for the first answer of Dagster's own records; ten of them are the driver's, see deploy/postgres-ray/dagster.yaml
+LAUNCHER_SECONDS = 5.0
+
+
+def dagster_home(settings: Settings) -> Path:
+    """DAGSTER_HOME if it is set, otherwise `dagster/` under the root; made, with the commented dagster.yaml in it, if absent.
+
+    Raises BadInput if DAGSTER_HOME is not set and the root is not a local folder.
+    """
+    given = os.environ.get("DAGSTER_HOME")
+    if not given and not is_local(settings.build_root.root):
+        raise BadInput(f"root {settings.root} is not a local folder: set DAGSTER_HOME to a folder for Dagster's own records")
+    home = (Path(given) if given else Path(settings.root) / "dagster").absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "dagster.yaml").exists():
+        (home / "dagster.yaml").write_text(files("dagster_project").joinpath("dagster.yaml").read_text())
+    return home
+
+
+@contextmanager
+def instance_of(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """The build's instance, in which no run is left that a killed process or a restarted machine cut off. Raises as `open_instance`."""
+    home = dagster_home(settings)
+    os.environ["DAGSTER_HOME"] = str(home)
+    with open_instance(home) as instance:
+        end_lost_runs(instance)
+        yield instance
+
+
+def open_instance(home: Path) -> dg.DagsterInstance:
+    """The instance that `home`/dagster.yaml describes, asked for one run. Raises BadInput, in one line, if it does not answer."""
+    yaml = home / "dagster.yaml"
+
+    def ask() -> dg.DagsterInstance:
+        instance = dg.DagsterInstance.from_config(str(home))
+        instance.get_runs(limit=1)
+        return instance
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the driver's account of each try; what it comes to is raised
+    try:
+        return within(OPEN_SECONDS, f"{yaml}: storage", ask)
+    except PairedIndexError:
+        raise
+    except dg.DagsterInvalidConfigError as error:
+        said = "; ".join(one.message.partition("Stack Trace")[0] for one in error.errors)
+        raise BadInput(f"{yaml}: {said}") from error
+    except Exception as error:  # of the driver, of SQLAlchemy, of a package that is not installed: the innermost says what is wrong
+        raise BadInput(f"{yaml}: {_innermost(error)}; check what it says, and the environment variables that the file names") from error
+    finally:
+        logging.disable(before)
+
+
+def reach_launcher(instance: dg.DagsterInstance) -> str:
+    """What launches runs, asked whether it is there. Raises SourceUnavailable, in one line, for a Ray cluster that does not answer."""
+    launcher = instance.run_launcher
+    address = getattr(launcher, "address", None)
+    if address is None:
+        return f"{type(launcher).__name__}: runs are processes of this machine"
+    try:
+        answer = requests.get(f"{address}/api/version", timeout=LAUNCHER_SECONDS)
+        answer.raise_for_status()
+        return f"{type(launcher).__name__}: Ray {answer.json()['ray_version']} at {address}"
+    except (requests.RequestException, ValueError, KeyError) as error:
+        raise SourceUnavailable(
+            f"run_launcher: no Ray dashboard at {address} ({_innermost(error)}); start the head node, or mend the address"
+        ) from error
+
+
+def _innermost(error: BaseException) -> str:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

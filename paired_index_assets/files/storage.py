@@ -1,0 +1,281 @@
+"""Files that get their name only when they are complete and on disk.
+
+Local files are written under a temporary name beside the target, flushed, and renamed. Object stores have no rename: there the
+finished local file is uploaded with one put, which is atomic per object. What consists of several objects has a name for each content
+(`versioned`), and a small object, written last, that says which one counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput, OutOfDisk, PairedIndexError, SourceUnavailable
+from paired_index_assets.files.deadline import within
+
+CHUNK_BYTES = 1 << 22
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # the first piece of a path must be there before anything is put
+ATTEMPTS = 6  # at one request, beyond those of the store's own client
+VERSION_LENGTH = 16  # hexadecimal digits of a content in its name on an object store
+REACH_SECONDS = 10.0  # for the first answer of a remote root
+BACKOFF_S = 0.5  # doubled at each attempt, times a random 0.5 to 1
+
+Result = TypeVar("Result")
+
+
+def as_path(url: str | Path | UPath) -> UPath:
+    """A local path or any fsspec URL (s3://, gs://, hf://, http://) as a path object; ``~`` is expanded.
+
+    Listings are not remembered, as fsspec would: other machines write too. Raises BadInput for an unknown kind of URL.
+    """
+    if "://" not in str(url):
+        return UPath(url).expanduser()
+    try:
+        return UPath(url, use_listings_cache=False)
+    except ValueError as error:
+        raise BadInput(f"{url}: {error}") from error
+
+
+def is_local(path: UPath) -> bool:
+    return path.protocol in ("", "file", "local")
+
+
+def nearest_folder(path: UPath) -> Path:
+    """The local folder `path`, or the first above it that exists: on its disk."""
+    folder = Path(path.path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def require_reachable(root: UPath) -> None:
+    """Ask a remote `root` for something small. Raises BadInput or SourceUnavailable, in one line, where its file system, bucket or
+    credentials are not there; a folder that does not exist yet is fine."""
+    if is_local(root):
+        return
+
+    def ask() -> None:
+        there = root.fs.exists(root.path) or root.protocol not in WITH_BUCKETS or root.fs.exists(root.path.split("/")[0])
+        if not there:
+            root.fs.info(root.path)  # says why, where that is not that there is no such bucket
+
+    try:
+        within(REACH_SECONDS, root, ask)
+    except PairedIndexError:
+        raise
+    except FileNotFoundError as error:
+        raise BadInput(
+            f"{root}: there is no bucket {root.path.split('/')[0]!r}, or it is not for these credentials; make it first"
+        ) from error
+    except ImportError as error:
+        raise BadInput(f"{root}: {error}") from error
+    except Exception as error:  # each file system has its own
+        raise SourceUnavailable(
+            f"{root}: can not be reached ({_one_line(error)}); check the name, and the credentials and the endpoint in the environment"
+        ) from error
+
+
+def patiently(what: UPath | Path | str, work: Callable[[], Result]) -> Result:
+    """The result of a request, asked again while the other side has trouble of its own.
+
+    What will not get better is raised at once: no such file, no permission, an error of this project, a full disk. Raises
+    SourceUnavailable naming `what` when it did not get better.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return work()
+        except (FileNotFoundError, PermissionError, PairedIndexError, ValueError, TypeError):
+            raise
+        except Exception as error:  # each file system has its own, and most of them are no OSError
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
+                raise
+            if attempt == ATTEMPTS - 1:
+                raise SourceUnavailable(f"{what}: {_one_line(error)}, {ATTEMPTS} times; try again when it answers") from error
+            time.sleep(BACKOFF_S * 2**attempt * random.uniform(0.5, 1.0))
+    raise AssertionError("unreachable")
+
+
+def stamp_of(path: UPath | Path | str) -> str:
+    """What changes when a file is replaced; empty where there is none."""
+    path = as_path(path)
+    try:
+        if not is_local(path):
+            return str(sorted(path.fs.info(path.path).items()))
+        facts = os.stat(path.path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
+
+
+def head_of(path: UPath | Path, count: int) -> tuple[bytes, int]:
+    """The first `count` bytes of a file (all, if it is shorter) and its length. Raises FileNotFoundError."""
+    path = as_path(path)
+    if not is_local(path):
+        length = int(path.fs.info(path.path)["size"])
+        return (path.fs.cat_file(path.path, start=0, end=min(count, length)) if length else b""), length
+    with path.open("rb") as stream:
+        return stream.read(count), os.fstat(stream.fileno()).st_size
+
+
+def versioned(path: UPath, version: str) -> UPath:
+    """`path` itself; on an object store, where several objects can not be replaced together, a name for each content."""
+    return path if is_local(path) else path.with_name(f"{path.name}.{version[:VERSION_LENGTH]}")
+
+
+def remove_older(paths: Iterable[UPath], than: UPath) -> None:
+    """Delete those of `paths` that were put before `than`; none if that is not there. For versions that no reader can be reading still."""
+    try:
+        limit = than.fs.modified(than.path)
+    except FileNotFoundError:
+        return
+    for path in paths:
+        if path.fs.modified(path.path) < limit:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(target: UPath | Path) -> Iterator[Path]:
+    """Yield a local temporary path; on a clean exit it becomes `target` in one step, otherwise it is gone.
+
+    Raises OutOfDisk (naming `target`) when the disk is full.
+    """
+    with draft_of(target) as temporary:
+        yield temporary
+        publish(temporary, target)
+
+
+@contextmanager
+def draft_of(target: UPath | Path) -> Iterator[Path]:
+    """Yield a local temporary path for what will be `target` or a version of it; `publish` gives it its name, or it is gone at the end.
+
+    It lies beside a local target, and in the folder for temporary files (TMPDIR) for a remote one. Raises as `atomic_file`.
+    """
+    target = as_path(target)
+    folder = Path(target.path).parent if is_local(target) else _scratch_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder, target.name)
+    temporary = folder / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    try:
+        yield temporary
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise OutOfDisk(f"{target}: no space left on the disk; free some and start again, finished files are kept") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish(draft: Path, target: UPath | Path) -> None:
+    """Give a finished draft its name in one step: a rename after a flush, or one put."""
+    target = as_path(target)
+    with draft.open("rb+") as written:
+        os.fsync(written.fileno())
+    if is_local(target):
+        os.replace(draft, Path(target.path))
+        _sync_folder(draft.parent)
+    else:
+        patiently(target, lambda: target.fs.put_file(str(draft), target.path))
+
+
+def write_bytes(target: UPath | Path, content: bytes) -> None:
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(target: UPath | Path, content: Any) -> None:
+    write_bytes(target, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(source: UPath | Path) -> Any:
+    """Raises MissingInput if there is no such file, DamagedArtifact if it is not JSON."""
+    source = as_path(source)
+    try:
+        return json.loads(content_of(source))
+    except FileNotFoundError as error:
+        raise MissingInput(f"{source}: no such file") from error
+    except ValueError as error:
+        raise DamagedArtifact(f"{source}: not JSON ({error}); delete it and build again") from error
+
+
+def content_of(source: UPath | Path) -> bytes:
+    """The bytes of one version of a small file. Raises FileNotFoundError.
+
+    Not by opening it: for a file that is replaced between the two requests of that, a store refuses the second.
+    """
+    source = as_path(source)
+    content: bytes = source.read_bytes() if is_local(source) else patiently(source, lambda: source.fs.cat_file(source.path))
+    return content
+
+
+def digest_of(source: UPath | Path) -> str:
+    """The sha256 of a file's bytes, hexadecimal."""
+    sha = hashlib.sha256()
+    with as_path(source).open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def digest_of_parts(*parts: str | bytes) -> str:
+    """A sha256 over parts, each preceded by its length so that no two lists of parts collide."""
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        sha.update(len(data).to_bytes(8, "little"))
+        sha.update(data)
+    return sha.hexdigest()
+
+
+def read_parquet(source: UPath | Path, columns: list[str] | None = None) -> pa.Table:
+    """A whole table, or some of its columns. Raises FileNotFoundError, and ArrowException where it is not Parquet.
+
+    Not pq.read_table: its I/O threads hold the Python stream, and abort the process if one lets go of it during exit.
+    """
+    source = as_path(source)
+
+    def read() -> pa.Table:
+        with source.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
+            return parquet.read(columns, use_threads=False)
+
+    return read() if is_local(source) else patiently(source, read)  # again, where it was replaced meanwhile
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _scratch_folder() -> Path:
+    return Path(tempfile.gettempdir()) / "paired-index"
+
+
+def _sweep(folder: Path, name: str) -> None:
+    """Remove what killed writers of the same file left behind; a living writer's file stays."""
+    for leftover in folder.glob(f".{name}.*.tmp"):
+        pid, *rest = leftover.name.removeprefix(f".{name}.").split(".")
+        if (
+            len(rest) == 2 and pid.isdigit() and not Path(f"/proc/{pid}").exists()
+        ):  # else it is of another file, whose name begins like this
+            leftover.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,98 @@
+"""id -> the picture itself, from the source that was embedded: sample i of the source is row i of the index."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from paired_index_assets.embeddings.listing import list_files
+from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.readers.open import Source, SourcePart, open_source
+from paired_index_assets.readers.parquet import KNOWN_COLUMNS, ParquetSource
+from paired_index_assets.serving.metadata import Metadata
+
+PART_ROWS = 64  # read to reach one picture, at most
+SHOWN_BYTES = 4 << 20  # a larger picture is not put into a page
+# by their first bytes; SVG is not among them: it can carry scripts
+KINDS = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"BM", "bmp"))
+
+
+class Pictures:
+    """Bytes of pictures by global id: from a column of Parquet files, or from any source that knows its row counts (all but tars)."""
+
+    def __init__(self, source: Source, held: Metadata | None = None, column: str = "") -> None:
+        self._source, self._held, self._column = source, held, column
+
+    @classmethod
+    def of(cls, images: str, rows: int | None = None) -> Pictures | None:
+        """Pictures of an input as given to a build; None if it can not be read by row, or is not of `rows` samples, those of the index."""
+        source = open_source(images, "images")
+        if isinstance(source, ParquetSource):
+            files = [file.url for file in list_files(images) if file.suffix == ".parquet"]
+            held = Metadata.in_order(files)
+            column = next((name for name in KNOWN_COLUMNS["image"] if name in held.bytes_columns), None)
+            if column is not None:
+                return cls(source, held, column) if rows in (None, len(held)) else None
+        pictures = cls(source)
+        readable = all(part.rows is not None for part in pictures._parts)
+        return pictures if readable and rows in (None, int(pictures._ends[-1])) else None
+
+    def read(self, ids: Sequence[int]) -> list[bytes | None]:
+        """The encoded picture of each id, None where there is none or it can not be read."""
+        if self._held is not None:
+            return [_content(row) for row in self._held.rows(ids, [self._column])]
+        found: dict[int, bytes] = {}
+        wanted = np.unique(np.asarray(ids, np.int64))
+        wanted = wanted[(wanted >= 0) & (wanted < self._ends[-1])] if len(self._ends) else wanted[:0]
+        parts = np.searchsorted(self._ends, wanted, side="right")
+        for number in np.unique(parts):
+            first = int(self._ends[number - 1]) if number else 0
+            found |= _read(self._parts[number], [int(i) - first for i in wanted[parts == number]], first)
+        return [found.get(int(i)) for i in ids]
+
+    @cached_property
+    def _parts(self) -> list[SourcePart]:
+        return self._source.parts(PART_ROWS)
+
+    @cached_property
+    def _ends(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return np.cumsum([part.rows or 0 for part in self._parts], dtype=np.int64)
+
+
+def data_uri(content: bytes | None) -> str | None:
+    """``data:image/png;base64,...`` of a PNG, JPEG, GIF, WebP or BMP of at most `SHOWN_BYTES`; None for anything else."""
+    kind = kind_of(content) if content is not None and len(content) <= SHOWN_BYTES else None
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}" if kind and content else None
+
+
+def kind_of(content: bytes) -> str | None:
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "webp"
+    return next((kind for start, kind in KINDS if content.startswith(start)), None)
+
+
+def _content(row: dict[str, Any] | None) -> bytes | None:
+    """The bytes of a picture cell, or of the `bytes` in one as datasets writes it."""
+    cell = next(iter(row.values()), None) if row else None
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    return content if isinstance(content, bytes) else None
+
+
+def _read(part: SourcePart, rows: list[int], first: int) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    wanted = set(rows)
+    try:
+        for row, sample in enumerate(islice(part.read(True), max(rows) + 1)):
+            if row in wanted and sample.image is not None:
+                try:
+                    found[first + row] = sample.image.read()
+                except (OSError, ValueError):
+                    continue  # gone or unreadable: the result is shown without its picture
+    except (PairedIndexError, OSError):
+        return found
+    return found

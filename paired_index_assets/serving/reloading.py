@@ -1,0 +1,102 @@
+"""A finished build that is followed while it is rebuilt: a search sees the old set whole or the new set whole.
+
+The manifest is written last. When it changes, the new set is opened beside the old one, in a thread of its own, and takes its place only
+when every shard is the manifest's; until then, and if it can not be opened, the old set answers from files it still has mapped.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy.typing as npt
+from upath import UPath
+
+from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.files.watched import Watched
+from paired_index_assets.layout import BuildRoot
+from paired_index_assets.rows import Float32, Int64
+from paired_index_assets.search.sharded import NPROBE, ShardedIndex
+
+LOG = logging.getLogger(__name__)
+RETRY_SECONDS = 2.0  # after a set that could not be opened, most likely because a rebuild is under way
+
+Opened = TypeVar("Opened")
+
+
+class Reloading(Generic[Opened]):
+    """What `opener` opens, opened again when one of `watched` changes. `problem` says why the last try failed, None if it did not."""
+
+    def __init__(self, opener: Callable[[], Opened], watched: Sequence[str | Path | UPath]) -> None:
+        self._opener, self._watched = opener, [Watched(path) for path in watched]
+        self._lock = threading.Lock()
+        self._stamp = self._look()
+        self._opened = opener()
+        self._not_before = 0.0
+        self.problem: str | None = None
+        self.reloads = 0
+
+    def current(self) -> Opened:
+        """The set to use for one request from start to end. Starts opening a newer one if there is one; never waits for it."""
+        if self._look() != self._stamp and time.monotonic() >= self._not_before and self._lock.acquire(blocking=False):
+            threading.Thread(target=self._reload, name="reload", daemon=True).start()
+        return self._opened
+
+    def refresh(self) -> None:
+        """Open the newer set now, if there is one, and wait for it. Raises what the opener raises; the old set stays then."""
+        with self._lock:
+            if self._look(now=True) != self._stamp:
+                self._open()
+
+    def _reload(self) -> None:
+        try:
+            self._open()
+        except (PairedIndexError, OSError) as error:
+            LOG.warning("a newer set can not be opened yet, the old one goes on: %s", error)
+        finally:
+            self._lock.release()
+
+    def _open(self) -> None:
+        stamp = self._look(now=True)
+        try:
+            self._opened = self._opener()
+        except (PairedIndexError, OSError) as error:
+            self.problem, self._not_before = str(error), time.monotonic() + RETRY_SECONDS
+            raise
+        self._stamp, self.problem = stamp, None
+        self.reloads += 1
+
+    def _look(self, *, now: bool = False) -> tuple[str, ...]:
+        return tuple(file.stamp(now=now) for file in self._watched)
+
+
+class ReloadingIndex:
+    """A `ShardedIndex` that follows its build's manifest."""
+
+    def __init__(self, root: str | Path | UPath | BuildRoot, *, partial: bool = False) -> None:
+        self._reloading = Reloading(lambda: ShardedIndex.open(root, partial=partial), watched_files(BuildRoot.at(root)))
+
+    def current(self) -> ShardedIndex:
+        """The index as it is now; it does not change, so keep it for searches that belong together."""
+        return self._reloading.current()
+
+    def refresh(self) -> None:
+        self._reloading.refresh()
+
+    @property
+    def problem(self) -> str | None:
+        return self._reloading.problem
+
+    def search(
+        self, queries: npt.ArrayLike, k: int, *, nprobe: int = NPROBE, exclude: npt.ArrayLike | None = None
+    ) -> tuple[Float32, Int64]:
+        """As `ShardedIndex.search`, on one set."""
+        return self.current().search(queries, k, nprobe=nprobe, exclude=exclude)
+
+
+def watched_files(build: BuildRoot) -> list[UPath]:
+    return [build.manifest, build.promoted]

@@ -1,0 +1,277 @@
+"""What the server does with a request, without HTTP: clip-retrieval's knn-service on a sharded index.
+
+Request and response fields are those of clip-retrieval 2.45 (`clip_back.KnnService`, `ClipClient`). Of its filters, `deduplicate` drops
+rows whose stored codes score exactly alike, and `use_safety_model` drops rows whose metadata says NSFW (LAION's column); the other
+models it may load (violence, aesthetics) are not here, and asking for them changes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from upath import UPath
+
+from paired_index_assets.embeddings.decoding import prepare_image
+from paired_index_assets.embeddings.encoders import Encoder
+from paired_index_assets.errors import BadInput
+from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.layout import BuildRoot
+from paired_index_assets.readers.open import HeldImage
+from paired_index_assets.rows import Float32
+from paired_index_assets.search.sharded import NPROBE, ShardedIndex
+from paired_index_assets.serving.metadata import Metadata, metadata_of
+from paired_index_assets.serving.pictures import SHOWN_BYTES, Pictures
+from paired_index_assets.serving.reloading import Reloading, watched_files
+from paired_index_assets.serving.results import jsonable
+
+UNSAFE = "NSFW"  # LAION's column, and the value in it that means so
+
+Stage = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for, and how many may be served at once."""
+
+    results: int = 1000
+    pictures: int = 100  # results that carry their metadata and picture
+    text: int = 1000  # characters; a model reads 77 tokens
+    body: int = 16 << 20  # bytes
+    body_seconds: float = 30.0  # to send it
+    at_once: int = 64  # requests in work or waiting; more are told to come back
+    threads: int = 8  # of them in work
+
+
+@dataclass(frozen=True)
+class Searchable:
+    """An open build with what turns its ids into something to look at."""
+
+    index: ShardedIndex
+    metadata: Metadata | None = None
+    pictures: Pictures | None = None
+
+
+class KnnRequest(BaseModel):
+    """clip-retrieval's fields. Exactly one of `text`, `image` (base64), `image_url`, `embedding_input` is used: the first that is given."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    text: str | None = None
+    image: str | None = None
+    image_url: str | None = None
+    embedding_input: list[float] | None = None
+    modality: Literal["image", "text"] = "image"
+    num_images: int = Field(default=40, ge=1)
+    num_result_ids: int | None = Field(default=None, ge=1)
+    indice_name: str | None = None
+    use_mclip: bool = False
+    deduplicate: bool = False
+    use_safety_model: bool = False
+    use_violence_detector: bool = False
+    aesthetic_score: float | str | None = None
+    aesthetic_weight: float | str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_query(self) -> KnnRequest:
+        if not (self.text or self.image or self.image_url or self.embedding_input):
+            raise ValueError("expected one of text, image, image_url, embedding_input, found none")
+        return self
+
+
+class MetadataRequest(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    ids: list[int]
+    indice_name: str | None = None
+
+
+class SearchService:
+    """Blocking, safe to call from many threads. `stage` wraps each step of a request, for timing."""
+
+    def __init__(
+        self,
+        sets: Reloading[Searchable],
+        encoder: Encoder | None,
+        *,
+        name: str = "images",
+        nprobe: int = NPROBE,
+        limits: Limits | None = None,
+        fetch: Callable[[str], bytes] | None = None,
+    ) -> None:
+        self.sets, self.encoder, self.name, self.nprobe = sets, encoder, name, nprobe
+        self.limits = limits or Limits()
+        self._fetch = fetch
+        self._encoding = threading.Lock()  # a model uses all cores for one batch
+
+    @classmethod
+    def of_build(
+        cls,
+        root: str | Path | UPath | BuildRoot,
+        encoder: Encoder | None,
+        *,
+        partial: bool = False,
+        texts: str | None = None,
+        images: str | None = None,
+        name: str = "images",
+        nprobe: int = NPROBE,
+        limits: Limits | None = None,
+        fetch: Callable[[str], bytes] | None = None,
+    ) -> SearchService:
+        """Serve the build at `root` and follow its rebuilds.
+
+        encoder: the model the index was built with (BadInput for another), None if only vectors will be sent. texts: Parquet whose row i
+        describes id i, for builds without metadata of their own. images: the pictures as they were given to the build, to show them.
+        fetch: how to get the bytes behind an `image_url`; None refuses them, since a server that fetches what strangers name reaches
+        into its own network.
+        """
+        build = BuildRoot.at(root)
+
+        def opened() -> Searchable:
+            index = ShardedIndex.open(build, partial=partial)
+            if encoder is not None:
+                check_encoder(encoder, index)
+            rows = Catalog.load(build.catalog).total_rows if build.catalog.exists() else None
+            pictures = Pictures.of(images, rows) if images is not None else None
+            return Searchable(index, metadata_of(build, texts), pictures)
+
+        return cls(Reloading(opened, watched_files(build)), encoder, name=name, nprobe=nprobe, limits=limits, fetch=fetch)
+
+    def knn(self, request: KnnRequest, stage: Stage = lambda _: nullcontext()) -> list[dict[str, Any]]:
+        """The rows nearest to the query: ``{"id", "similarity", ...metadata, "image"}``, best first; only the first `num_images` have
+        more than id and similarity. Raises BadInput."""
+        self._check_name(request.indice_name)
+        count = request.num_images if request.num_result_ids is None else request.num_result_ids
+        if request.modality == "text":
+            raise BadInput("modality: expected image, found text; this index holds images only")
+        if request.use_mclip:
+            raise BadInput("use_mclip: expected false; this index has no multilingual model")
+        if count > self.limits.results:
+            raise BadInput(f"num_result_ids: expected at most {self.limits.results}, found {count}")
+        found = self.sets.current()
+        with stage("encode"):
+            query = self._vector(request, found.index)
+        with stage("search"):
+            scores, ids = found.index.search(query, count, nprobe=self.nprobe)
+        hits = list(_hits(scores[0], ids[0].tolist(), request.deduplicate))
+        with stage("metadata"):
+            return _described(hits, found, min(request.num_images, self.limits.pictures), safe=request.use_safety_model)
+
+    def metadata(self, request: MetadataRequest) -> list[dict[str, Any]]:
+        """``{"id", "metadata"}`` of each id that has any."""
+        self._check_name(request.indice_name)
+        if len(request.ids) > self.limits.results:
+            raise BadInput(f"ids: expected at most {self.limits.results}, found {len(request.ids)}")
+        if any(not 0 <= row_id < 1 << 63 for row_id in request.ids):
+            raise BadInput("ids: expected whole numbers from 0")
+        found = self.sets.current()
+        rows = _looked_up(found, request.ids, self.limits.pictures)
+        return [{"id": row_id, "metadata": row} for row_id, row in zip(request.ids, rows, strict=True) if row]
+
+    def health(self) -> dict[str, Any]:
+        index = self.sets.current().index
+        return {
+            "status": "ok" if not index.missing and self.sets.problem is None else "degraded",
+            "index": self.name,
+            "vectors": index.ntotal,
+            "dimensions": index.d,
+            "shards": len(index.shards),
+            "missing_shards": sorted(index.missing),
+            "trained": index.fingerprint,
+            "model": index.model,
+            "takes_text": self.encoder is not None,
+            "reloads": self.sets.reloads,
+            "newer_set": None if self.sets.problem is None else "can not be opened yet; the server's log says why",
+        }
+
+    def _check_name(self, name: str | None) -> None:
+        if name not in (None, "", self.name):
+            raise BadInput(f"indice_name: expected {self.name}, found {str(name)[:100]}")
+
+    def _vector(self, request: KnnRequest, index: ShardedIndex) -> Float32:
+        if request.text:
+            return self._encoded_text(request.text)
+        if request.image:
+            return self._encoded_image(_from_base64(request.image))
+        if request.image_url:
+            if self._fetch is None:
+                raise BadInput("image_url: this server fetches nothing; send the picture itself in image, base64-encoded")
+            return self._encoded_image(self._fetch(request.image_url))
+        given = request.embedding_input or []
+        if len(given) != index.d:
+            raise BadInput(f"embedding_input: expected {index.d} numbers, found {len(given)}")
+        with np.errstate(over="ignore"):  # the search refuses what becomes infinite
+            return np.asarray(given, np.float64).astype(np.float32)
+
+    def _encoded_text(self, text: str) -> Float32:
+        encoder = self._needs_encoder()
+        if not text.strip() or len(text) > self.limits.text:
+            raise BadInput(f"text: expected 1 to {self.limits.text} characters, found {len(text)}")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise BadInput("text: expected Unicode text, found half a surrogate pair")
+        with self._encoding:
+            return encoder.encode_texts([text])
+
+    def _encoded_image(self, content: bytes) -> Float32:
+        encoder = self._needs_encoder()
+        prepared, outcome = prepare_image(encoder, HeldImage(content))
+        if prepared is None:
+            raise BadInput(f"image: expected a PNG, JPEG, WebP, GIF, BMP or TIFF picture, found {outcome}")
+        with self._encoding:
+            return encoder.encode_images(prepared[None])
+
+    def _needs_encoder(self) -> Encoder:
+        if self.encoder is None:
+            raise BadInput("this server has no model: send a vector in embedding_input")
+        return self.encoder
+
+
+def check_encoder(encoder: Encoder, index: ShardedIndex) -> None:
+    """Raises BadInput unless `encoder` is the one that made the vectors of `index`."""
+    if encoder.identity != index.model:
+        found = f"built with {index.model}" if index.model else "built from features of an unnamed model"
+        raise BadInput(f"encoder {encoder.identity}: this index was {found}, and their vectors can not be compared; give that model")
+
+
+def _hits(scores: Float32, ids: list[int], deduplicate: bool) -> Iterator[tuple[int, float]]:
+    last = None
+    for row_id, score in zip(ids, scores.tolist(), strict=True):
+        if row_id >= 0 and not (deduplicate and score == last):
+            yield row_id, score
+            last = score
+
+
+def _described(hits: list[tuple[int, float]], found: Searchable, shown: int, *, safe: bool) -> list[dict[str, Any]]:
+    if safe and found.metadata is not None:
+        marks = found.metadata.rows([row_id for row_id, _ in hits], [UNSAFE])
+        hits = [hit for hit, mark in zip(hits, marks, strict=True) if (mark or {}).get(UNSAFE) != UNSAFE]
+    rows = _looked_up(found, [row_id for row_id, _ in hits[:shown]], shown)
+    rows += [{}] * (len(hits) - len(rows))
+    return [{**row, "id": row_id, "similarity": score} for (row_id, score), row in zip(hits, rows, strict=True)]
+
+
+def _looked_up(found: Searchable, ids: list[int], pictures: int) -> list[dict[str, Any]]:
+    """The metadata of each id, and its picture as base64 in `image`; empty for one that has neither."""
+    rows: list[dict[str, Any]] = [{} for _ in ids]
+    if found.metadata is not None:
+        rows = [jsonable(row) if row else {} for row in found.metadata.rows(ids)]
+    if found.pictures is not None:
+        for row, content in zip(rows, found.pictures.read(ids[:pictures]), strict=False):
+            if content is not None and len(content) <= SHOWN_BYTES:
+                row["image"] = base64.b64encode(content).decode()
+    return rows
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text.partition("base64,")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadInput(f"image: expected base64, found {error}") from error
