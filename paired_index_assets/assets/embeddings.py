@@ -13,10 +13,11 @@ from paired_index_assets.builds.opened import caption_set, image_set, write_cata
 from paired_index_assets.embeddings.encoders import load_encoder
 from paired_index_assets.embeddings.features import adopt_features
 from paired_index_assets.embeddings.run import EmbedSummary, embed_captions, embed_images
-from paired_index_assets.embeddings.sets import EmbeddingSet, Modality, write_set
+from paired_index_assets.embeddings.sets import EmbeddingSet, write_set
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress
-from paired_index_assets.readers.open import PairedSource, Source, open_source
+from paired_index_assets.readers.open import PairedSource, open_source
+from paired_index_assets.readers.sample import Modality, Source
 from paired_index_assets.settings import Settings
 from paired_index_assets.shares import WHOLE, Share
 

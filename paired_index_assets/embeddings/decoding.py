@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from paired_index_assets.embeddings.encoders import Encoder
-from paired_index_assets.readers.open import HeldImage, ImageFile
+from paired_index_assets.readers.sample import HeldImage, ImageFile
 
 OK = "ok"
 NO_IMAGE = "no image"

@@ -15,7 +15,7 @@ from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.npy import read_header
 from paired_index_assets.files.storage import read_parquet
-from paired_index_assets.readers.open import Sample
+from paired_index_assets.readers.sample import Sample
 
 BASE = pa.schema([("key", pa.string()), ("caption", pa.string()), ("outcome", pa.string())])
 FINGERPRINT = b"paired_index.fingerprint"

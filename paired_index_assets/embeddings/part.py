@@ -17,11 +17,10 @@ from upath import UPath
 from paired_index_assets.embeddings.decoding import OK
 from paired_index_assets.embeddings.encoders import Encoder
 from paired_index_assets.embeddings.metadata import FLUSH_ROWS, MetadataWriter
-from paired_index_assets.embeddings.sets import Modality
 from paired_index_assets.errors import BadInput, PairedIndexError
 from paired_index_assets.files.npy import StreamedNpy
 from paired_index_assets.files.storage import atomic_file
-from paired_index_assets.readers.open import Sample, Source, SourcePart
+from paired_index_assets.readers.sample import Modality, Sample, Source, SourcePart
 from paired_index_assets.rows import Float32
 
 Block = tuple[list[Sample], list[str], Any]  # samples without pictures, their outcomes, what the encoder takes of the good ones (or None)

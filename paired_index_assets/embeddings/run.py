@@ -22,13 +22,13 @@ from paired_index_assets.embeddings.decoding import CHUNK, OK, ImagePool, defaul
 from paired_index_assets.embeddings.encoders import Encoder
 from paired_index_assets.embeddings.metadata import finished_outcomes
 from paired_index_assets.embeddings.part import Block, PartWriter
-from paired_index_assets.embeddings.sets import Modality, SetPart, write_set
+from paired_index_assets.embeddings.sets import SetPart, write_set
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.locks import one_of_writers, only_writer
 from paired_index_assets.files.storage import digest_of_parts
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.readers.open import DEFAULT_PART_ROWS, Sample, Source, SourcePart
+from paired_index_assets.readers.sample import DEFAULT_PART_ROWS, Modality, Sample, Source, SourcePart
 from paired_index_assets.shares import WHOLE, Share
 
 FORMAT = "1"  # change it when the same input gives other files

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,9 @@ from paired_index_assets.files.cache import Cache, LocalFile
 from paired_index_assets.files.npy import map_rows, read_header
 from paired_index_assets.files.storage import as_path, digest_of_parts, is_local, read_json, stamp_of, write_bytes, write_json
 from paired_index_assets.progress import Progress, silent
+from paired_index_assets.readers.sample import Modality
 from paired_index_assets.rows import Bool, Int64
 
-Modality = Literal["images", "captions"]
 FORMAT = 1
 CHECK_ROWS = 1 << 14  # rows looked at together by `valid`: 50 MB at d=768 in float32
 

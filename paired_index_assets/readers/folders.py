@@ -11,11 +11,10 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from paired_index_assets.embeddings.listing import ListedFile
-from paired_index_assets.embeddings.sets import Modality
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.storage import as_path, digest_of_parts
-from paired_index_assets.readers.open import IMAGE_SUFFIXES, Columns, ImageFile, Sample, SourcePart
-from paired_index_assets.readers.text import TextSource, decoded
+from paired_index_assets.readers.sample import IMAGE_SUFFIXES, ImageFile, Modality, Sample, SourcePart, decoded, located
+from paired_index_assets.readers.text import TextSource
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class FolderSource:
 
     columns = pa.schema([])
 
-    def __init__(self, name: str, files: list[ListedFile], columns: Columns | None = None) -> None:
+    def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name
         texts = {f.name.removesuffix(".txt"): f for f in files if f.suffix == ".txt"}
         pictures = [f for f in files if f.suffix in IMAGE_SUFFIXES]
@@ -76,7 +75,7 @@ class PathListSource:
     columns = pa.schema([])
     has: frozenset[Modality] = frozenset({"images"})
 
-    def __init__(self, name: str, files: list[ListedFile], columns: Columns | None = None) -> None:
+    def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name
         if len(files) != 1:
             raise BadInput(f"{name}: expected one text file of paths, found {len(files)}")
@@ -90,8 +89,3 @@ class PathListSource:
         for line in part.read(False):
             path = (line.caption or "").strip()
             yield Sample(path or line.key, ImageFile(located(path, self._folder)) if path else None)
-
-
-def located(path: str, folder: str) -> str:
-    """`path` itself if absolute or a URL, else inside `folder`."""
-    return path if "://" in path or path.startswith(("/", "~")) else str(as_path(folder) / path)

@@ -15,112 +15,18 @@ keeps its row. `open_source` picks the reader by what the input is:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from paired_index_assets.embeddings.listing import ListedFile, is_folder, list_files
-from paired_index_assets.embeddings.sets import Modality
 from paired_index_assets.errors import BadInput
-from paired_index_assets.files.storage import as_path, digest_of_parts
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-MAX_IMAGE_BYTES = 256 << 20  # a larger file is refused unread: one picture must not fill the memory
-DEFAULT_PART_ROWS = 50_000  # 77 MB of float16 at d=768: what a crash can cost
-
-
-@dataclass(frozen=True)
-class HeldImage:
-    """A picture's bytes, as they came out of a tar or a Parquet."""
-
-    content: bytes
-
-    def read(self) -> bytes:
-        return self.content
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """A picture that is read where it is decoded. `read` raises FileNotFoundError, or ValueError for more than MAX_IMAGE_BYTES."""
-
-    url: str
-
-    def read(self) -> bytes:
-        with as_path(self.url).open("rb") as stream:
-            content: bytes = stream.read(MAX_IMAGE_BYTES + 1)
-        if len(content) > MAX_IMAGE_BYTES:
-            raise ValueError(f"larger than {MAX_IMAGE_BYTES} bytes")
-        return content
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One pair, or half of one. `columns` are further facts for the metadata (url, license, ...); a `problem` makes the sample bad."""
-
-    key: str
-    image: HeldImage | ImageFile | None = None
-    caption: str | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class SourcePart:
-    """Consecutive samples. `rows` is None where only reading tells; `stamp` changes when the input does.
-
-    ``read(images)`` yields the samples; with ``images=False`` pictures may be left out (they are not needed for captions).
-    """
-
-    rows: int | None
-    stamp: str
-    read: Callable[[bool], Iterator[Sample]]
-
-
-class Source(Protocol):
-    """What every reader offers. `columns` are the types of ``Sample.columns``; `name` is for messages."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def has(self) -> frozenset[Modality]: ...
-
-    @property
-    def columns(self) -> pa.Schema: ...
-
-    def parts(self, part_rows: int) -> list[SourcePart]: ...
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which Parquet columns to read; None: the first known name that is there (parquet.KNOWN_COLUMNS)."""
-
-    image: str | None = None
-    caption: str | None = None
-    key: str | None = None
-
-
-def cut(files: list[tuple[ListedFile, int]], part_rows: int) -> Iterator[list[tuple[ListedFile, int, int]]]:
-    """Cut files of known row counts into parts of `part_rows` rows: lists of (file, first row, end row)."""
-    pieces: list[tuple[ListedFile, int, int]] = []
-    room = part_rows
-    for file, rows in files:
-        start = 0
-        while start < rows:
-            stop = min(start + room, rows)
-            pieces.append((file, start, stop))
-            room -= stop - start
-            start = stop
-            if room == 0:
-                yield pieces
-                pieces, room = [], part_rows
-    if pieces:
-        yield pieces
-
-
-def stamp_of(pieces: list[tuple[ListedFile, int, int]], *more: str) -> str:
-    return digest_of_parts(*more, *(f"{file.name} {file.stamp} {start} {stop}" for file, start, stop in pieces))
+from paired_index_assets.files.storage import digest_of_parts
+from paired_index_assets.readers.folders import FolderSource, PathListSource
+from paired_index_assets.readers.parquet import ParquetSource
+from paired_index_assets.readers.sample import IMAGE_SUFFIXES, Modality, Sample, Source, SourcePart
+from paired_index_assets.readers.text import SavedListSource, TextSource
+from paired_index_assets.readers.webdataset import WebdatasetSource
 
 
 @dataclass(frozen=True)
@@ -169,17 +75,12 @@ class _Zip:
             yield Sample(picture.key, picture.image, caption.caption, picture.columns)
 
 
-def open_source(spec: str, modality: Modality, *, columns: Columns | None = None) -> Source:
+def open_source(spec: str, modality: Modality) -> Source:
     """The reader for `spec`, which must hold `modality` ("images" or "captions").
 
     Raises MissingInput if nothing is there, BadInput if it is of no known kind or holds no such thing.
     """
-    from paired_index_assets.readers.folders import FolderSource, PathListSource
-    from paired_index_assets.readers.parquet import ParquetSource
-    from paired_index_assets.readers.text import SavedListSource, TextSource
-    from paired_index_assets.readers.webdataset import WebdatasetSource
-
-    Reader = Callable[[str, list[ListedFile], Columns], Source]
+    Reader = Callable[[str, list[ListedFile]], Source]
     # In this order: img2dataset leaves a .parquet beside each .tar or folder of pictures, and a .txt beside each picture.
     kinds: tuple[tuple[frozenset[str], Mapping[Modality, Reader]], ...] = (
         (frozenset({".tar"}), {"images": WebdatasetSource, "captions": WebdatasetSource}),
@@ -195,7 +96,7 @@ def open_source(spec: str, modality: Modality, *, columns: Columns | None = None
             mine = files if known is IMAGE_SUFFIXES and is_folder(spec) else [f for f in files if f.suffix in known]
             if modality not in readers:
                 break
-            source = readers[modality](spec, mine, columns or Columns())
+            source = readers[modality](spec, mine)
             if modality in source.has:
                 return source
             raise BadInput(f"{spec}: expected {modality}, found {' and '.join(sorted(source.has)) or 'neither images nor captions'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,13 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paired_index_assets.embeddings.listing import ListedFile
-from paired_index_assets.embeddings.sets import Modality
-from paired_index_assets.errors import BadInput
+from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.files.storage import as_path
-from paired_index_assets.readers.folders import located
-from paired_index_assets.readers.open import Columns, HeldImage, ImageFile, Sample, SourcePart, cut, stamp_of
+from paired_index_assets.readers.sample import HeldImage, ImageFile, Modality, Sample, SourcePart, cut, located, stamp_of_pieces
 
-# Tried in this order when the user names none.
+# Tried in this order.
 KNOWN_COLUMNS = {
     "image": ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "image_path", "path", "file", "filename", "filepath"),
     "caption": ("caption", "text", "TEXT", "txt", "prompt", "alt"),
@@ -31,9 +29,8 @@ IMAGE_BATCH_ROWS = 64  # pictures of megabytes each must not be held by the thou
 class ParquetSource:
     """Rows of one or many Parquet files of one schema. All scalar columns but the picture's are kept for the metadata."""
 
-    def __init__(self, name: str, files: list[ListedFile], columns: Columns | None = None) -> None:
+    def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name
-        columns = columns or Columns()
         self._counts: list[tuple[ListedFile, int]] = []
         schema: pa.Schema | None = None
         for file in files:
@@ -44,10 +41,11 @@ class ParquetSource:
                     other = found.field(field.name).type if field.name in found.names else "no such column"
                     raise BadInput(f"{file.url}: expected column {field.name!r} of {field.type} as in {files[0].url}, found {other}")
             self._counts.append((file, rows))
-        assert schema is not None
-        self._image = _column(name, schema, "image", columns.image, _holds_image)
-        self._caption = _column(name, schema, "caption", columns.caption, _holds_text)
-        self._key = _column(name, schema, "key", columns.key, _is_scalar)
+        if schema is None:
+            raise MissingInput(f"{name}: expected Parquet files, found none")
+        self._image = _column(schema, "image", _holds_image)
+        self._caption = _column(schema, "caption", _holds_text)
+        self._key = _column(schema, "key", _is_scalar)
         roles: dict[Modality, str | None] = {"images": self._image, "captions": self._caption}
         self.has: frozenset[Modality] = frozenset(modality for modality, column in roles.items() if column)
         kept = [f for f in schema if f.name not in (self._image, self._caption) and f.name not in RESERVED and _is_scalar(f.type)]
@@ -57,7 +55,7 @@ class ParquetSource:
     def parts(self, part_rows: int) -> list[SourcePart]:
         roles = f"{self._image} {self._caption} {self._key}"
         return [
-            SourcePart(sum(b - a for _, a, b in part), stamp_of(part, roles), partial(self._read, part))
+            SourcePart(sum(b - a for _, a, b in part), stamp_of_pieces(part, roles), partial(self._read, part))
             for part in cut(self._counts, part_rows)
         ]
 
@@ -120,13 +118,8 @@ def _batches(file: ListedFile, start: int, stop: int, columns: list[str], batch_
             first += rows
 
 
-def _column(source: str, schema: pa.Schema, role: str, wanted: str | None, fits: Any) -> str | None:
-    if wanted is not None:
-        if wanted not in schema.names:
-            raise BadInput(f"{source}: expected a column {wanted!r} for the {role}, found {', '.join(schema.names)}")
-        if not fits(schema.field(wanted).type):
-            raise BadInput(f"{source}: column {wanted!r} can not hold a {role}, found type {schema.field(wanted).type}")
-        return wanted
+def _column(schema: pa.Schema, role: str, fits: Callable[[pa.DataType], bool]) -> str | None:
+    """The first of the known names of a role that is there, and holds such a thing."""
     return next((name for name in KNOWN_COLUMNS[role] if name in schema.names and fits(schema.field(name).type)), None)
 
 

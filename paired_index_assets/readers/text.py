@@ -11,17 +11,9 @@ import pyarrow as pa
 import torch
 
 from paired_index_assets.embeddings.listing import ListedFile
-from paired_index_assets.embeddings.sets import Modality
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.storage import as_path
-from paired_index_assets.readers.open import Columns, Sample, SourcePart, cut, stamp_of
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-def decoded(line: bytes) -> str:
-    """UTF-8; a byte that is not becomes U+FFFD, so that no line is lost. Line ends and a byte order mark are taken off."""
-    return line.removeprefix(BYTE_ORDER_MARK).rstrip(b"\r\n").decode("utf-8", "replace")
+from paired_index_assets.readers.sample import Modality, Sample, SourcePart, cut, decoded, stamp_of_pieces
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,7 @@ class TextSource:
     columns = pa.schema([])
     has: frozenset[Modality] = frozenset({"captions"})
 
-    def __init__(self, name: str, files: list[ListedFile], columns: Columns | None = None) -> None:
+    def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name
         self._files = files
 
@@ -58,7 +50,7 @@ class TextSource:
                 count = min(part_rows, rows - number * part_rows)
                 if count:
                     lines = _Lines(file, start, before + number * part_rows, count)
-                    stamp = stamp_of([(file, lines.first, lines.first + count)])
+                    stamp = stamp_of_pieces([(file, lines.first, lines.first + count)])
                     parts.append(SourcePart(count, stamp, partial(_read_lines, lines)))
             before += rows
         return parts
@@ -77,7 +69,7 @@ class SavedListSource:
     columns = pa.schema([])
     has: frozenset[Modality] = frozenset({"captions"})
 
-    def __init__(self, name: str, files: list[ListedFile], columns: Columns | None = None) -> None:
+    def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name
         self._lists = [(file, _saved_list(file)) for file in files]
 
@@ -85,7 +77,9 @@ class SavedListSource:
         texts = dict(self._lists)
         pieces = cut([(file, len(captions)) for file, captions in self._lists], part_rows)
         return [
-            SourcePart(sum(b - a for _, a, b in part), stamp_of(part), partial(_read_list, [(f, texts[f][a:b], a) for f, a, b in part]))
+            SourcePart(
+                sum(b - a for _, a, b in part), stamp_of_pieces(part), partial(_read_list, [(f, texts[f][a:b], a) for f, a, b in part])
+            )
             for part in pieces
         ]
 

@@ -17,10 +17,17 @@ from typing import Any
 import pyarrow as pa
 
 from paired_index_assets.embeddings.listing import ListedFile
-from paired_index_assets.embeddings.sets import Modality
 from paired_index_assets.files.storage import as_path
-from paired_index_assets.readers.open import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, Columns, HeldImage, Sample, SourcePart, stamp_of
-from paired_index_assets.readers.text import decoded
+from paired_index_assets.readers.sample import (
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    HeldImage,
+    Modality,
+    Sample,
+    SourcePart,
+    decoded,
+    stamp_of_pieces,
+)
 
 MAX_TEXT_BYTES = 1 << 20
 KNOWN_SUFFIXES = IMAGE_SUFFIXES | {".txt", ".json"}
@@ -49,12 +56,12 @@ class WebdatasetSource:
     columns = JSON_COLUMNS
     has: frozenset[Modality] = frozenset({"images", "captions"})
 
-    def __init__(self, name: str, files: list[ListedFile], columns: Columns | None = None) -> None:
+    def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name
         self._files = files
 
     def parts(self, part_rows: int) -> list[SourcePart]:
-        return [SourcePart(None, stamp_of([(file, 0, 0)]), partial(_read, file)) for file in self._files]
+        return [SourcePart(None, stamp_of_pieces([(file, 0, 0)]), partial(_read, file)) for file in self._files]
 
 
 def _read(file: ListedFile, images: bool) -> Iterator[Sample]:

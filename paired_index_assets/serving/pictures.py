@@ -12,8 +12,9 @@ import numpy as np
 
 from paired_index_assets.embeddings.listing import list_files
 from paired_index_assets.errors import PairedIndexError
-from paired_index_assets.readers.open import Source, SourcePart, open_source
+from paired_index_assets.readers.open import open_source
 from paired_index_assets.readers.parquet import KNOWN_COLUMNS, ParquetSource
+from paired_index_assets.readers.sample import Source, SourcePart
 from paired_index_assets.serving.metadata import Metadata
 
 PART_ROWS = 64  # read to reach one picture, at most

@@ -25,7 +25,7 @@ from paired_index_assets.embeddings.encoders import Encoder
 from paired_index_assets.errors import BadInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.readers.open import HeldImage
+from paired_index_assets.readers.sample import HeldImage
 from paired_index_assets.rows import Float32
 from paired_index_assets.search.sharded import NPROBE, ShardedIndex
 from paired_index_assets.serving.metadata import Metadata, metadata_of

@@ -28,7 +28,8 @@ from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, Busy
 from paired_index_assets.files.locks import one_of_writers, only_writer
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.readers.open import Columns, HeldImage, ImageFile, PairedSource, open_source
+from paired_index_assets.readers.open import PairedSource, open_source
+from paired_index_assets.readers.sample import HeldImage, ImageFile
 from paired_index_assets.shares import Share
 
 
@@ -181,7 +182,7 @@ def test_a_missing_file_a_folder_and_a_huge_file_are_outcomes(tiny, tmp_path, mo
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "good.png").write_bytes(png())
     (tmp_path / "huge.png").write_bytes(png() + bytes(1000))
-    monkeypatch.setattr("paired_index_assets.readers.open.MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr("paired_index_assets.readers.sample.MAX_IMAGE_BYTES", 1000)
     (tmp_path / "list.txt").write_text("good.png\nmissing.png\nfolder.png\n\nhuge.png\n")
     root = BuildRoot.at(tmp_path / "root")
     summary = embed_images(open_source(str(tmp_path / "list.txt"), "images"), tiny, root, workers=0)
@@ -409,18 +410,15 @@ def test_an_empty_caption_list_is_refused(tmp_path, tiny):
         embed_captions(open_source(str(tmp_path / "captions.txt"), "captions"), tiny, BuildRoot.at(tmp_path))
 
 
-def test_named_columns_are_taken_and_missing_ones_named(tmp_path, tiny):
-    table = pa.table({"picture": [png()], "prompt": ["p"], "description": ["d"]})
-    pq.write_table(table, tmp_path / "in.parquet")
-    source = open_source(str(tmp_path / "in.parquet"), "images", columns=Columns(image="picture", caption="description"))
+def test_a_parquet_without_known_columns_is_refused_and_its_other_columns_are_kept(tmp_path, tiny):
+    pq.write_table(pa.table({"image": [png()], "prompt": ["p"], "description": ["d"]}), tmp_path / "in.parquet")
     root = BuildRoot.at(tmp_path / "root")
-    embed_images(source, tiny, root, workers=0)
+    embed_images(open_source(str(tmp_path / "in.parquet"), "images"), tiny, root, workers=0)
     found = metadata_of(EmbeddingSet.open(root.image_set)).to_pylist()
-    assert found == [{"key": "in.parquet:0", "caption": "d", "outcome": "ok", "prompt": "p"}]
-    with pytest.raises(BadInput, match="expected a column 'foto' for the image, found picture, prompt, description"):
-        open_source(str(tmp_path / "in.parquet"), "images", columns=Columns(image="foto"))
+    assert found == [{"key": "in.parquet:0", "caption": "p", "outcome": "ok", "description": "d"}]
+    pq.write_table(pa.table({"picture": [png()], "prompt": ["p"]}), tmp_path / "odd.parquet")
     with pytest.raises(BadInput, match="expected images, found captions"):
-        open_source(str(tmp_path / "in.parquet"), "images")
+        open_source(str(tmp_path / "odd.parquet"), "images")
 
 
 def test_random_bytes_never_stop_a_run(tmp_path, tiny):

@@ -21,7 +21,8 @@ from paired_index_assets.embeddings.run import embed_captions, embed_images
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.readers.open import Columns, HeldImage, ImageFile, open_source
+from paired_index_assets.readers.open import open_source
+from paired_index_assets.readers.sample import HeldImage, ImageFile
 
 
 def samples(spec, modality="captions", part_rows=7, **more):
@@ -255,4 +256,3 @@ def test_a_parquet_that_is_damaged_inside_is_named_when_it_is_read(tmp_path, tin
 def test_key_columns_are_text_and_missing_ones_are_file_and_row(tmp_path):
     pq.write_table(pa.table({"caption": ["a", "b"], "id": pa.array([7, None])}), tmp_path / "c.parquet")
     assert [s.key for s in samples(tmp_path / "c.parquet")] == ["7", "c.parquet:1"]
-    assert [s.key for s in samples(tmp_path / "c.parquet", columns=Columns(key="caption"))] == ["a", "b"]
