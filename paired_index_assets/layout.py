@@ -75,6 +75,10 @@ class BuildRoot:
     def segments(self, fingerprint: str) -> UPath:
         return self.root / "segments" / fingerprint
 
+    def truth(self, captions: str) -> UPath:
+        """Exact neighbours of the test captions of that digest, a file each landed file; of no trained index."""
+        return self.root / "truth" / captions
+
     @property
     def shards(self) -> UPath:
         return self.root / "shards"

@@ -10,9 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from paired_index_assets.errors import BadInput
@@ -24,6 +26,7 @@ from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, Int64, Rows
 
 SMALLEST_BLOCK = 1024
+MEMORY_BYTES = 256 << 20
 
 
 def exact_neighbors(
@@ -32,7 +35,7 @@ def exact_neighbors(
     k: int,
     *,
     device: str | None = None,
-    memory_bytes: int = 256 << 20,
+    memory_bytes: int = MEMORY_BYTES,
     progress: Progress = silent,
     names: tuple[str, str] = ("queries", "base"),
     engine: Engine | None = None,
@@ -55,7 +58,7 @@ def nearest(
     centroids: Rows,
     *,
     device: str | None = None,
-    memory_bytes: int = 256 << 20,
+    memory_bytes: int = MEMORY_BYTES,
     progress: Progress = silent,
     names: tuple[str, str] = ("vectors", "centroids"),
 ) -> tuple[Float32, Int64]:
@@ -69,12 +72,49 @@ def assign(
     centroids: Rows,
     *,
     device: str | None = None,
-    memory_bytes: int = 256 << 20,
+    memory_bytes: int = MEMORY_BYTES,
     progress: Progress = silent,
     names: tuple[str, str] = ("vectors", "centroids"),
 ) -> Int64:
     """The ids of `nearest` alone, (n,) int64: sooner, because a score that nobody asks for is computed only where it decides."""
     return _search(vectors, centroids, 1, device, memory_bytes, progress, names, None, ids_only=True)[1].numpy()[:, 0]
+
+
+class RunningNeighbors:
+    """`exact_neighbors` of rows that come block after block: the best so far is a bound that shuts out most of what comes later.
+
+    queries (nq, d) float16 or float32, finite. The result is that of one search over all blocks put together, whatever their sizes.
+    """
+
+    def __init__(self, queries: Rows, k: int, *, device: str | None = None, names: tuple[str, str] = ("queries", "base")) -> None:
+        check_matrix(queries, names[0])
+        self._queries, self._device, self._names = queries, device, names
+        self._scores, self._ids = _nothing_yet(len(queries), k)
+        self._seen = 0
+        self._held: list[Float32] = []  # the first rows, until there are k: an engine finds k of at least k
+
+    def add(self, base: Float32) -> None:
+        """Look at the next rows (n, d) float32; they have the ids after all before. Raises BadInput as `exact_neighbors`."""
+        check_matrix(base, self._names[1])
+        check_same_width(self._queries, self._names[0], base, self._names[1])
+        k = self._scores.shape[1]
+        if self._seen == 0 and (self._held or len(base) < k):
+            self._held.append(base.copy())
+            if sum(map(len, self._held)) < k:
+                return
+            base = np.concatenate(self._held)
+            self._held.clear()
+        best = self._scores, self._ids
+        _improve(*best, self._queries, base, self._device, MEMORY_BYTES, silent, self._names, None, first_id=self._seen)
+        self._seen += len(base)
+
+    def best(self) -> tuple[Float32, Int64]:
+        """Scores (nq, w) float32 descending and ids (nq, w) int64, w the lesser of k and the rows seen."""
+        if self._held:
+            rows = np.concatenate(self._held)
+            return exact_neighbors(self._queries, rows, len(rows), device=self._device, names=self._names)
+        width = min(self._scores.shape[1], self._seen)
+        return self._scores[:, :width].numpy(), self._ids[:, :width].numpy()
 
 
 def _search(
@@ -94,12 +134,34 @@ def _search(
     check_same_width(queries, query_name, base, base_name)
     if not 1 <= k <= len(base):
         raise BadInput(f"k: expected 1 .. {len(base)} (the rows of {base_name}), found {k}")
-    nq, d = queries.shape
+    scores, ids = _nothing_yet(len(queries), k)
+    _improve(scores, ids, queries, base, device, memory_bytes, progress, names, engine, ids_only=ids_only)
+    return scores, ids
+
+
+def _nothing_yet(queries: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.full((queries, k), NOTHING, dtype=torch.float32), torch.full((queries, k), -1, dtype=torch.int64)
+
+
+def _improve(
+    scores: torch.Tensor,
+    ids: torch.Tensor,
+    queries: Rows,
+    base: Rows,
+    device: str | None,
+    memory_bytes: int,
+    progress: Progress,
+    names: tuple[str, str],
+    engine: Engine | None,
+    *,
+    ids_only: bool = False,
+    first_id: int = 0,
+) -> None:
+    """Bring the best so far, `scores` and `ids` (nq, k), up to date with `base`, whose row i has id first_id + i, above all ids there."""
+    query_name, base_name = names
+    (nq, d), k = queries.shape, scores.shape[1]
     engine = engine or choose(device, k, len(base), float(nq) * len(base) * d, memory_bytes)
     base_rows = max(SMALLEST_BLOCK, 2 * k, engine.base_bytes // (d * engine.value_bytes))
-    scores = torch.full((nq, k), NOTHING, dtype=torch.float32)
-    ids = torch.full((nq, k), -1, dtype=torch.int64)
-
     spaces = threading.local()
 
     def own_space() -> Workspace:
@@ -112,7 +174,8 @@ def _search(
     def search(block: Block, start: int, stop: int) -> int:
         query = read_block(queries, start, stop, engine.arithmetic, query_name, own_space(), engine.device)
         best = scores[start:stop].to(engine.device), ids[start:stop].to(engine.device)
-        engine.scan(query, block, engine.arithmetic, *best, own_space(), ids_only and len(block) == len(base))
+        here = replace(block, start=first_id + block.start)
+        engine.scan(query, here, engine.arithmetic, *best, own_space(), ids_only and len(block) == len(base))
         scores[start:stop], ids[start:stop] = best
         return len(query)
 
@@ -129,7 +192,6 @@ def _search(
             for searched in run(partial(search, block), cuts[:-1], cuts[1:]):
                 done += searched * rows
                 progress("neighbors", done // len(base), nq)
-    return scores, ids
 
 
 def tiles(rows: int, largest: int, threads: int) -> list[int]:

@@ -37,6 +37,8 @@ from paired_index_assets.shards.record import (
 )
 from paired_index_assets.shards.supply import Supply, landed_alone, segments_of
 from paired_index_assets.shards.takedown import read_removed, removed_version
+from paired_index_assets.shards.truth import TestCaptions
+from paired_index_assets.shards.truths import IndexedFile, keep_truths
 from paired_index_assets.trained.artifact import TrainedIndex
 
 SAMPLED_ROWS = 16  # of each file whose source is still there are decoded and compared with it
@@ -52,6 +54,7 @@ class ShardSummary:
     record: ShardRecord
     unchanged: bool  # the file was there and was not touched
     encoded: tuple[str, ...] = ()  # files read and encoded now; the other segments were there
+    without_truth: tuple[str, ...] = ()  # files whose rows are gone and that have no truth of the test captions
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -72,6 +75,7 @@ def build_shard(
     *,
     removed: Int64 | None = None,
     supply: Supply | None = None,
+    captions: TestCaptions | None = None,
     block_rows: int = ENCODE_ROWS,
     progress: Progress = silent,
 ) -> ShardSummary:
@@ -80,8 +84,9 @@ def build_shard(
     `landing` is a folder or what `landed.first_complete` chose from several; `removed` (n,) the ids to leave out, by default the
     takedown log's. `supply` is called with the files that have to be encoded and yields each in turn where it is to be had (see
     landing.obtain; a file may be deleted once the next is asked for); by default they are what has landed. A file that is gone is not
-    missed while its segment is there. Memory: one file's codes and two blocks while encoding, then three times the quantizer, 24 bytes a row and
-    three times 16 MiB; never the shard's codes.
+    missed while its segment is there. `captions`: the truth of each file for them is kept too (shards.truth); one that is missing is made
+    again while the file is there, and is never a reason to fetch it. Memory: one file's codes and two blocks while encoding, then three
+    times the quantizer, 24 bytes a row and three times 16 MiB; never the shard's codes.
 
     Raises BadInput naming every bad file, after the segments of the good ones are saved; MissingInput naming the files that have not
     landed; Busy if another process builds this shard; OutOfDisk; DamagedArtifact if what was written does not read back.
@@ -96,9 +101,18 @@ def build_shard(
         done = finished_record(place)
         version = removed_version(removed, files[0].start_row, files[-1].stop_row)
         if done is not None and done.stands_for(trained.fingerprint, version, files, landed):
-            return ShardSummary(shard, shard_file(place, done), done, unchanged=True)
+            without = _keep_truths(root, captions, files, done.files, landed, removed)
+            return ShardSummary(shard, shard_file(place, done), done, unchanged=True, without_truth=without)
         segments, encoded = segments_of(
-            root, trained, place, files, landed, supply or landed_alone(listing), block_rows=block_rows, progress=progress
+            root,
+            trained,
+            place,
+            files,
+            landed,
+            supply or landed_alone(listing),
+            captions=captions,
+            block_rows=block_rows,
+            progress=progress,
         )
         parts = [part_of(segment, file.start_row, removed) for segment, file in zip(segments, files, strict=True)]
         draft = ShardRecord(
@@ -112,10 +126,11 @@ def build_shard(
             sha256="",
             files=tuple(_file_record(file, part) for file, part in zip(files, parts, strict=True)),
         )
+        without = _keep_truths(root, captions, files, draft.files, landed, removed)
         if done is not None and done.inputs == draft.inputs:  # files were touched, or copied anew, with the rows they had
             record = replace(draft, bytes=done.bytes, sha256=done.sha256)
             write_record(place, record)
-            return ShardSummary(shard, shard_file(place, record), record, unchanged=True, encoded=encoded)
+            return ShardSummary(shard, shard_file(place, record), record, unchanged=True, encoded=encoded, without_truth=without)
         empty = trained.empty_index()
         with draft_of(place) as temporary:
             written = write_shard(temporary, empty, parts, progress=progress)
@@ -130,12 +145,27 @@ def build_shard(
         write_record(place, record)
         if file != place and done is not None:
             remove_older(place.parent.glob(f"{place.name}.{'?' * VERSION_LENGTH}"), than=shard_file(place, done))
-        return ShardSummary(shard, file, record, unchanged=False, encoded=encoded)
+        return ShardSummary(shard, file, record, unchanged=False, encoded=encoded, without_truth=without)
 
 
 def data_version(trained: str, landed: str, removed: str) -> str:
     """The version of a shard as a function of its inputs alone: trained fingerprint, landed.version_of, takedown.removed_version."""
     return digest_of_parts(trained, landed, removed)[:16]
+
+
+def _keep_truths(
+    root: BuildRoot,
+    captions: TestCaptions | None,
+    files: Sequence[CatalogFile],
+    records: Sequence[FileRecord],
+    landed: Sequence[LandedFile | None],
+    removed: Int64,
+) -> tuple[str, ...]:
+    """The names of files that have no truth, after all that can be made were."""
+    if captions is None:
+        return ()
+    indexed = [IndexedFile(*of) for of in zip(files, (record.content for record in records), landed, strict=True)]
+    return tuple(without.file.name for without in keep_truths(root, captions, indexed, removed))
 
 
 def _file_record(file: CatalogFile, part: Part) -> FileRecord:

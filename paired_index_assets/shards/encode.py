@@ -1,4 +1,4 @@
-"""Landed files -> segments: validated block -> list number -> code.
+"""Landed files -> segments: validated block -> list number -> code; and beside them the truth of the same rows (shards.truth).
 
 Rows are encoded in blocks of at least thousands, whatever the files: a large file is read in blocks, small ones are encoded together.
 That is safe because a row's list and code depend on that row alone (neighbors.exact, codes.codec promise it), so a segment does not
@@ -26,6 +26,7 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Int64, UInt8
 from paired_index_assets.shards.segment import NOT_FINITE, ZERO, SegmentHeader, read_header, segment_name, write_segment
+from paired_index_assets.shards.truth import TestCaptions, TruthInTheMaking, kept_truth
 from paired_index_assets.trained.artifact import TrainedIndex
 
 ENCODE_ROWS = 1 << 15  # rows encoded at once: 100 MB of float32 at 768 dimensions
@@ -72,11 +73,13 @@ class _Draft:
     lists: Int64  # (rows,)
     codes: UInt8  # (rows, code_size)
     why: UInt8  # (rows,) 0 where the row is kept
+    truth: TruthInTheMaking | None
 
     @classmethod
-    def of(cls, file: CatalogFile, landed: LandedFile, code_size: int) -> _Draft:
+    def of(cls, file: CatalogFile, landed: LandedFile, code_size: int, captions: TestCaptions | None) -> _Draft:
         codes = np.zeros((file.rows, code_size), np.uint8)
-        return cls(file, landed, hashlib.sha256(), np.zeros(file.rows, np.int64), codes, np.zeros(file.rows, np.uint8))
+        truth = None if captions is None else TruthInTheMaking(captions)
+        return cls(file, landed, hashlib.sha256(), np.zeros(file.rows, np.int64), codes, np.zeros(file.rows, np.uint8), truth)
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,21 @@ class _Waiting:
 
 
 class SegmentEncoder:
-    """Encodes files one after another. `written` are the names of those whose segments are on disk; call `flush` at the end."""
+    """Encodes files one after another. `written` are the names of those whose segments are on disk; call `flush` at the end.
 
-    def __init__(self, root: BuildRoot, trained: TrainedIndex, *, block_rows: int = ENCODE_ROWS, progress: Progress = silent) -> None:
-        self._root, self._trained, self._block_rows, self._progress = root, trained, block_rows, progress
+    `captions`: their exact neighbours among each file's rows are found in passing, and kept before the segment is.
+    """
+
+    def __init__(
+        self,
+        root: BuildRoot,
+        trained: TrainedIndex,
+        *,
+        captions: TestCaptions | None = None,
+        block_rows: int = ENCODE_ROWS,
+        progress: Progress = silent,
+    ) -> None:
+        self._root, self._trained, self._captions, self._block_rows, self._progress = root, trained, captions, block_rows, progress
         self._waiting: list[_Waiting] = []
         self._read: list[_Draft] = []  # files read to their end
         self.written: list[str] = []
@@ -109,7 +123,7 @@ class SegmentEncoder:
             )
         if file.rows > MOST_ROWS:
             raise BadInput(f"{landed.path}: {file.rows} rows in one slice; expected at most {MOST_ROWS}. Scan a catalog of more shards")
-        draft = _Draft.of(file, landed, self._trained.codec.code_size)
+        draft = _Draft.of(file, landed, self._trained.codec.code_size, self._captions)
         try:
             self._take(draft)
         except BadInput:
@@ -153,7 +167,8 @@ class SegmentEncoder:
         waiting, self._waiting = [rows for rows in self._waiting if len(rows.rows)], []
         if not waiting:
             return
-        lists, codes = self._trained.encode(np.concatenate([rows.vectors for rows in waiting]).astype(np.float32))
+        vectors = np.concatenate([rows.vectors for rows in waiting]).astype(np.float32)
+        lists, codes = self._trained.encode(vectors)
         if lists.min() < 0 or lists.max() >= self._trained.nlist:
             raise DamagedArtifact(
                 f"trained index {self._trained.fingerprint}: lists {lists.min()} to {lists.max()}, expected 0 to {self._trained.nlist - 1}"
@@ -162,9 +177,15 @@ class SegmentEncoder:
         for rows in waiting:
             here = slice(at, at + len(rows.rows))
             rows.draft.lists[rows.rows], rows.draft.codes[rows.rows] = lists[here], codes[here]
+            if rows.draft.truth is not None:
+                rows.draft.truth.add(vectors[here])
             at = here.stop
 
     def _write(self, draft: _Draft) -> None:
+        content = draft.content.hexdigest()
+        captions, truth = self._captions, draft.truth
+        if captions and truth and kept_truth(self._root, captions.digest, draft.file, content) is None:  # one that is there may be deeper
+            truth.write(self._root, draft.file, content, np.flatnonzero(draft.why == 0))
         header = SegmentHeader(
             trained=self._trained.fingerprint,
             name=draft.file.name,
@@ -172,7 +193,7 @@ class SegmentEncoder:
             rows=draft.file.rows,
             size=draft.landed.size,
             stamp=draft.landed.stamp,
-            content=draft.content.hexdigest(),
+            content=content,
             lossy=draft.landed.lossy,
             code_size=self._trained.codec.code_size,
             kept=0,

@@ -1,14 +1,12 @@
 """The segment: what one landed file became under one trained index. This module alone knows its bytes.
 
-    magic      8 bytes   b"PIXSEG01"
-    length     8 bytes   little-endian int64: bytes of the header, padding included
-    header     JSON (keys sorted), padded with spaces so that what follows starts at a multiple of 64
+A framed file (files.framed) of magic b"PIXSEG01" whose header is a `SegmentHeader` and whose body is
+
     lists      int32 (kept,)            list number of each kept row, ascending
     rows       int32 (kept,)            its row in the file; ascending inside a list
     codes      uint8 (kept, code_size)  its faiss code
     left_rows  int32 (left,)            rows that can not be searched, ascending; they keep their id and are in no list
     left_why   uint8 (left,)            `NOT_FINITE` or `ZERO`
-    sha256     32 bytes                 of everything before
 
 Rows lie in list order, so that assembling a shard reads every segment once from front to back. What was taken down is not marked
 here: a removal changes the shards and encodes nothing again.
@@ -18,8 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,14 +24,12 @@ from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.files.cache import Cache, LocalFile
+from paired_index_assets.files.framed import DIGEST_BYTES, HEAD_BYTES, pack_head, unpack_head
 from paired_index_assets.files.storage import CHUNK_BYTES, atomic_file, head_of
 from paired_index_assets.rows import Int32, Int64, UInt8
 
 MAGIC = b"PIXSEG01"
-ALIGNMENT = 64
-HEAD_BYTES = 1 << 16  # of a file: magic, length and a header that names it, many times over
-DIGEST_BYTES = 32
-PREFIX = struct.Struct("<8sq")
+CURE = "delete it and build its shard again"
 LEFT_OUT = -1  # the list number of a row that is in no list
 
 NOT_FINITE, ZERO = 1, 2
@@ -169,9 +163,7 @@ def segment_name(file_id: int) -> str:
 
 
 def _packed(header: SegmentHeader) -> bytes:
-    text = json.dumps(asdict(header), sort_keys=True).encode()
-    padding = -(PREFIX.size + len(text)) % ALIGNMENT
-    return PREFIX.pack(MAGIC, len(text) + padding) + text + b" " * padding
+    return pack_head(MAGIC, asdict(header))
 
 
 def _packed_bytes(header: SegmentHeader) -> int:
@@ -179,11 +171,8 @@ def _packed_bytes(header: SegmentHeader) -> int:
 
 
 def _unpacked(path: UPath | Path, head: bytes) -> tuple[SegmentHeader, int]:
+    fields, start = unpack_head(path, MAGIC, head, CURE)
     try:
-        magic, length = PREFIX.unpack_from(head)
-        if magic != MAGIC or not 0 < length <= HEAD_BYTES - PREFIX.size:
-            raise ValueError(f"it starts with {head[:8]!r}, not {MAGIC!r}")
-        header = SegmentHeader(**json.loads(head[PREFIX.size : PREFIX.size + length]))
-    except (struct.error, ValueError, TypeError) as error:
-        raise DamagedArtifact(f"{path}: not a segment ({error}); delete it and build its shard again") from error
-    return header, PREFIX.size + length
+        return SegmentHeader(**fields), start
+    except TypeError as error:
+        raise DamagedArtifact(f"{path}: not a segment ({error}); {CURE}") from error

@@ -15,6 +15,7 @@ from paired_index_assets.progress import Progress, silent
 from paired_index_assets.shards.encode import ENCODE_ROWS, SegmentEncoder, kept_segment, segment_path
 from paired_index_assets.shards.record import write_failure
 from paired_index_assets.shards.segment import Segment, open_segment
+from paired_index_assets.shards.truth import TestCaptions
 from paired_index_assets.trained.artifact import TrainedIndex
 
 Supply = Callable[[Sequence[CatalogFile]], Iterator[Obtained]]
@@ -33,6 +34,7 @@ def segments_of(
     landed: Sequence[LandedFile | None],
     supply: Supply,
     *,
+    captions: TestCaptions | None = None,
     block_rows: int = ENCODE_ROWS,
     progress: Progress = silent,
 ) -> tuple[list[Segment], tuple[str, ...]]:
@@ -43,7 +45,7 @@ def segments_of(
     """
     fingerprint = trained.fingerprint
     wanted = [file for file, there in zip(files, landed, strict=True) if kept_segment(root, fingerprint, file, there) is None]
-    encoded = _encode(root, trained, shard, wanted, files, supply, block_rows, progress)
+    encoded = _encode(root, trained, shard, wanted, files, supply, captions, block_rows, progress)
     segments: dict[int, Segment] = {}
     damaged = []
     for file in files:
@@ -53,7 +55,7 @@ def segments_of(
         except DamagedArtifact:
             place.unlink(missing_ok=True)
             damaged.append(file)
-    encoded += _encode(root, trained, shard, damaged, files, supply, block_rows, progress)
+    encoded += _encode(root, trained, shard, damaged, files, supply, captions, block_rows, progress)
     segments |= {file.file_id: open_segment(segment_path(root, fingerprint, file), root.cache) for file in damaged}
     return [segments[file.file_id] for file in files], encoded
 
@@ -65,6 +67,7 @@ def _encode(
     wanted: Sequence[CatalogFile],
     files: Sequence[CatalogFile],
     supply: Supply,
+    captions: TestCaptions | None,
     block_rows: int,
     progress: Progress,
 ) -> tuple[str, ...]:
@@ -77,7 +80,7 @@ def _encode(
     def of_the_shard(step: str, done: int, _: int, /, **facts: float | int | str) -> None:
         progress(step, before + done, total, **facts)
 
-    encoder = SegmentEncoder(root, trained, block_rows=block_rows, progress=of_the_shard)
+    encoder = SegmentEncoder(root, trained, captions=captions, block_rows=block_rows, progress=of_the_shard)
     missing: list[tuple[CatalogFile, str]] = []
     faults: list[tuple[CatalogFile, str]] = []
     for got in supply(wanted):

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.fetching.fetch import FetchRules, release
 from paired_index_assets.fetching.obtain import Obtained, obtain
@@ -16,18 +18,21 @@ from paired_index_assets.fetching.sources import Patience
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.build import build_shard
+from paired_index_assets.shards.truth import TestCaptions
 from paired_index_assets.trained.artifact import TrainedIndex
 
 FAILED = 3
+CAPTIONS = "captions.npy"  # beside the trained index: test captions whose truth is kept, where there are any
 
 
 def build_everything(place: Path, root: Path) -> None:
     """Build in `root` from `place`/trained.index, `place`/catalog.parquet and `place`/landing."""
     trained = TrainedIndex.load(place / "trained.index")
     catalog = Catalog.load(place / "catalog.parquet")
+    captions = TestCaptions(np.load(place / CAPTIONS)) if (place / CAPTIONS).exists() else None
     try:
         for shard in range(catalog.shards):
-            build_shard(BuildRoot.at(root), trained, catalog, shard, place / "landing", block_rows=100)
+            build_shard(BuildRoot.at(root), trained, catalog, shard, place / "landing", captions=captions, block_rows=100)
     except PairedIndexError as error:
         (place / f"error-{os.getpid()}.txt").write_text(f"{type(error).__name__}: {error}")
         sys.exit(FAILED)

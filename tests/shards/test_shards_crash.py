@@ -27,6 +27,7 @@ from paired_index_assets.files.locks import only_writer
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.build import build_shard
+from paired_index_assets.shards.truth import TestCaptions
 
 PATIENCE = 900  # seconds until a child counts as hanging
 
@@ -51,9 +52,9 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(f.relative_to(root)): f.read_bytes() for f in sorted(root.rglob("*")) if f.is_file() and not f.name.endswith(".lock")}
 
 
-def uninterrupted(world: World, root: Path) -> dict[str, bytes]:
+def uninterrupted(world: World, root: Path, captions: TestCaptions | None = None) -> dict[str, bytes]:
     for shard in range(world.catalog.shards):
-        build_shard(BuildRoot.at(root), world.trained, world.catalog, shard, world.landing, block_rows=100)
+        build_shard(BuildRoot.at(root), world.trained, world.catalog, shard, world.landing, captions=captions, block_rows=100)
     return contents(root)
 
 
@@ -81,12 +82,13 @@ def killed_builds(
     build: Callable[..., None] = shard_child.build_everything,
     *arguments: object,
     compared: Callable[[Path], dict[str, bytes]] = contents,
+    captions: TestCaptions | None = None,
 ) -> None:
     """Kill builds at random moments, starting each where the last one died, until `kills` died; compare every finished one.
 
     `a_build` is about how often one build is killed until it is finished. `build` is called with `place`, a root and `arguments`.
     """
-    uninterrupted(world, place / "expected")
+    uninterrupted(world, place / "expected", captions)
     expected = compared(place / "expected")
     for warm in range(2):  # the first child also waits for the server's imports
         started = time.monotonic()
