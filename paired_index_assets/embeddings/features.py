@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 import torch
 from upath import UPath
 
-from paired_index_assets.embeddings.listing import ListedFile, is_folder, list_files
 from paired_index_assets.embeddings.run import NAMES
 from paired_index_assets.embeddings.sets import EmbeddingSet, SetPart, part_of, write_set
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.cache import Cache
+from paired_index_assets.files.listing import ListedFile, is_folder, list_files
 from paired_index_assets.files.locks import only_writer
 from paired_index_assets.files.npy import StreamedNpy, read_header
 from paired_index_assets.files.storage import as_path, atomic_file, digest_of_parts, is_local

@@ -24,7 +24,8 @@ from upath import UPath
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.cache import Cache, LocalFile
 from paired_index_assets.files.npy import map_rows, read_header
-from paired_index_assets.files.storage import as_path, digest_of_parts, is_local, read_json, stamp_of, write_bytes, write_json
+from paired_index_assets.files.stamp import stamp_of
+from paired_index_assets.files.storage import as_path, digest_of_parts, is_local, read_json, write_bytes, write_json
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.readers.sample import Modality
 from paired_index_assets.rows import Bool, Int64
@@ -284,11 +285,6 @@ def write_set(
     return EmbeddingSet.open(path, cache)
 
 
-def file_stamp(path: Path) -> str:
-    status = path.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
 def _relative(path: UPath, source: UPath) -> str:
     """`path` as the set at `source` names it."""
     absolute, folder = (os.path.abspath(p.path) if is_local(p) else str(p) for p in (path, source.parent))
@@ -303,4 +299,4 @@ def part_of(path: Path) -> SetPart:
     """An existing local .npy file as a part, named by its size and time of change."""
     if not path.exists():
         raise MissingInput(f"{path}: no such file; expected a .npy file of embeddings")
-    return SetPart(as_path(path), read_header(path).rows, file_stamp(path))
+    return SetPart(as_path(path), read_header(path).rows, stamp_of(path))

@@ -18,10 +18,10 @@ from upath import UPath
 from paired_index_assets.errors import BadInput, OutOfDisk, SourceUnavailable
 from paired_index_assets.fetching.partial import LOCKS, Part, only_one, reserved_bytes, turn_to_write
 from paired_index_assets.fetching.sources import Absent, Answer, Changed, Hiccup, Patience, Politeness, Source, is_folder, shown, source_at
+from paired_index_assets.files.npy import HEAD_BYTES, header_of
 from paired_index_assets.files.storage import FULL_DISK, as_path, is_local
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import LandedFile, check_file, landed_file
-from paired_index_assets.landing.npy import HEAD_BYTES, header_of
 from paired_index_assets.landing.origin import origin_path, origins_in, read_origin
 from paired_index_assets.progress import Progress, silent
 
@@ -233,9 +233,9 @@ def _check_head(file: CatalogFile, part: Part) -> None:
         header = header_of(head, file.name)
     except BadInput as fault:
         raise Changed(str(fault)) from fault
-    if (header.dtype, header.dimensions, header.file_bytes) != (file.dtype, file.dimensions, file.bytes):
+    if (header.dtype.str, header.dimensions, header.file_bytes) != (file.dtype, file.dimensions, file.bytes):
         raise Changed(
-            f"a matrix of {header.rows} x {header.dimensions} {header.dtype}; the catalog expects {file.bytes} bytes "
+            f"a matrix of {header.rows} x {header.dimensions} {header.dtype.str}; the catalog expects {file.bytes} bytes "
             f"of {file.dimensions} x {file.dtype} rows"
         )
 

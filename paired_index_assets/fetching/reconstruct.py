@@ -19,10 +19,10 @@ from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput, OutOfDisk
 from paired_index_assets.fetching.partial import give_name, turn_to_write
+from paired_index_assets.files.listing import natural_order
 from paired_index_assets.files.storage import FULL_DISK, as_path, is_local
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import LandedFile, check_file, landed_file
-from paired_index_assets.landing.scan import natural_order
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Float32, Int64, UInt8
 

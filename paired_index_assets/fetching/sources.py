@@ -18,7 +18,7 @@ import requests
 from upath import UPath
 from urllib3.exceptions import HTTPError
 
-from paired_index_assets.files.listing import Entry, entry_at
+from paired_index_assets.files.listing import ListedFile, entry_at
 from paired_index_assets.files.storage import as_path, is_local
 
 # They exist or existed (DESIGN: "never promise availability"); the first that has a file serves it.
@@ -147,7 +147,7 @@ class FsspecSource:
         begin = start if version == entry.stamp else 0
         yield Answer(begin, entry.size, entry.stamp, self._ranges(path, begin, entry))
 
-    def _ranges(self, path: UPath, start: int, entry: Entry) -> Iterator[bytes]:
+    def _ranges(self, path: UPath, start: int, entry: ListedFile) -> Iterator[bytes]:
         with _fsspec_faults():
             for at in range(start, entry.size, RANGE_BYTES):
                 yield path.fs.cat_file(path.path, start=at, end=min(at + RANGE_BYTES, entry.size))

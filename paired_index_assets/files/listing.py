@@ -1,36 +1,52 @@
-"""The files directly in a folder, local or remote: name, size, and a stamp that changes when the content does. One request a folder."""
+"""Files, listed: those directly in a folder, in one request; and those that a user means by a folder, a glob or numbered braces."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import product
+from pathlib import PurePosixPath
 from stat import S_ISREG
 from typing import Any
 
 from upath import UPath
 
-from paired_index_assets.files.storage import is_local
+from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.files.stamp import stamp_of_local, stamp_of_remote
+from paired_index_assets.files.storage import as_path, is_local
 
 LOOKS_AT_ONCE = 16
-# what object stores and servers call the version of a file's content, best first
-_VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "version_id", "generation", "blob_id", "last_commit")
-_DATES = ("LastModified", "Last-Modified", "mtime", "created")
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedFile:
+    """`name` is relative to the folder that was listed; `stamp` changes when the content does."""
+
+    url: str
     name: str
     size: int
     stamp: str
 
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix.lower()
 
-def list_entries(folder: UPath) -> list[Entry]:
-    """Files of `folder`, links followed, hidden ones too. Raises FileNotFoundError if there is no such folder."""
+
+def natural_order(name: str) -> tuple[tuple[str | int, ...], str]:
+    """A sort key by which part_2 comes before part_10, as the people who number files mean it. No two names are equal."""
+    pieces = re.split(r"([0-9]+)", name)  # text and number by turns
+    return tuple(int(piece) if at % 2 else piece for at, piece in enumerate(pieces)), name
+
+
+def list_entries(folder: UPath) -> list[ListedFile]:
+    """Files directly in `folder`, links followed, hidden ones too. Raises FileNotFoundError if there is no such folder."""
     if is_local(folder):
         with os.scandir(folder.path) as found:
-            entries = (_local_entry(Path(item.path)) for item in found)
+            entries = (_local_file(item.path, item.name) for item in found)
             return [entry for entry in entries if entry]
     fs = folder.fs
     fs.invalidate_cache()  # a sensor's process lives for days, and fsspec remembers listings
@@ -38,32 +54,85 @@ def list_entries(folder: UPath) -> list[Entry]:
     if any(item["size"] is None for item in listed):  # an HTML index names files without their sizes
         with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
             listed = list(pool.map(lambda item: fs.info(item["name"]), listed))
-    return [_remote_entry(item) for item in listed]
+    return [_remote_file(fs, item) for item in listed]
 
 
-def entry_at(path: UPath) -> Entry:
+def entry_at(path: UPath) -> ListedFile:
     """Raises FileNotFoundError, also for a folder."""
     if is_local(path):
-        found = _local_entry(Path(path.path))
+        found = _local_file(path.path, path.name)
         if found is None:
             raise FileNotFoundError(str(path))
         return found
     path.fs.invalidate_cache()
-    return _remote_entry(path.fs.info(path.path))
+    return _remote_file(path.fs, path.fs.info(path.path))
 
 
-def _local_entry(path: Path) -> Entry | None:
+def list_files(spec: str) -> list[ListedFile]:
+    """The files `spec` names, hidden ones left out, sorted by name (numbers by value).
+
+    `spec`: a file, a folder (searched to the bottom), a glob (``*``, ``?``, ``[]``, ``**``) or ``name{0000..0057}.tar``.
+    Raises MissingInput if there is none.
+    """
+    found = [entry for one in _braces(spec) for entry in _one(one)]
+    if not found:
+        raise MissingInput(f"{spec}: no such file; expected a file, a folder with files, or a pattern that matches some")
+    return found
+
+
+def is_folder(spec: str) -> bool:
+    return not any(c in spec for c in "*?[{") and as_path(spec).is_dir()
+
+
+def _local_file(path: str, name: str) -> ListedFile | None:
     """None for what is no file, and for what has gone since it was listed."""
     try:
-        facts = path.stat()
+        facts = os.stat(path)
     except OSError:
         return None
-    return Entry(path.name, facts.st_size, str(facts.st_mtime_ns)) if S_ISREG(facts.st_mode) else None
+    return ListedFile(path, name, facts.st_size, stamp_of_local(facts)) if S_ISREG(facts.st_mode) else None
 
 
-def _remote_entry(item: dict[str, Any]) -> Entry:
+def _remote_file(fs: Any, item: dict[str, Any], name: str | None = None) -> ListedFile:
+    """`name` where it is not the last piece of the path."""
     if item["type"] != "file":
         raise FileNotFoundError(str(item["name"]))
-    versions = (str(item[key]) for key in (*_VERSIONS, *_DATES) if item.get(key))
-    size = int(item["size"] or 0)
-    return Entry(str(item["name"]).rstrip("/").rsplit("/", 1)[-1], size, next(versions, str(size)))
+    path = str(item["name"]).rstrip("/")
+    return ListedFile(fs.unstrip_protocol(path), name or path.rsplit("/", 1)[-1], int(item["size"] or 0), stamp_of_remote(item))
+
+
+def _one(spec: str) -> list[ListedFile]:
+    path = as_path(spec)
+    fs, text = path.fs, path.path
+    if any(c in text for c in "*?["):
+        root = text[: re.search(r"[*?\[]", text).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        entries = {name: info for name, info in fs.glob(text, detail=True).items() if info["type"] == "file"}
+    elif path.is_dir():
+        root, entries = text, fs.find(text, detail=True)
+    elif path.exists():
+        root, entries = text.rpartition("/")[0], {text: fs.info(text)}
+    else:
+        return []
+    root = root.rstrip("/") + "/"
+    files = []
+    for place, info in entries.items():
+        relative = place.removeprefix(root)
+        if not any(piece.startswith(".") for piece in relative.split("/")):
+            files.append(_local_file(place, relative) if is_local(path) else _remote_file(fs, info, relative))
+            if files[-1] is None and os.path.islink(place):  # it leads nowhere: whoever reads it says so
+                files[-1] = ListedFile(place, relative, 0, "")
+    return sorted((file for file in files if file), key=lambda file: natural_order(file.name))
+
+
+def _braces(spec: str) -> Iterator[str]:
+    pieces = BRACES.split(spec)
+    if len(pieces) == 1:
+        yield spec
+        return
+    ranges = []
+    for first, last in zip(pieces[1::3], pieces[2::3], strict=True):
+        if int(last) < int(first):
+            raise BadInput(f"{spec}: expected {{first..last}} in rising order, found {{{first}..{last}}}")
+        ranges.append([f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)])
+    for numbers in product(*ranges):
+        yield "".join(text + number for text, number in zip(pieces[::3], (*numbers, ""), strict=True))

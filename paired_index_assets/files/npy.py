@@ -6,54 +6,88 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib import format as npy
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.files.storage import as_path, head_of
 
 EMBEDDING_DTYPES = (np.dtype("<f2"), np.dtype("<f4"))
-HEAD_BYTES = 4096  # looked at; other writers may pad more
+HEAD_BYTES = 4096  # looked at; other writers may pad more than numpy's 128 bytes
 HEADER_BYTES = 128  # numpy pads the header of any 2-D array of these dtypes to 128 bytes; StreamedNpy checks it
+_HTML = (b"<!doctype", b"<html", b"<?xml", b"<head")
 
 
 @dataclass(frozen=True)
 class NpyHeader:
+    """A matrix of `rows` x `dimensions`, and the bytes before its first row."""
+
     rows: int
     dimensions: int
     dtype: np.dtype[Any]
-    offset: int  # bytes before the first row
+    header_bytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dimensions * self.dtype.itemsize
+
+    @property
+    def file_bytes(self) -> int:
+        return self.header_bytes + self.rows * self.row_bytes
+
+
+def header_of(head: bytes, name: str) -> NpyHeader:
+    """The header in the first bytes of a file (HEAD_BYTES of them, or the whole file if it is shorter).
+
+    Raises BadInput naming `name` for anything but a C-ordered matrix of little-endian float16 or float32, which may have no rows.
+    """
+    if not head:
+        raise BadInput(f"{name}: expected a .npy file, found an empty file; copy or download it again")
+    if head[: len(npy.MAGIC_PREFIX)] != npy.MAGIC_PREFIX:
+        found = "an HTML or XML page" if head.lstrip().lower().startswith(_HTML) else f"one that begins with {head[:8]!r}"
+        raise BadInput(f"{name}: expected a .npy file, found {found}; copy or download it again, or save it with numpy.save")
+    stream = io.BytesIO(head)
+    try:
+        version = npy.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise BadInput(f"{name}: expected .npy format version 1.0 or 2.0, found {version}; save it again with numpy.save")
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except BadInput:
+        raise
+    except (ValueError, EOFError) as error:
+        raise BadInput(f"{name}: expected a .npy file, found a damaged header ({error}); copy or download it again") from error
+    if dtype.hasobject:
+        raise BadInput(f"{name}: expected float16 or float32, found an object array (a pickle, never loaded); save it as float16")
+    if dtype not in EMBEDDING_DTYPES:
+        raise BadInput(f"{name}: expected dtype float16 or float32 (little-endian), found {dtype.str}; save it with .astype('float16')")
+    if len(shape) != 2 or shape[1] == 0:
+        raise BadInput(f"{name}: expected a matrix of shape (rows, dimensions), found shape {shape}")
+    if fortran and min(shape) > 1:
+        raise BadInput(f"{name}: expected rows in C order, found Fortran order; save it with numpy.ascontiguousarray")
+    return NpyHeader(int(shape[0]), int(shape[1]), dtype, stream.tell())
+
+
+def whole_header(head: bytes, size: int, name: str) -> NpyHeader:
+    """`header_of` a file of `size` bytes, which must be those that its header promises."""
+    header = header_of(head, name)
+    if size != header.file_bytes:
+        shape = f"{header.rows} x {header.dimensions} of {header.dtype}"
+        raise BadInput(f"{name}: expected the {header.file_bytes} bytes that its header promises ({shape}), found {size}; copy it again")
+    return header
 
 
 def read_header(url: str | Path | UPath) -> NpyHeader:
-    """The header of a (rows, dimensions) .npy file, local or remote.
-
-    Raises MissingInput if there is no file, BadInput unless it is a complete C-ordered 2-D matrix of float16 or float32.
-    """
+    """The header of a complete .npy file, local or remote. Raises MissingInput if there is no file, BadInput as `whole_header`."""
     try:
         head, size = head_of(as_path(url), HEAD_BYTES)
-        stream = io.BytesIO(head)
-        shape, fortran, dtype = _read_header(stream)
-        offset = stream.tell()
     except FileNotFoundError as error:
         raise MissingInput(f"{url}: no such file; expected a .npy file of embeddings") from error
-    except (ValueError, EOFError) as error:
-        raise BadInput(f"{url}: expected a .npy file, found {size} bytes that are not one ({error}); save it with numpy.save") from error
-    if dtype.hasobject:
-        raise BadInput(f"{url}: expected float16 or float32, found an object array (a pickle, never loaded); save it as float16")
-    if dtype not in EMBEDDING_DTYPES:
-        raise BadInput(f"{url}: expected dtype float16 or float32 (little-endian), found {dtype.str}; save it with .astype('float16')")
-    if len(shape) != 2 or shape[1] == 0:
-        raise BadInput(f"{url}: expected a matrix of shape (rows, dimensions), found shape {shape}")
-    if fortran and min(shape) > 1:
-        raise BadInput(f"{url}: expected rows in C order, found Fortran order; save it with numpy.ascontiguousarray")
-    expected = offset + shape[0] * shape[1] * dtype.itemsize
-    if size != expected:
-        raise BadInput(f"{url}: expected {expected} bytes for shape {shape} of {dtype}, found {size}; copy the file again")
-    return NpyHeader(shape[0], shape[1], dtype, offset)
+    return whole_header(head, size, str(url))
 
 
 def map_rows(path: Path) -> npt.NDArray[Any]:
@@ -63,15 +97,6 @@ def map_rows(path: Path) -> npt.NDArray[Any]:
         return np.empty((0, header.dimensions), header.dtype)
     rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return rows
-
-
-def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(stream)
-    raise ValueError(f"format version {version}")
 
 
 class StreamedNpy:

@@ -110,18 +110,6 @@ def patiently(what: UPath | Path | str, work: Callable[[], Result]) -> Result:
     raise AssertionError("unreachable")
 
 
-def stamp_of(path: UPath | Path | str) -> str:
-    """What changes when a file is replaced; empty where there is none."""
-    path = as_path(path)
-    try:
-        if not is_local(path):
-            return str(sorted(path.fs.info(path.path).items()))
-        facts = os.stat(path.path)
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    return f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
-
-
 def head_of(path: UPath | Path, count: int) -> tuple[bytes, int]:
     """The first `count` bytes of a file (all, if it is shorter) and its length. Raises FileNotFoundError."""
     path = as_path(path)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from upath import UPath
 
-from paired_index_assets.files.storage import as_path, is_local, stamp_of
+from paired_index_assets.files.stamp import stamp_of
+from paired_index_assets.files.storage import as_path, is_local
 
 LOOK_SECONDS = 2.0  # between two looks at a remote file: each is a request
 

@@ -240,7 +240,9 @@ def _number(pieces: Sequence[Piece], first_id: int, first_row: int) -> list[Cata
     for file_id, piece in enumerate(pieces, start=first_id):
         header = piece.header
         files.append(
-            CatalogFile(file_id, piece.name, piece.shard, row, piece.rows, piece.offset, header.dimensions, header.dtype, header.file_bytes)
+            CatalogFile(
+                file_id, piece.name, piece.shard, row, piece.rows, piece.offset, header.dimensions, header.dtype.str, header.file_bytes
+            )
         )
         row += piece.rows
     return files

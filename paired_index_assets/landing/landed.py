@@ -16,10 +16,10 @@ import numpy.typing as npt
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
-from paired_index_assets.files.listing import Entry, entry_at, list_entries
+from paired_index_assets.files.listing import ListedFile, entry_at, list_entries
+from paired_index_assets.files.npy import HEAD_BYTES, header_of
 from paired_index_assets.files.storage import as_path, digest_of_parts, is_local
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
-from paired_index_assets.landing.npy import read_header
 from paired_index_assets.landing.origin import is_origin, name_of_origin, read_origin
 from paired_index_assets.rows import Bool, Float32
 
@@ -32,7 +32,7 @@ NORM_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class LandedFile:
-    """A file that is there. `stamp` changes when its content does: mtime in ns locally, etag (or what there is) remotely."""
+    """A file that is there. `stamp` changes when its content does (files.stamp)."""
 
     name: str
     path: UPath
@@ -199,10 +199,10 @@ def _squared_norms(vectors: npt.NDArray[Any]) -> Float32:
 def _seek_first_row(file: CatalogFile, stream: BinaryIO, name: str) -> None:
     size = stream.seek(0, 2)
     stream.seek(0)
-    header = read_header(stream, name)
-    if (header.dtype, header.dimensions) != (file.dtype, file.dimensions):
+    header = header_of(stream.read(HEAD_BYTES), name)
+    if (header.dtype.str, header.dimensions) != (file.dtype, file.dimensions):
         raise BadInput(
-            f"{name}: rows of {header.dimensions} x {header.dtype}; the catalog expects {file.dimensions} x {file.dtype}. "
+            f"{name}: rows of {header.dimensions} x {header.dtype.str}; the catalog expects {file.dimensions} x {file.dtype}. "
             "Replace the file, or scan a new catalog"
         )
     if size != file.bytes or header.file_bytes != size:
@@ -215,7 +215,7 @@ def _seek_first_row(file: CatalogFile, stream: BinaryIO, name: str) -> None:
     stream.seek(header.header_bytes + file.offset * file.row_bytes)
 
 
-def _landed(path: UPath, entry: Entry, *, lossy: bool) -> LandedFile:
+def _landed(path: UPath, entry: ListedFile, *, lossy: bool) -> LandedFile:
     return LandedFile(entry.name, path, entry.size, entry.stamp, lossy)
 
 

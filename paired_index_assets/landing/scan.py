@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,9 +10,9 @@ from pathlib import Path
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
-from paired_index_assets.files.listing import entry_at, list_entries
+from paired_index_assets.files.listing import entry_at, list_entries, natural_order
+from paired_index_assets.files.npy import HEAD_BYTES, NpyHeader, whole_header
 from paired_index_assets.files.storage import as_path
-from paired_index_assets.landing.npy import HEAD_BYTES, NpyHeader, header_of
 from paired_index_assets.progress import Progress, silent
 
 HEADERS_AT_ONCE = 256
@@ -75,18 +74,12 @@ def scan_headers(
     return found
 
 
-def natural_order(name: str) -> tuple[tuple[int, int | str], ...]:
-    """A sort key by which part_2 comes before part_10."""
-    parts = re.split(r"(\d+)", name)
-    return (*((1, int(part)) if part.isdigit() else (0, part) for part in parts), (0, name))
-
-
 def _checked(head: bytes | Exception, size: int, path: str) -> NpyHeader:
     if isinstance(head, Exception):
         raise BadInput(f"{path}: can not be read ({head})")
-    header = header_of(head, path)
-    if size != header.file_bytes:
-        raise BadInput(f"{path}: {size} bytes; its header promises {header.file_bytes}. Copy or download it again")
+    header = whole_header(head, size, path)
+    if not header.rows:
+        raise BadInput(f"{path}: expected at least one row, found none; leave the file out")
     return header
 
 

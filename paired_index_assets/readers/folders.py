@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 
-from paired_index_assets.embeddings.listing import ListedFile
 from paired_index_assets.errors import BadInput
+from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path, digest_of_parts
 from paired_index_assets.readers.sample import IMAGE_SUFFIXES, ImageFile, Modality, Sample, SourcePart, decoded, located
 from paired_index_assets.readers.text import TextSource

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from paired_index_assets.embeddings.listing import ListedFile, is_folder, list_files
 from paired_index_assets.errors import BadInput
+from paired_index_assets.files.listing import ListedFile, is_folder, list_files
 from paired_index_assets.files.storage import digest_of_parts
 from paired_index_assets.readers.folders import FolderSource, PathListSource
 from paired_index_assets.readers.parquet import ParquetSource

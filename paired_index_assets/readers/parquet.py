@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paired_index_assets.embeddings.listing import ListedFile
 from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path
 from paired_index_assets.readers.sample import HeldImage, ImageFile, Modality, Sample, SourcePart, cut, located, stamp_of_pieces
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from paired_index_assets.embeddings.listing import ListedFile
+from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path, digest_of_parts
 
 Modality = Literal["images", "captions"]

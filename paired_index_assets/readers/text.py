@@ -10,8 +10,8 @@ from itertools import islice
 import pyarrow as pa
 import torch
 
-from paired_index_assets.embeddings.listing import ListedFile
 from paired_index_assets.errors import BadInput
+from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path
 from paired_index_assets.readers.sample import Modality, Sample, SourcePart, cut, decoded, stamp_of_pieces
 

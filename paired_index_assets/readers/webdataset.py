@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from paired_index_assets.embeddings.listing import ListedFile
+from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path
 from paired_index_assets.readers.sample import (
     IMAGE_SUFFIXES,

@@ -8,7 +8,8 @@ from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.files.cache import Cache, LocalFile
-from paired_index_assets.files.storage import read_json, stamp_of
+from paired_index_assets.files.stamp import stamp_of
+from paired_index_assets.files.storage import read_json
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.search.mapped import MappedLists, map_lists

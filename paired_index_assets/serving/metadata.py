@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from paired_index_assets.embeddings.listing import list_files
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.files.listing import list_files
 from paired_index_assets.files.storage import as_path
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot

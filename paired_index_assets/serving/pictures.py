@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from paired_index_assets.embeddings.listing import list_files
 from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.files.listing import list_files
 from paired_index_assets.readers.open import open_source
 from paired_index_assets.readers.parquet import KNOWN_COLUMNS, ParquetSource
 from paired_index_assets.readers.sample import Source, SourcePart

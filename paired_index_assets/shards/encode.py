@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact
+from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.files.storage import is_local
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import LandedBlock, LandedFile, read_blocks
@@ -160,7 +160,7 @@ class SegmentEncoder:
                 f"{landed.path}: {unusable} of {file.rows} rows are NaN, infinite, zero or not of unit norm; expected at most "
                 f"{MOST_UNUSABLE:.0%}. Normalise the vectors or get the file again"
             )
-        if is_local(landed.path) and str(Path(landed.path.path).stat().st_mtime_ns) != landed.stamp:
+        if is_local(landed.path) and stamp_of(landed.path) != landed.stamp:
             raise BadInput(f"{landed.path}: changed while it was read; build its shard again when it is complete")
 
     def _encode(self) -> None:

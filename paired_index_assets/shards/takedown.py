@@ -20,7 +20,8 @@ from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact
 from paired_index_assets.files.locks import only_writer
-from paired_index_assets.files.storage import as_path, atomic_file, digest_of_parts, is_local, read_parquet, stamp_of
+from paired_index_assets.files.stamp import stamp_of
+from paired_index_assets.files.storage import as_path, atomic_file, digest_of_parts, is_local, read_parquet
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64

@@ -158,7 +158,7 @@ def test_a_wrong_npy_is_refused_by_its_header(tmp_path, content, message):
 def test_a_cut_a_long_an_empty_and_a_foreign_file_are_refused(tmp_path, change):
     np.save(tmp_path / "x.npy", np.zeros((30, 4), np.float16))
     (tmp_path / "x.npy").write_bytes(change((tmp_path / "x.npy").read_bytes()))
-    with pytest.raises(BadInput, match=r"x\.npy: expected .*found \d+"):
+    with pytest.raises(BadInput, match=r"x\.npy: expected .*found "):
         read_header(tmp_path / "x.npy")
 
 

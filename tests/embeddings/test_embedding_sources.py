@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from sample_packing import add, pack_folder, pack_parquet, pack_tars, png
 from upath import UPath
 
-from paired_index_assets.embeddings.listing import list_files
 from paired_index_assets.embeddings.metadata import read_metadata
 from paired_index_assets.embeddings.run import embed_captions, embed_images
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.files.listing import list_files
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.open import open_source
 from paired_index_assets.readers.sample import HeldImage, ImageFile

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.files.listing import list_files
+from paired_index_assets.files.stamp import stamp_of, stamp_of_remote
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import (
     check_file,
@@ -20,6 +22,7 @@ from paired_index_assets.landing.landed import (
     first_complete,
     inspect_rows,
     landed_by_shard,
+    landed_file,
     landed_files,
     list_folder,
     read_block,
@@ -240,15 +243,15 @@ def _html(path):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (_object, "Python objects"),
+        (_object, "object array"),
         (_fortran, "Fortran order"),
         (_double, "16 x <f4; the catalog expects 16 x <f2"),
         (_wide, "17 x <f2; the catalog expects 16 x <f2"),
         (_longer, "1408 bytes.*the catalog expects 768"),
         (_truncated, "767 bytes.*the catalog expects 768"),
         (_padded, "769 bytes.*the catalog expects 768"),
-        (_short_header, "damaged .npy header"),
-        (_empty, "empty file"),
+        (_short_header, "a damaged header"),
+        (_empty, "an empty file"),
         (_html, "HTML"),
     ],
 )
@@ -288,8 +291,32 @@ def test_python_objects_are_never_unpickled(catalog, published, tmp_path):
             return (open, (str(tmp_path / "sprung"), "w"))
 
     np.save(published / "img_emb_0.npy", np.array([[Trap()]], dtype=object))
-    with pytest.raises(BadInput, match="Python objects"):
+    with pytest.raises(BadInput, match="object array"):
         read_block(catalog.all_files[0], published / "img_emb_0.npy")
-    with pytest.raises(BadInput, match="Python objects"):
+    with pytest.raises(BadInput, match="object array"):
         Catalog.scan(published, shards=1)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_stamp_changes_with_a_copy_that_keeps_the_time_and_with_a_rename_over_the_name(tmp_path):
+    """rsync -t, cp -p and an editor's rename leave size and time of change as they were."""
+    first, second = tmp_path / "a.npy", tmp_path / "b.npy"
+    for path, content in ((first, b"one"), (second, b"two")):
+        path.write_bytes(content)
+        os.utime(path, ns=(10**18, 10**18))
+    before = stamp_of(first)
+    assert before == stamp_of(first)
+    assert before == landed_file(first).stamp == list_files(str(first))[0].stamp
+    os.replace(second, first)
+    assert stamp_of(first) != before
+    renamed = stamp_of(first)
+    first.write_bytes(b"six")
+    os.utime(first, ns=(10**18, 10**18))
+    assert stamp_of(first) != renamed
+    assert stamp_of(tmp_path / "nothing") == ""
+
+
+def test_a_version_is_believed_before_a_date_and_a_date_before_a_size():
+    assert stamp_of_remote({"size": 4, "LastModified": "today", "ETag": '"abc"'}) == '"abc"'
+    assert stamp_of_remote({"size": 4, "LastModified": "today", "ETag": None}) == "today"
+    assert stamp_of_remote({"size": 4}) == "4"

@@ -185,7 +185,7 @@ def test_a_local_source_is_used_in_place(catalog, published, cache, quick):
     assert landed.path == UPath(published / NAME)
     assert visible(cache) == []
     (published / NAME).write_bytes(b"short")
-    with pytest.raises(SourceUnavailable, match=r"img_emb_0.npy: not an .npy file"):
+    with pytest.raises(SourceUnavailable, match=r"img_emb_0.npy: expected a .npy file"):
         fetch(catalog.all_files[0], [str(published), str(published / "nowhere")], cache, rules=quick)
     assert (published / NAME).read_bytes() == b"short"
 
