@@ -11,7 +11,7 @@ import dagster as dg
 
 from paired_index_assets.assets.partitions import shard_key, shard_partitions
 from paired_index_assets.assets.resources import SettingsResource
-from paired_index_assets.builds.opened import append_landed, available, catalog_of, landing_url
+from paired_index_assets.builds.opened import append_landed, available, catalog_of
 from paired_index_assets.errors import MissingInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import LandedFile, Listing, complete_shards, landed_by_shard, version_of
@@ -64,7 +64,7 @@ def landed_embeddings_sensor(
         found = (
             f"{len(changed)} shards changed, waiting one tick for quiet"
             if changed
-            else f"nothing new in {landing_url(read)}: {len(complete)} of {catalog.shards} shards are complete"
+            else f"nothing new in {read.landing or read.build_root.image_set}: {len(complete)} of {catalog.shards} shards are complete"
         )
         return dg.SkipReason("; not appended: ".join([found, *appended.refused.values()]))
     events = [event for shard, files in complete.items() if shard_key(shard) in settled for event in _report(shard, files)]

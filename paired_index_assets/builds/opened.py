@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from upath import UPath
 
+from paired_index_assets.builds.indexed import catalog_of_set, listing_of_set
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, MissingInput, PairedIndexError
 from paired_index_assets.fetching.fetch import FetchRules, release
@@ -47,18 +48,8 @@ def _named(features: str | None, made: EmbeddingSet) -> str:
     return features or str(made.source)
 
 
-def landing_url(settings: Settings) -> UPath:
-    """Where the files to index land: the folder given, or the one that holds the image embeddings."""
-    if settings.landing:
-        return as_path(settings.landing)
-    folders = {part.path.parent for part in image_set(settings).parts}
-    if len(folders) != 1:
-        raise BadInput(f"the image embeddings lie in {len(folders)} folders; expected one, or `landing` set to the folder to index")
-    return as_path(folders.pop())
-
-
 def write_catalog(settings: Settings) -> Catalog:
-    """Make the build's catalog: the one given, or a scan of what is indexed.
+    """Make the build's catalog: the one given, a scan of the landing folder, or else the image set itself.
 
     That of a landing folder is made once, and what was appended to a given one stays: ids must not move.
     """
@@ -72,8 +63,7 @@ def write_catalog(settings: Settings) -> Catalog:
     elif settings.landing:
         catalog = Catalog.scan(settings.landing, shards=settings.shards)
     else:
-        parts = image_set(settings).parts
-        catalog = Catalog.scan(parts[0].path if len(parts) == 1 else landing_url(settings), shards=settings.shards)
+        catalog = catalog_of_set(image_set(settings), settings.shards)
     if catalog.shards > settings.shards:
         raise BadInput(f"the catalog has {catalog.shards} shards, the settings {settings.shards}; set shards to {catalog.shards}")
     if settings.landing and root.catalog.exists() and (before := Catalog.load(root.catalog)).all_files[: len(catalog)] == catalog.all_files:
@@ -91,7 +81,7 @@ def append_landed(settings: Settings, unknown: dict[str, str]) -> Appended:
     catalog = catalog_of(settings)
     if not settings.landing:
         return Appended(catalog, [], {}, {})
-    folder = landing_url(settings)
+    folder = as_path(settings.landing)
     found = append_quiet(catalog, folder, list_folder(folder), unknown)
     if found.added:
         found.catalog.save(settings.build_root.catalog)
@@ -107,8 +97,19 @@ def catalog_of(settings: Settings) -> Catalog:
 
 def listing_of(settings: Settings, catalog: Catalog) -> Listing:
     """What has landed on this machine; a file that is not complete is listed too, so that its build can say what is wrong with it."""
-    landing, downloads = list_folder(landing_url(settings)), list_folder(_downloads(settings))
+    landing, downloads = _landed(settings), list_folder(_downloads(settings))
     return {**landing, **first_complete([landing, downloads], catalog)}
+
+
+def _landed(settings: Settings) -> Listing:
+    """The files of the landing folder; without one those of the image set, and what lies beside them where a catalog was given."""
+    if settings.landing:
+        return list_folder(settings.landing)
+    images = image_set(settings)
+    beside: Listing = {}
+    for folder in dict.fromkeys(part.path.parent for part in images.parts) if settings.catalog else ():
+        beside |= list_folder(folder)
+    return beside | listing_of_set(images)
 
 
 def available(settings: Settings, catalog: Catalog) -> Listing:

@@ -70,7 +70,8 @@ def adopt_features(
 
     `inputs`: files, folders or patterns (local or fsspec URLs), taken in the order given, each expanded in order of its numbers. A folder
     that holds ``img_emb`` or ``text_emb`` stands for the one of `modality`. `column` names the Parquet column or the safetensors tensor.
-    Copies and conversions go to ``imported/`` beside the JSON, part by part; what is there from a broken run is used.
+    Copies and conversions go to ``imported/`` beside the JSON, a folder for each modality, named in their order; what is there from a
+    broken run is used.
 
     Raises MissingInput or BadInput naming the file and what it is not: a complete C-ordered matrix of float16 or float32, one width, one
     dtype, `expected_rows` rows in all. `model` is what the features were made with, where somebody says it.
@@ -79,14 +80,14 @@ def adopt_features(
     files = [file for one in ([inputs] if isinstance(inputs, str) else inputs) for file in _feature_files(one, modality)]
     with only_writer(path.parent / f".{modality}.lock"):
         parts: list[SetPart] = []
-        made: set[UPath] = set()
+        folder = path.parent / "imported" / NAMES[modality].vectors
         for number, file in enumerate(files):
-            for part in _FORMATS[file.suffix](_Job(path.parent / "imported", file, modality, column, part_rows, cache, progress)):
-                parts.append(part)
-                made.add(part.path)
+            parts += _FORMATS[file.suffix](_Job(folder, file, modality, len(parts), column, part_rows, cache, progress))
             progress(f"importing {modality}", number + 1, len(files))
         found = write_set(path, parts, model=model, modality=modality, expected_rows=expected_rows, cache=cache)
-        for stale in (path.parent / "imported").glob(f"{NAMES[modality].vectors}-*.npy"):
+        made = {part.path for part in parts}
+        older = folder.parent.glob(f"{folder.name}-*.npy")  # one folder for both modalities, before November 2026
+        for stale in (*folder.glob(f"{folder.name}_*.npy"), *older):
             if stale not in made:
                 stale.unlink()
         return found
@@ -97,15 +98,17 @@ class _Job:
     folder: UPath
     file: ListedFile
     modality: Modality
+    before: int  # parts of the files before this one
     column: str | None
     part_rows: int
     cache: Cache
     progress: Progress
 
-    def target(self, number: int, *settings: str) -> UPath:
-        """The name of a copied or converted part says what it was made from: if it is there, it is right."""
-        digest = digest_of_parts(self.file.url, self.file.stamp, *settings)[:16]
-        return self.folder / f"{NAMES[self.modality].vectors}-{digest}-{number:04d}.npy"
+    def made(self, number: int, rows: int, *settings: str) -> SetPart:
+        """Part `number` of this file as a copy or conversion. Its name says its place in the set and what it was made from: if it is
+        there, it is right."""
+        stamp = digest_of_parts(self.file.url, self.file.stamp, str(number), *settings)[:16]
+        return SetPart(self.folder / f"{self.folder.name}_{self.before + number:04d}-{stamp}.npy", rows, stamp)
 
 
 def _feature_files(spec: str, modality: Modality) -> list[ListedFile]:
@@ -128,12 +131,12 @@ def _npy(job: _Job) -> Iterator[SetPart]:
         yield part_of(Path(url.path))
         return
     header = read_header(job.file.url)
-    target = job.target(0)
-    if not target.exists():
-        with atomic_file(target) as temporary:
+    part = job.made(0, header.rows)
+    if not part.path.exists():
+        with atomic_file(part.path) as temporary:
             _download(job, temporary)
             read_header_as(temporary, job.file.url, header.rows)
-    yield SetPart(target, header.rows, target.stem)
+    yield part
 
 
 def read_header_as(path: Path, url: str, rows: int) -> None:
@@ -166,15 +169,15 @@ def _parts(job: _Job, matrix: FeatureFile) -> Iterator[SetPart]:
     for number in range(math.ceil(matrix.rows / job.part_rows)):
         start = number * job.part_rows
         rows = min(job.part_rows, matrix.rows - start)
-        target = job.target(number, str(job.column), str(job.part_rows))
-        if not target.exists():
-            with atomic_file(target) as temporary, StreamedNpy(temporary, matrix.dimensions, matrix.dtype) as npy:
+        part = job.made(number, rows, str(job.column), str(job.part_rows))
+        if not part.path.exists():
+            with atomic_file(part.path) as temporary, StreamedNpy(temporary, matrix.dimensions, matrix.dtype) as npy:
                 for block in matrix.blocks(start):
                     npy.append(block[: rows - npy.rows])
                     job.progress(f"converting {job.file.name}", start + npy.rows, matrix.rows)
                     if npy.rows == rows:
                         break
-        yield SetPart(target, rows, target.stem)
+        yield part
 
 
 def _tensor_file(name: str, tensor: torch.Tensor) -> FeatureFile:

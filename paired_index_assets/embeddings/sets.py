@@ -102,6 +102,16 @@ class EmbeddingSet:
     def __reduce__(self) -> tuple[Any, ...]:
         return EmbeddingSet.open, (str(self.source), self.cache)
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """A name for each part by which a catalog knows it: its file's, with the part's number before it where two files have one name."""
+        names = [part.path.name for part in self.parts]
+        return tuple(names if len(set(names)) == len(names) else (f"{number:04d}-{name}" for number, name in enumerate(names)))
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dimensions * self.dtype.itemsize
+
     @property
     def shape(self) -> tuple[int, int]:
         return (int(self.starts[-1]), self.dimensions)
@@ -242,10 +252,11 @@ def write_set(
 ) -> EmbeddingSet:
     """Describe .npy parts as one set and open it.
 
-    All parts must have one width and one dtype. Raises BadInput naming the part that differs, or the two row counts if
+    All parts must have one width and one dtype; a part without rows stays out. Raises BadInput naming the part that differs, or the two row counts if
     `expected_rows` is given and is not the sum.
     """
     path = as_path(json_path)
+    parts = [part for part in parts if part.rows] or parts
     if not parts:
         raise BadInput(f"{path}: expected at least one part for {modality}, found none")
     first = read_header(parts[0].path)

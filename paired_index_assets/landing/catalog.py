@@ -20,6 +20,7 @@ from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import as_path, atomic_file, read_parquet
+from paired_index_assets.landing.npy import NpyHeader
 from paired_index_assets.landing.scan import Piece, cut, deal, scan_headers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
@@ -134,12 +135,16 @@ class Catalog:
         last one where that fills every shard, else runs that differ by one file. With fewer files than shards the files are cut in row
         slices so that every shard has rows. Raises BadInput naming every file that can not be used.
         """
-        headers = scan_headers(url, names=names, progress=progress)
+        return cls.of_headers(scan_headers(url, names=names, progress=progress), shards, str(url))
+
+    @classmethod
+    def of_headers(cls, headers: Sequence[tuple[str, NpyHeader]], shards: int, source: str) -> Catalog:
+        """The catalog of (name, header) of files in this order, dealt to shards as `scan` says; `source` names them in messages."""
         total = sum(header.rows for _, header in headers)
         if shards < 1:
             raise BadInput(f"shards: {shards}; expected at least 1")
         if total < shards:
-            raise BadInput(f"{url}: {total} rows for {shards} shards; expected at least one row a shard. Ask for fewer shards")
+            raise BadInput(f"{source}: {total} rows for {shards} shards; expected at least one row a shard. Ask for fewer shards")
         pieces = deal(headers, shards) if len(headers) >= shards else cut(headers, shards, total)
         return cls.of(_number(pieces, 0, 0))
 

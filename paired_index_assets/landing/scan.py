@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -83,7 +83,7 @@ def _checked(head: bytes | Exception, size: int, path: str) -> NpyHeader:
     return header
 
 
-def deal(headers: list[tuple[str, NpyHeader]], shards: int) -> list[Piece]:
+def deal(headers: Sequence[tuple[str, NpyHeader]], shards: int) -> list[Piece]:
     """Whole files in contiguous runs over 1 <= shards <= len(headers) shards, none without a file."""
     files = len(headers)
     run = -(-files // shards)
@@ -91,7 +91,7 @@ def deal(headers: list[tuple[str, NpyHeader]], shards: int) -> list[Piece]:
     return [Piece(name, header, at // run if equal else at * shards // files, 0, header.rows) for at, (name, header) in enumerate(headers)]
 
 
-def cut(headers: list[tuple[str, NpyHeader]], shards: int, total: int) -> list[Piece]:
+def cut(headers: Sequence[tuple[str, NpyHeader]], shards: int, total: int) -> list[Piece]:
     """Row slices such that shard s holds rows [s total // shards, (s + 1) total // shards) of all rows, shards <= total."""
     pieces = []
     shard, row = 0, 0

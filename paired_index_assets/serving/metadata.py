@@ -185,10 +185,11 @@ def metadata_of(build: BuildRoot, texts: str | None = None) -> Metadata | None:
     a Parquet whose row i describes id i, or a folder of `metadata_NNNN.parquet` beside the catalogued files; else None."""
     catalog = Catalog.load(build.catalog) if build.catalog.exists() else None
     if build.image_set.exists():
-        parts = EmbeddingSet.open(build.image_set).parts
+        images = EmbeddingSet.open(build.image_set)
+        parts = [(name, part.rows) for name, part in zip(images.names, images.parts, strict=True)]
         indexed = None if catalog is None else [(name, sum(part.rows for part in cuts)) for name, cuts in catalog.by_name.items()]
-        files = [part.metadata for part in parts if part.metadata is not None]
-        if len(files) == len(parts) and indexed in (None, [(part.path.name, part.rows) for part in parts]):
+        files = [part.metadata for part in images.parts if part.metadata is not None]
+        if len(files) == len(parts) and indexed in (None, parts):
             return Metadata.in_order(files)
     if texts is None:
         return None

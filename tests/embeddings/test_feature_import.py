@@ -105,13 +105,13 @@ def test_a_conversion_broken_off_goes_on_where_it_was(tmp_path, matrix, save):
             os._exit(1)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     assert not (tmp_path / "build/embeddings/images.json").exists()
-    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "build/embeddings/imported").glob("*.npy")}
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "build/embeddings/imported/img_emb").glob("*.npy")}
     found = adopt(tmp_path, path, part_rows=150)
     assert len(before) == 2
     after = {p.path.name: p.path.stat().st_mtime_ns for p in found.parts}
     assert before.items() <= after.items()
     np.testing.assert_array_equal(found[:], matrix)
-    assert not list((tmp_path / "build/embeddings/imported").glob(".*.tmp"))
+    assert not list((tmp_path / "build/embeddings/imported/img_emb").glob(".*.tmp"))
 
 
 def test_a_changed_tensor_is_converted_again_and_the_old_parts_go(tmp_path, matrix):
@@ -120,7 +120,7 @@ def test_a_changed_tensor_is_converted_again_and_the_old_parts_go(tmp_path, matr
     torch.save(torch.from_numpy(matrix[:500]), path)
     os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
     assert len(adopt(tmp_path, path)) == 500
-    assert len(list((tmp_path / "build/embeddings/imported").iterdir())) == 1
+    assert len(list((tmp_path / "build/embeddings/imported/img_emb").iterdir())) == 1
 
 
 def test_bfloat16_becomes_float32_without_loss(tmp_path, matrix):
@@ -139,7 +139,7 @@ def test_remote_features_are_copied_to_parts(tmp_path, matrix, save):
     found = adopt(tmp_path, str(remote))
     np.testing.assert_array_equal(found[:], matrix)
     assert all(p.path.is_relative_to(tmp_path / "build") for p in found.parts)
-    assert [p.name for p in (tmp_path / "build/embeddings/imported").iterdir()] == [p.path.name for p in found.parts]
+    assert [p.name for p in (tmp_path / "build/embeddings/imported/img_emb").iterdir()] == [p.path.name for p in found.parts]
 
 
 def test_captions_take_the_text_half_of_a_laion_folder(tmp_path, matrix):
@@ -198,7 +198,7 @@ def wrong_inputs(folder):
         "ragged.parquet": r"ragged\.parquet: column 'embedding': expected 1 values in every row, found 2 in row 1",
         "empty.parquet": r"empty\.parquet: expected embeddings, found 0 rows",
         "empty.npy": r"empty\.npy: expected embeddings of images, found 0 rows",
-        "*.npy": r"wide\.npy: expected 4 dimensions of float16 as in .*empty\.npy, found 5",
+        "*.npy": r"wide\.npy: expected 4 dimensions of float16 as in .*narrow\.npy, found 5",
         "mixed": r"mixed: expected features of one format, found \.npy and \.pt",
         "nothing.npy": r"nothing\.npy: no such file",
         "notes.txt": r"notes\.txt: expected features as \.npy, .*found notes\.txt",
