@@ -8,10 +8,10 @@ from upath import UPath
 
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.files.npy import NpyHeader
 from paired_index_assets.files.storage import is_local
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import Listing, landed_file, list_folder
-from paired_index_assets.landing.npy import NpyHeader
 
 
 def catalog_of_set(images: EmbeddingSet, shards: int) -> Catalog:
@@ -29,7 +29,7 @@ def catalog_of_set(images: EmbeddingSet, shards: int) -> Catalog:
             raise BadInput(
                 f"{part.path}: {listing[name].size} bytes; {images.source} has {part.rows} rows in it. Make the embeddings again"
             )
-        headers.append((name, NpyHeader(part.rows, images.dimensions, images.dtype.str, before_rows)))
+        headers.append((name, NpyHeader(part.rows, images.dimensions, images.dtype, before_rows)))
     return Catalog.of_headers(headers, shards, str(images.source))
 
 

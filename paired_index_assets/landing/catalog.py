@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.files.npy import NpyHeader
 from paired_index_assets.files.storage import as_path, atomic_file, read_parquet
-from paired_index_assets.landing.npy import NpyHeader
 from paired_index_assets.landing.scan import Piece, cut, deal, scan_headers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
