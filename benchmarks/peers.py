@@ -21,6 +21,7 @@ from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.pairing.split import split_by_concept
 from paired_index_assets.quality.candidates import candidate_from
 from paired_index_assets.quality.peers import PEERS, Lists, measure_peers
+from paired_index_assets.quality.publish import publish_report
 from paired_index_assets.quality.recall import measure
 from paired_index_assets.quality.report import build_report
 from paired_index_assets.quality.tables import peers_table, table
@@ -79,7 +80,7 @@ def main() -> None:
     rows = ([d.name, "every list" if d.by == "all" else f"{d.amount:.0%} scanned", d.difference.signed()] for d in share)
     print(table(("recall@10 by codes, to ours", "at", "difference"), rows))
     if chosen.out:
-        report.write(chosen.out)
+        publish_report(report, chosen.out)
 
 
 class Clock:

@@ -27,7 +27,6 @@ import numpy as np
 
 from paired_index_assets.clustering.kmeans import train_kmeans
 from paired_index_assets.codes.codec import TrainedCodec, train_codec
-from paired_index_assets.files.storage import write_json
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
@@ -36,6 +35,8 @@ from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import read_lengths, write_manifest
 from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.promotion import Promotion
+from paired_index_assets.trained.promotion import promote as promote_index
 
 LAION_LISTS, LAION_SHARDS, LAION_WIDTH = 131_072, 58, 768
 MEMORY_WIDTH = 32  # of the scale model: narrow, so that 58 quantizers fit on the disk
@@ -50,7 +51,7 @@ def build(root: Path, images: Float32, trained: TrainedIndex, shards: int) -> No
     catalog = Catalog.scan(landing, shards=shards)
     path = place.trained_index(trained.nlist, trained.codec.name, trained.method, trained.fingerprint)
     trained.save(path)
-    write_json(place.promoted, {"index": path.name, "fingerprint": trained.fingerprint})
+    promote_index(place, Promotion(path.name, trained.fingerprint))
     for shard in range(shards):
         build_shard(place, trained, catalog, shard, landing)
     write_manifest(place, trained.codec.name, catalog)

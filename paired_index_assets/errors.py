@@ -1,12 +1,16 @@
-"""What can go wrong, by whose mistake it is. Every message names the file or value, what was expected, what was found and what to do."""
+"""What can go wrong, grouped by who can fix it. Every message names the file or value, what was expected, what was found and what to do."""
 
 
 class PairedIndexError(Exception):
     """Anything this project raises on purpose. The command line prints it as one line and exits with 1."""
 
 
+class Transient(PairedIndexError):
+    """What may get better by itself: assets try again. Everything else is a mistake or damage, and stays until somebody acts."""
+
+
 class BadInput(PairedIndexError, ValueError):
-    """A file, array or setting handed in by the user can not be used."""
+    """A file, array or setting handed in by the user cannot be used."""
 
 
 class MissingInput(BadInput, FileNotFoundError):
@@ -20,12 +24,12 @@ class DamagedArtifact(PairedIndexError):
     """A file this project wrote is not what it should be: truncated, altered, or of another build."""
 
 
-class Busy(PairedIndexError):
+class Busy(Transient):
     """Another process is writing the same artifact."""
 
 
-class SourceUnavailable(PairedIndexError):
-    """A remote file could not be had from any source after all retries."""
+class SourceUnavailable(Transient):
+    """A store or source does not answer, or no source has the file, after all retries."""
 
 
 class OutOfDisk(PairedIndexError):

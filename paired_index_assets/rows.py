@@ -32,6 +32,48 @@ class Rows(Protocol):
     def __getitem__(self, key: Any, /) -> Any: ...
 
 
+LEAST_NORM, MOST_NORM = 1e-18, 1e18  # float32 holds the squares of all lengths between them
+CACHED_ROWS = 128
+HALF_INFINITY = 65536.0  # what the bits of a float16 infinity would mean if they were a number
+
+
+def usable_rows(rows: npt.NDArray[Any]) -> Bool:
+    """(n,) which rows of an (n, d) float16/32 block may be paired, listed and searched: finite, and of a length in LEAST_NORM..MOST_NORM.
+
+    The one answer of this project: zero rows and those that only float64 could tell from zero or infinity are unusable everywhere.
+    """
+    return usable_squares(squared_norms(rows))
+
+
+def usable_squares(squares: Float32) -> Bool:
+    """`usable_rows`, by their `squared_norms`."""
+    usable: Bool = (squares >= LEAST_NORM**2) & (squares <= MOST_NORM**2)  # NaN compares false
+    return usable
+
+
+def squared_norms(rows: npt.NDArray[Any]) -> Float32:
+    """(n,) float32: NaN or infinity where a value is not finite or the length is above MOST_NORM.
+
+    float16 is widened by shifting its bits, block by block in the cache: 830 MB/s on one core, numpy's own conversion 190.
+    """
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        if rows.dtype != np.float16:
+            found: Float32 = np.einsum("ij,ij->i", rows, rows).astype(np.float32, copy=False)
+            return found
+        squares = np.empty(len(rows), dtype=np.float32)
+        bits = np.ascontiguousarray(rows).view(np.uint16)
+        for at in range(0, len(bits), CACHED_ROWS):
+            magnitudes = np.bitwise_and(bits[at : at + CACHED_ROWS], 0x7FFF).astype(np.uint32)
+            np.left_shift(magnitudes, 13, out=magnitudes)  # 10 bits of mantissa to 23
+            wide = magnitudes.view(np.float32)
+            np.multiply(wide, np.float32(2.0**112), out=wide)  # exponent bias 15 to 127
+            np.einsum("ij,ij->i", wide, wide, out=squares[at : at + CACHED_ROWS])
+        long = np.flatnonzero(~(squares < HALF_INFINITY**2))  # among them those with an infinity or a NaN
+        exact = rows[long].astype(np.float32)
+        squares[long] = np.einsum("ij,ij->i", exact, exact)
+        return squares
+
+
 class Selected:
     """Some rows of a matrix, in a given order, read only when asked for: `ids` may repeat."""
 

@@ -7,18 +7,17 @@ from paired_index_assets.assets.automation import follow_when_quiet
 from paired_index_assets.assets.facts import Stopwatch, or_fail, path, picture
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.assets.shards import index_manifest
-from paired_index_assets.builds.opened import aligned_sets, promoted_index
+from paired_index_assets.builds.opened import aligned_sets
 from paired_index_assets.contest.evidence import measure_build
-from paired_index_assets.errors import DamagedArtifact
-from paired_index_assets.files.storage import read_json
 from paired_index_assets.neighbors.exact import exact_neighbors
 from paired_index_assets.pairing.split import Split
 from paired_index_assets.progress import Progress
+from paired_index_assets.quality.publish import publish_report
 from paired_index_assets.quality.report import RecallReport
 from paired_index_assets.quality.tables import markdown
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.settings import Settings
-from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.promotion import candidates_of, promoted_index
 
 
 @dg.asset(
@@ -38,7 +37,7 @@ def recall_report(
     """
     read, watch = settings.read(), Stopwatch()
     report = or_fail(lambda: _report(read, progress.of(context)))
-    report.write(read.build_root.report)
+    publish_report(report, read.build_root.report)
     ours = report.candidate(report.promoted or report.candidates[0].name)
     at = ours.at(nprobe=min(read.nprobe, ours.nlist))
     return dg.MaterializeResult(
@@ -65,17 +64,13 @@ def the_shards_find_what_was_measured(settings: SettingsResource) -> dg.AssetChe
 
 def _report(settings: Settings, progress: Progress) -> RecallReport:
     root, (images, captions) = settings.build_root, aligned_sets(settings)
-    promoted = promoted_index(settings)
-    names = read_json(root.promoted).get("candidates")
-    if not names:
-        raise DamagedArtifact(f"{root.promoted}: names no candidates; materialise trained_index again")
-    candidates = [TrainedIndex.load(root.trained / name) for name in names]
+    promoted = promoted_index(root)
     return measure_build(
         images,
         captions,
         Split.load(root.split).test,
         images.valid(),
-        candidates,
+        candidates_of(root),
         promoted,
         facts={"images": images.source.name, "encoder": images.model or "not named", "nlist": promoted.nlist},
         seed=settings.seed,
@@ -90,7 +85,7 @@ SERVED_QUERIES = 200
 def _served(settings: Settings) -> tuple[str, bool]:
     """Recall@10 of the shard files, and of the same search in memory, on some test captions."""
     images, captions = aligned_sets(settings)
-    promoted = promoted_index(settings)
+    promoted = promoted_index(settings.build_root)
     with ShardedIndex.open(settings.build_root, partial=True) as index:
         if index.ntotal != int(images.valid().sum()):
             return f"the shards hold {index.ntotal:,} rows, the image embeddings {len(images):,}: other images, not compared", True

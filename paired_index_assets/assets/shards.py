@@ -9,13 +9,14 @@ from paired_index_assets.assets.landing import TICK_SECONDS, landed_embeddings
 from paired_index_assets.assets.partitions import shard_key, shard_number, shard_partitions
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.assets.training import trained_index
-from paired_index_assets.builds.opened import catalog_of, listing_of, promoted_index, supply_of
+from paired_index_assets.builds.opened import catalog_of, listing_of, supply_of
 from paired_index_assets.errors import MissingInput, PairedIndexError
 from paired_index_assets.landing.landed import landed_by_shard, version_of
 from paired_index_assets.shards.build import build_shard, data_version
 from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
 from paired_index_assets.shards.record import finished_record, shard_file, verify_shard
 from paired_index_assets.shards.state import shard_states, stale_shards, sweep_segments
+from paired_index_assets.trained.promotion import promoted_index
 
 
 @dg.asset(
@@ -38,7 +39,7 @@ def shard_index(
     an unchanged shard is not touched.
     """
     read, watch, shard = settings.read(), Stopwatch(), shard_number(context.partition_key)
-    trained, catalog = or_fail(lambda: promoted_index(read)), or_fail(lambda: catalog_of(read))
+    trained, catalog = or_fail(lambda: promoted_index(read.build_root)), or_fail(lambda: catalog_of(read))
     listing = listing_of(read, catalog)
     report = progress.of(context)
     supply = supply_of(read, listing, report)
@@ -93,7 +94,7 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
     read = settings.read()
     catalog = or_fail(lambda: catalog_of(read))
     table = write_manifest(read.build_root, read.codec, catalog)
-    fingerprint = or_fail(lambda: promoted_index(read)).fingerprint
+    fingerprint = or_fail(lambda: promoted_index(read.build_root)).fingerprint
     states = shard_states(read.build_root, read.codec, fingerprint, catalog, listing_of(read, catalog))
     unfinished = [[shard_key(s.shard), s.state, s.why] for s in states if s.state != "current"]
     metadata = {
@@ -116,7 +117,7 @@ def every_shard_is_current(settings: SettingsResource) -> dg.AssetCheckResult:
     """Every shard is there, and made by the promoted trained index from the files that are there."""
     read = settings.read()
     shards = catalog_of(read).shards
-    manifest, fingerprint = read_manifest(read.build_root), promoted_index(read).fingerprint
+    manifest, fingerprint = read_manifest(read.build_root), promoted_index(read.build_root).fingerprint
     made = {s for s, trained in zip(manifest["shard"].to_pylist(), manifest["trained"].to_pylist(), strict=True) if trained == fingerprint}
     return dg.AssetCheckResult(
         passed=len(made) == shards, severity=dg.AssetCheckSeverity.WARN, description=f"{len(made)} of {shards} shards are of {fingerprint}"
@@ -145,7 +146,7 @@ def nightly_rebuild(
     """
     read = settings.read()
     try:
-        catalog, trained = catalog_of(read), promoted_index(read)
+        catalog, trained = catalog_of(read), promoted_index(read.build_root)
     except MissingInput as error:
         return dg.SkipReason(str(error))
     stale = stale_shards(read.build_root, trained.codec.name, trained.fingerprint, catalog, listing_of(read, catalog))

@@ -15,12 +15,12 @@ from paired_index_assets.clustering.course import course_png
 from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
 from paired_index_assets.contest.contestants import BASELINE, make_and_judge
 from paired_index_assets.contest.measuring import validation_of
-from paired_index_assets.files.storage import is_local, read_json, remove_older, write_json
 from paired_index_assets.pairing.pairs import read_pairs
 from paired_index_assets.pairing.split import Split
 from paired_index_assets.progress import Progress
 from paired_index_assets.rows import Selected
 from paired_index_assets.settings import Settings
+from paired_index_assets.trained.promotion import Promotion, promote, read_promotion
 
 ALL_METHODS = ("kmeans", "paired_kmeans")
 
@@ -101,24 +101,21 @@ def trained_index(
         entry.trained.save(names[entry.name])
     winner = judged.winner
     verdict = judged.verdict
-    before = root.trained / read_json(root.promoted)["index"] if root.promoted.exists() else None
-    write_json(
-        root.promoted,
-        {
-            "index": names[winner.name].name,
-            "candidates": sorted(file.name for file in names.values()),
-            "fingerprint": winner.trained.fingerprint,
-            "name": winner.name,
-            "baseline": verdict.baseline.name,
-            "gain": verdict.gain.mean,
-            "gain_low": verdict.gain.low,
-            "gain_high": verdict.gain.high,
-            "regression": verdict.regression,
-            "why": str(verdict),
-        },
+    promote(
+        root,
+        Promotion(
+            index=names[winner.name].name,
+            fingerprint=winner.trained.fingerprint,
+            candidates=sorted(file.name for file in names.values()),
+            name=winner.name,
+            baseline=verdict.baseline.name,
+            gain=verdict.gain.mean,
+            gain_low=verdict.gain.low,
+            gain_high=verdict.gain.high,
+            regression=verdict.regression,
+            why=str(verdict),
+        ),
     )
-    if before is not None and not is_local(root.root):
-        remove_older(root.trained.glob("images.*"), than=before.with_name(f"{before.name}.json"))
     k, share = verdict.k, verdict.share
     table = [
         [m.name, f"{m.recall(k, share=share, of='coverage').mean():.4f}", f"{m.recall(k, share=share).mean():.4f}", f"{m.imbalance:.2f}"]
@@ -144,11 +141,11 @@ def trained_index(
 def trained_index_is_no_worse_than_image_kmeans(settings: SettingsResource) -> dg.AssetCheckResult:
     """The promoted index is not worse than image k-means with the same codes by more than the interval (`allow_regression` lets it pass)."""
     read = settings.read()
-    promoted = read_json(read.build_root.promoted)
+    promoted = read_promotion(read.build_root)
     return dg.AssetCheckResult(
-        passed=read.allow_regression or not promoted["regression"],
-        description=promoted["why"] + ("; set allow_regression to use it all the same" if promoted["regression"] else ""),
-        metadata={"gain": promoted["gain"], "gain_low": promoted["gain_low"], "gain_high": promoted["gain_high"]},
+        passed=read.allow_regression or not promoted.regression,
+        description=promoted.why + ("; set allow_regression to use it all the same" if promoted.regression else ""),
+        metadata={"gain": promoted.gain, "gain_low": promoted.gain_low, "gain_high": promoted.gain_high},
     )
 
 

@@ -10,14 +10,13 @@ from paired_index_assets.errors import BadInput, MissingInput, PairedIndexError
 from paired_index_assets.fetching.fetch import FetchRules, release
 from paired_index_assets.fetching.obtain import Obtained, obtain
 from paired_index_assets.fetching.sources import Politeness, parse_sources
-from paired_index_assets.files.storage import as_path, read_json, read_parquet
+from paired_index_assets.files.storage import as_path, read_parquet
 from paired_index_assets.landing.appending import Appended, append_quiet
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import Listing, first_complete, list_folder
 from paired_index_assets.progress import Progress
 from paired_index_assets.settings import LAION_2B, Settings
 from paired_index_assets.shards.supply import Supply
-from paired_index_assets.trained.artifact import TrainedIndex
 
 
 def image_set(settings: Settings) -> EmbeddingSet:
@@ -154,14 +153,6 @@ def supply_of(settings: Settings, listing: Listing, progress: Progress) -> Suppl
 
 def _downloads(settings: Settings) -> UPath:
     return as_path(settings.downloads) if settings.downloads else settings.build_root.downloads
-
-
-def promoted_index(settings: Settings) -> TrainedIndex:
-    """The trained index that the shards use."""
-    promoted = settings.build_root.promoted
-    if not promoted.exists():
-        raise MissingInput(f"{promoted}: no trained index yet; materialise trained_index first")
-    return TrainedIndex.load(settings.build_root.trained / read_json(promoted)["index"])
 
 
 def caption_texts(settings: Settings) -> list[str] | None:

@@ -124,11 +124,11 @@ def _home(settings: Settings) -> Path | None:
 
 
 def _trained(settings: Settings) -> str:
-    from paired_index_assets.builds.opened import promoted_index
+    from paired_index_assets.trained.promotion import promoted_index
 
     if not settings.build_root.promoted.exists():
         return "none yet"
-    trained = promoted_index(settings)
+    trained = promoted_index(settings.build_root)
     return f"{trained.method}, {trained.nlist} lists, {trained.codec.name}, fingerprint {trained.fingerprint}: whole"
 
 

@@ -29,7 +29,7 @@ from paired_index_assets.codes.metric import QueryMetric, fit_metric
 from paired_index_assets.codes.rounding import Rounding, feedback_matrix
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.rows import Float32, UInt8
+from paired_index_assets.rows import Float32, UInt8, usable_rows
 
 __all__ = ["CODECS", "ROUNDINGS", "CodecWarning", "TrainedCodec", "train_codec"]
 
@@ -234,7 +234,7 @@ def _usable(rows: npt.NDArray[Any], what: str) -> Float32:
     rows = np.asarray(rows, dtype=np.float32)
     if rows.ndim != 2:
         raise BadInput(f"{what} to train a codec on: expected shape (rows, dimensions), found {rows.shape}")
-    usable = np.isfinite(rows).all(axis=1) & rows.any(axis=1)
+    usable = usable_rows(rows)
     if not usable.all():
         message = f"{int((~usable).sum())} of {len(rows)} {what} are zero or not finite: left out of training"
         warnings.warn(message, CodecWarning, stacklevel=3)

@@ -63,14 +63,6 @@ def finished_outcomes(vectors: UPath, metadata: UPath, fingerprint: str) -> Coun
         return None  # damaged: it will be made again
 
 
-def outcome_counts(embeddings: EmbeddingSet) -> dict[str, int]:
-    """Rows by outcome ("ok" among them) over a whole set; empty for adopted features, which have no metadata."""
-    found: Counter[str] = Counter()
-    for table in read_metadata(embeddings, ["outcome"]):
-        found += _counts(table)
-    return dict(found.most_common())
-
-
 def read_metadata(embeddings: EmbeddingSet, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The metadata part by part, in row order."""
     for part in embeddings.parts:

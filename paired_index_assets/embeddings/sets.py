@@ -28,7 +28,7 @@ from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.files.storage import as_path, digest_of_parts, is_local, read_json, write_bytes, write_json
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.readers.sample import Modality
-from paired_index_assets.rows import Bool, Int64
+from paired_index_assets.rows import Bool, Int64, squared_norms, usable_squares
 
 FORMAT = 1
 CHECK_ROWS = 1 << 14  # rows looked at together by `valid`: 50 MB at d=768 in float32
@@ -231,10 +231,9 @@ def _check(rows: npt.NDArray[Any]) -> tuple[Bool, npt.NDArray[np.float64]]:
     bits = np.zeros(len(rows), np.bool_)
     low, high = np.inf, 0.0
     for start in range(0, len(rows), CHECK_ROWS):
-        block = rows[start : start + CHECK_ROWS].astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.einsum("nd,nd->n", block, block)
-        good = np.isfinite(squares) & (squares > 0)
+        block = rows[start : start + CHECK_ROWS]
+        squares = squared_norms(block)
+        good = usable_squares(squares)
         bits[start : start + len(block)] = good
         if good.any():
             low, high = min(low, float(squares[good].min())), max(high, float(squares[good].max()))

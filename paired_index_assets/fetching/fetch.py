@@ -101,18 +101,6 @@ def finished_bytes(folder: UPath | Path | str) -> int:
     return sum(origin.size for origin in origins_in(Path(as_path(folder).path)).values())
 
 
-def make_room(folder: UPath | Path | str, needed: int, budget_bytes: int, *, keep: Sequence[str] = ()) -> list[str]:
-    """Release our own files, oldest first and never one in `keep`, until `needed` bytes fit the budget. Returns the names released."""
-    place = Path(as_path(folder).path)
-    released = []
-    for name, _ in sorted(origins_in(place).items(), key=lambda item: item[1].mtime_ns):
-        if used_bytes(place) + needed <= budget_bytes:
-            break
-        if name not in keep and release(place / name):
-            released.append(name)
-    return released
-
-
 def _already_there(file: CatalogFile, target: Path) -> LandedFile | None:
     if not target.exists():
         return None

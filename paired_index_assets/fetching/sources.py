@@ -21,11 +21,6 @@ from urllib3.exceptions import HTTPError
 from paired_index_assets.files.listing import ListedFile, entry_at
 from paired_index_assets.files.storage import as_path, is_local
 
-# They exist or existed (DESIGN: "never promise availability"); the first that has a file serves it.
-LAION2B_SOURCES = (
-    "https://the-eye.eu/public/AI/cah/laion5b/embeddings/laion2B-en/img_emb",
-    "https://huggingface.co/datasets/laion/laion2b-en-vit-l-14-embeddings/resolve/main/img_emb",
-)
 CHUNK_BYTES = 1 << 20
 RANGE_BYTES = 8 << 20  # one fsspec request
 USER_AGENT = "paired-index"

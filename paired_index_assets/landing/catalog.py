@@ -234,11 +234,6 @@ class Catalog:
         offsets = np.asarray(self.table["offset"].to_numpy(), dtype=np.int64)
         return file_ids, ids - self.start_rows[file_ids] + offsets[file_ids]
 
-    def shard_of(self, global_ids: Int64) -> Int64:
-        """Shard numbers (n,) int64 of global ids (n,)."""
-        file_ids, _ = self.file_of(global_ids)
-        return np.asarray(self.table["shard"].to_numpy(), dtype=np.int64)[file_ids]
-
 
 def _number(pieces: Sequence[Piece], first_id: int, first_row: int) -> list[CatalogFile]:
     files, row = [], first_row

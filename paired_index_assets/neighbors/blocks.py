@@ -11,11 +11,10 @@ import torch
 from paired_index_assets.errors import BadInput
 from paired_index_assets.neighbors.arithmetic import FLOAT32, NORM_SLACK, Arithmetic
 from paired_index_assets.neighbors.workers import Workspace
-from paired_index_assets.rows import Rows
+from paired_index_assets.rows import MOST_NORM, Rows
 
 FLOAT32_BYTES = 4
 # Norms up to this keep every product and sum of products far inside float32 (3.4e38).
-LARGEST_NORM = 1e18
 PIECE_BYTES = 1 << 21  # read, converted, rounded and measured at a time, in cache
 CUDA_PIECE_BYTES = 1 << 26
 
@@ -57,7 +56,7 @@ class Block:
             if not self.borrowed:
                 copy_rows(rows[self.start + piece.start : self.start + piece.stop], vectors)
             torch.linalg.vector_norm(vectors, dim=1, out=norms)
-            if not bool((norms < LARGEST_NORM).all()):  # NaN compares false
+            if not bool((norms < MOST_NORM).all()):  # NaN compares false
                 _refuse(vectors, norms, name, self.start + begin)
             if self.fast is not self.vectors:
                 self.fast[piece].copy_(arithmetic.within_range(vectors))
@@ -97,7 +96,7 @@ def read_block(
 
 
 def check_rows(rows: Rows, name: str) -> None:
-    """Raises BadInput naming the first row that can not be multiplied: NaN, infinity, a norm above LARGEST_NORM."""
+    """Raises BadInput naming the first row that can not be multiplied: NaN, infinity, a norm above MOST_NORM."""
     space, step = Workspace(), max(1, PIECE_BYTES // (rows.shape[1] * FLOAT32_BYTES))
     for start in range(0, len(rows), step):
         read_block(rows, start, min(start + step, len(rows)), FLOAT32, name, space)
@@ -129,7 +128,7 @@ def _borrowed(rows: Rows, start: int, stop: int) -> torch.Tensor | None:
 
 
 def _refuse(vectors: torch.Tensor, norms: torch.Tensor, name: str, first: int) -> NoReturn:
-    row = int((~(norms < LARGEST_NORM)).nonzero()[0, 0])
+    row = int((~(norms < MOST_NORM)).nonzero()[0, 0])
     finite = bool(torch.isfinite(vectors[row]).all())
-    found = f"a norm above {LARGEST_NORM:g}" if finite else "NaN or infinity"
+    found = f"a norm above {MOST_NORM:g}" if finite else "NaN or infinity"
     raise BadInput(f"{name}: row {first + row} holds {found}; expected finite vectors; leave such rows out before searching")

@@ -20,7 +20,7 @@ from upath import UPath
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import as_path, atomic_file
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.rows import Bool, Int64, Rows
+from paired_index_assets.rows import Bool, Int64, Rows, usable_rows
 
 MAX_EVALUATION_SHARE = 0.1  # of the concepts, for each of the two evaluation sides: training keeps at least 80 %
 MAX_CONCEPT_SHARE = 0.01  # a concept holding more of the rows than this trains: judged, it would take its rows from training for one query
@@ -130,7 +130,7 @@ def _hash_rows(matrix: Rows, step: str, progress: Progress) -> tuple[UInt64, Boo
     for start in range(0, n, block):
         rows = np.ascontiguousarray(matrix[start : start + block])
         stop = start + len(rows)
-        usable[start:stop] = np.isfinite(rows).all(1) & rows.any(1)
+        usable[start:stop] = usable_rows(rows)
         padded = np.zeros((len(rows), words * 8), np.uint8)
         padded[:, : d * rows.dtype.itemsize] = rows.view(np.uint8).reshape(len(rows), -1)
         hashes[start:stop] = _mix(_mix(padded.view(np.uint64) + salts).sum(1, dtype=np.uint64))

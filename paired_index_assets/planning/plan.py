@@ -43,12 +43,11 @@ def plan_build(
     catalog: Catalog,
     *,
     nlist: int,
-    code_bytes: int | None = None,
     landed: Collection[str] = (),
 ) -> Plan:
-    """For all shards of `catalog`. `landed`: names of files that need no fetching. `code_bytes` defaults to 4 bits a dimension."""
+    """For all shards of `catalog`. `landed`: names of files that need no fetching. Codes take 4 bits a dimension."""
     d = catalog.dimensions
-    code = code_bytes if code_bytes is not None else -(-d * BITS_PER_DIMENSION // 8)
+    code = -(-d * BITS_PER_DIMENSION // 8)
     sizes = {name: slices[0].bytes for name, slices in catalog.by_name.items()}
     missing = [file for file in catalog.missing if file.name not in landed]
     gone = {file.name for file in missing}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paired_index_assets.codes.codec import TrainedCodec
+from paired_index_assets.codes.codec import RIDGE, WEIGHT, WIDTH, TrainedCodec
 from paired_index_assets.codes.grid import ranges, spread_of
 from paired_index_assets.codes.metric import fit_metric
 from paired_index_assets.errors import BadInput
@@ -20,7 +20,6 @@ from paired_index_assets.neighbors.exact import assign
 PROBE_ROWS, PROBE_LISTS = 16_384, 8_192
 PROBE_BYTES = 256 << 20
 PROBE_CAPTIONS = 4_096
-WIDTH, RIDGE, WEIGHT = 2.5, 0.01, 0.1  # of the codec that is timed; they do not change its speed
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import faiss
@@ -74,8 +74,7 @@ def candidate_from(
 ) -> Candidate:
     """A trained index holding images that were encoded once: (lists (n,) int64, codes (n, code_size) uint8) of `trained.encode(images)`.
 
-    Image i gets id i. List -1 leaves an image out. codes None measures coverage only. To measure another routing of the same lists and
-    codes without filling a second index, use `with_probe`.
+    Image i gets id i. List -1 leaves an image out. codes None measures coverage only.
     """
     routing = "centroids" if trained.routing is None else "learned"
     codec = f"{trained.codec.name} {trained.codec.rounding}"
@@ -91,12 +90,6 @@ def candidate_from(
         bytes_per_vector=trained.codec.code_size,
         build_seconds=build_seconds,
     )
-
-
-def with_probe(candidate: Candidate, probe: Probe, routing: str, name: str, build_seconds: float | None = None) -> Candidate:
-    """The same lists and codes, probed in another order. Not for an index of residuals: its scores are sums with the coarse scores."""
-    seconds = candidate.build_seconds if build_seconds is None else build_seconds
-    return replace(candidate, name=name, routing=routing, probe=probe, build_seconds=seconds)
 
 
 def filled(index: Any, lists: Int64, codes: UInt8) -> Any:

@@ -28,10 +28,6 @@ class Interval:
     def signed(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 def mean_interval(values: Float32, *, seed: int) -> Interval:
     """Of (queries,) values."""

@@ -16,7 +16,7 @@ import numpy as np
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.quality.candidates import Candidate, Probe, Scan, faiss_scan
-from paired_index_assets.quality.recall import KS, Measurement, measure
+from paired_index_assets.quality.recall import Measurement, measure
 from paired_index_assets.quality.truth import GroundTruth
 from paired_index_assets.rows import Float32, Int64, Rows
 
@@ -144,9 +144,7 @@ def measure_peers(
     names: Sequence[str] = tuple(PEERS),
     nprobes: Sequence[int] = NPROBES,
     shares: Sequence[float] = SHARES,
-    ks: Sequence[int] = KS,
     exhaustive: bool = False,
-    probe: Probe | None = None,
     progress: Progress = silent,
 ) -> list[Measurement]:
     """Every peer in the same lists, by its codes and with the exact re-rank of the best 10 k. One index is in memory at a time.
@@ -155,12 +153,11 @@ def measure_peers(
     """
     return [
         measure(
-            peer_candidate(name, lists, images, probe=probe, progress=progress),
+            peer_candidate(name, lists, images, progress=progress),
             queries,
             truth,
             nprobes=nprobes,
             shares=shares,
-            ks=ks,
             exhaustive=exhaustive,
             rerank=True,
             progress=progress,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import Any
 
@@ -60,11 +59,6 @@ def recall_png(report: RecallReport, *, k: int = 10, dots_per_inch: int = 110) -
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     pixels.quantize(PALETTE).save(picture, "PNG", optimize=True)
     return picture.getvalue()
-
-
-def as_data_uri(png: bytes) -> str:
-    """For `![recall](...)` in Markdown that is shown where no file can be served."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _style(report: RecallReport, candidate: CandidateReport, place: int) -> dict[str, Any]:

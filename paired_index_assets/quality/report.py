@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact
-from paired_index_assets.files.storage import as_path, read_json, write_bytes
+from paired_index_assets.files.storage import as_path, read_json
 from paired_index_assets.quality.codes import CodeMeasurement
 from paired_index_assets.quality.intervals import Interval, mean_intervals
 from paired_index_assets.quality.recall import Measurement, Setting, Subject
@@ -110,16 +110,6 @@ class RecallReport:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
-
-    def write(self, folder: UPath | Path) -> None:
-        """recall.json, recall.md and recall.png in `folder`, each whole or not there; the JSON last, so that it stands for all three."""
-        from paired_index_assets.quality.plots import recall_png
-        from paired_index_assets.quality.tables import markdown
-
-        folder = as_path(folder)
-        write_bytes(folder / "recall.md", markdown(self).encode())
-        write_bytes(folder / "recall.png", recall_png(self))
-        write_bytes(folder / "recall.json", self.to_json().encode())
 
     @classmethod
     def read(cls, folder: UPath | Path) -> RecallReport:

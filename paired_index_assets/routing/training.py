@@ -23,7 +23,7 @@ from torch import Tensor
 
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.rows import Float32, Int64
+from paired_index_assets.rows import Float32, Int64, usable_rows
 
 BATCH = 1024
 LOGITS = 1 << 24  # float32 logits held at a time: a batch is summed over as many parts as that takes
@@ -171,7 +171,7 @@ def _orders(rows: int, epochs: int, seed: int) -> Iterator[Tensor]:
 def _labels(captions: Float32, top_images: Int64, lists_of_images: Int64, where: torch.device) -> Labels:
     captions = np.asarray(captions, dtype=np.float32)
     lists = lists_of_images[top_images]
-    usable = np.isfinite(captions).all(axis=1) & captions.any(axis=1) & (lists >= 0).all(axis=1)
+    usable = usable_rows(captions) & (lists >= 0).all(axis=1)
     if not usable.all():
         message = f"{int((~usable).sum())} of {len(captions)} captions are zero, not finite, or ask for images in no list: left out"
         warnings.warn(message, RoutingWarning, stacklevel=3)

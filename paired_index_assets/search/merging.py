@@ -23,7 +23,7 @@ from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64, UInt8
 from paired_index_assets.search.mapped import ID_BYTES
 from paired_index_assets.search.sharded import ShardedIndex
-from paired_index_assets.search.shardset import promoted_index
+from paired_index_assets.trained.promotion import promoted_index
 
 LISTS_A_REPORT = 1024
 
@@ -38,7 +38,7 @@ def merge_shards(root: str | Path | UPath, out: str | Path, *, progress: Progres
     out.parent.mkdir(parents=True, exist_ok=True)
     data = out.with_name(f"{out.name}.ivfdata")
     temporary = out.with_name(f".{data.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    merged = promoted_index(BuildRoot.at(root))[0].empty_index()
+    merged = promoted_index(BuildRoot.at(root)).empty_index()
     with ShardedIndex.open(root) as index:
         needed, free = index.ntotal * (merged.code_size + ID_BYTES), shutil.disk_usage(out.parent).free
         if needed > free:  # faiss writes through a map: a full disk would kill the process

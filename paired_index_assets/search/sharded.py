@@ -15,11 +15,12 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.coarse import CoarseSearch
 from paired_index_assets.search.mapped import MappedLists
-from paired_index_assets.search.shardset import ManifestedShard, manifested_shards, map_shard, promoted_index
+from paired_index_assets.search.shardset import ManifestedShard, manifested_shards, map_shard
 from paired_index_assets.search.stack import NO_ID, Stack
 from paired_index_assets.search.unwanted import RemovedIds
 from paired_index_assets.search.workers import Workers
 from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.promotion import promoted_file, promoted_index
 
 NPROBE = 8
 K_MAX = 100_000  # results of one query
@@ -63,7 +64,8 @@ class ShardedIndex:
         byte and compares it with the recorded sha256; without it sizes, tables and records are checked.
         """
         build = BuildRoot.at(root)
-        trained, file = promoted_index(build)
+        trained = promoted_index(build)
+        file = build.cache.local(promoted_file(build))
         shards: dict[ManifestedShard, MappedLists] = {}
         wrong: dict[int, PairedIndexError] = {}
         for shard in manifested_shards(build, trained.codec.name):

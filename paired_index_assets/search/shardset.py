@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
-from paired_index_assets.files.cache import Cache, LocalFile
+from paired_index_assets.files.cache import Cache
 from paired_index_assets.files.stamp import stamp_of
-from paired_index_assets.files.storage import read_json
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.search.mapped import MappedLists, map_lists
@@ -34,19 +33,6 @@ def manifested_shards(build: BuildRoot, codec: str) -> list[ManifestedShard]:
     digests = dict(zip(manifest["shard"].to_pylist(), manifest["shard_sha256"].to_pylist(), strict=True))
     numbers = set(digests) | (set(range(Catalog.load(build.catalog).shards)) if build.catalog.exists() else set())
     return [ManifestedShard(number, build.shard(codec, number), digests.get(number)) for number in sorted(numbers)]
-
-
-def promoted_index(build: BuildRoot) -> tuple[TrainedIndex, LocalFile]:
-    """The trained index that the shards are to be built with, and its faiss file. Raises MissingInput, DamagedArtifact."""
-    chosen = read_json(build.promoted)
-    try:
-        path, fingerprint = build.trained / chosen["index"], chosen["fingerprint"]
-    except KeyError as error:
-        raise DamagedArtifact(f"{build.promoted}: expected a key {error}, found {sorted(chosen)}; promote an index again") from error
-    trained = TrainedIndex.load(path)
-    if trained.fingerprint != fingerprint:
-        raise DamagedArtifact(f"{build.promoted}: promotes {fingerprint}, but {chosen['index']} is {trained.fingerprint}; promote again")
-    return trained, build.cache.local(path)
 
 
 def map_shard(shard: ManifestedShard, trained: TrainedIndex, cache: Cache, *, verify: bool) -> MappedLists:

@@ -13,14 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import numpy.typing as npt
 from upath import UPath
 
 from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.files.watched import Watched
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.rows import Float32, Int64
-from paired_index_assets.search.sharded import NPROBE, ShardedIndex
 
 LOG = logging.getLogger(__name__)
 RETRY_SECONDS = 2.0  # after a set that could not be opened, most likely because a rebuild is under way
@@ -72,30 +69,6 @@ class Reloading(Generic[Opened]):
 
     def _look(self, *, now: bool = False) -> tuple[str, ...]:
         return tuple(file.stamp(now=now) for file in self._watched)
-
-
-class ReloadingIndex:
-    """A `ShardedIndex` that follows its build's manifest."""
-
-    def __init__(self, root: str | Path | UPath | BuildRoot, *, partial: bool = False) -> None:
-        self._reloading = Reloading(lambda: ShardedIndex.open(root, partial=partial), watched_files(BuildRoot.at(root)))
-
-    def current(self) -> ShardedIndex:
-        """The index as it is now; it does not change, so keep it for searches that belong together."""
-        return self._reloading.current()
-
-    def refresh(self) -> None:
-        self._reloading.refresh()
-
-    @property
-    def problem(self) -> str | None:
-        return self._reloading.problem
-
-    def search(
-        self, queries: npt.ArrayLike, k: int, *, nprobe: int = NPROBE, exclude: npt.ArrayLike | None = None
-    ) -> tuple[Float32, Int64]:
-        """As `ShardedIndex.search`, on one set."""
-        return self.current().search(queries, k, nprobe=nprobe, exclude=exclude)
 
 
 def watched_files(build: BuildRoot) -> list[UPath]:

@@ -24,7 +24,7 @@ from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import LandedBlock, LandedFile, read_blocks
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.rows import Bool, Int64, UInt8
+from paired_index_assets.rows import Bool, Int64, UInt8, squared_norms
 from paired_index_assets.shards.segment import NOT_FINITE, ZERO, SegmentHeader, read_header, segment_name, write_segment
 from paired_index_assets.shards.truth import TestCaptions, TruthInTheMaking, kept_truth
 from paired_index_assets.trained.artifact import TrainedIndex
@@ -51,16 +51,6 @@ def kept_segment(root: BuildRoot, trained: str, file: CatalogFile, landed: Lande
     if landed is not None:
         same = same and (header.size, header.stamp, header.lossy) == (landed.size, landed.stamp, landed.lossy)
     return header if same else None
-
-
-def encode_file(
-    root: BuildRoot, trained: TrainedIndex, file: CatalogFile, landed: LandedFile, *, block_rows: int = ENCODE_ROWS
-) -> SegmentHeader:
-    """Encode one file and write its segment, replacing any other. Raises as SegmentEncoder.add does."""
-    encoder = SegmentEncoder(root, trained, block_rows=block_rows)
-    encoder.add(file, landed)
-    encoder.flush()
-    return read_header(segment_path(root, trained.fingerprint, file))
 
 
 @dataclass(frozen=True)
@@ -204,7 +194,7 @@ class SegmentEncoder:
 
 
 def _reasons(block: LandedBlock) -> UInt8:
-    finite: Bool = np.isfinite(block.vectors[~block.valid]).all(axis=1)
+    finite: Bool = squared_norms(block.vectors[~block.valid]) <= 1
     why = np.zeros(len(block.vectors), dtype=np.uint8)
     why[~block.valid] = np.where(finite, ZERO, NOT_FINITE)
     return why

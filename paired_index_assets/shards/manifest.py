@@ -49,11 +49,11 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 
-def write_manifest(root: BuildRoot, codec: str, catalog: Catalog, *, metadata_names: list[str] | None = None) -> pa.Table:
+def write_manifest(root: BuildRoot, codec: str, catalog: Catalog) -> pa.Table:
     """Collect the records of all finished shards, and the faults of unfinished ones, into the manifest; returns it.
 
     Also writes the list for mudg-style readers: every catalogued file in order, so that lengths add up to global ids. Its Parquet
-    names are `metadata_names` (one a file), by default the landed names with `img_emb` read as `metadata`, as LAION names them.
+    names are the landed names with `img_emb` read as `metadata`, as LAION names them.
     """
     rows, index_files = [], []
     for shard in range(catalog.shards):
@@ -76,7 +76,7 @@ def write_manifest(root: BuildRoot, codec: str, catalog: Catalog, *, metadata_na
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
     with atomic_file(root.manifest) as temporary:
         pq.write_table(table, temporary, compression="zstd")
-    _write_lengths(root, catalog, index_files, metadata_names)
+    _write_lengths(root, catalog, index_files)
     return table
 
 
@@ -100,13 +100,13 @@ def read_lengths(path: UPath | Path) -> tuple[list[str], list[int], list[str]]:
     return names, lengths, indices
 
 
-def _write_lengths(root: BuildRoot, catalog: Catalog, index_files: list[str], metadata_names: list[str] | None) -> None:
+def _write_lengths(root: BuildRoot, catalog: Catalog, index_files: list[str]) -> None:
     names, lengths = [], []
     for name, slices in catalog.by_name.items():
         names.append(Path(name.replace("img_emb", "metadata")).with_suffix(".parquet").name)
         lengths.append(sum(file.rows for file in slices))
     stream = io.BytesIO()  # torch writes a file's name into the file, and this one's is temporary
-    torch.save((metadata_names or names, lengths, index_files), stream)
+    torch.save((names, lengths, index_files), stream)
     write_bytes(root.parquet_lengths, stream.getvalue())
 
 

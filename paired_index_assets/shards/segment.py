@@ -85,12 +85,6 @@ class Segment:
             raise DamagedArtifact(f"{self.path}: ended inside its codes; build its shard again")
         return data.reshape(stop - start, size)
 
-    def lists_by_row(self) -> Int32:
-        """(rows,) the list number of every row of the file, `LEFT_OUT` where it has none."""
-        out = np.full(self.header.rows, LEFT_OUT, dtype=np.int32)
-        out[self.rows] = self.lists
-        return out
-
     def left_out(self) -> dict[str, int]:
         """How many rows were left out, by reason."""
         return {name: int(np.count_nonzero(self.left_why == code)) for code, name in REASONS.items()}

@@ -22,7 +22,7 @@ from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import as_path, atomic_file, digest_of, digest_of_parts, is_local, read_json, write_json
 from paired_index_assets.neighbors.exact import assign, exact_neighbors
-from paired_index_assets.rows import Float32, Int64, UInt8
+from paired_index_assets.rows import Float32, Int64, UInt8, usable_rows
 
 FORMAT = 2
 LEFT_OUT = -1  # the list of a row that must not be searchable
@@ -64,7 +64,7 @@ class TrainedIndex:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         vectors = np.asarray(vectors)
-        usable = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+        usable = usable_rows(vectors)
         lists = np.full(len(vectors), LEFT_OUT, np.int64)
         codes = np.zeros((len(vectors), self.codec.code_size), np.uint8)
         kept = np.ascontiguousarray(vectors if usable.all() else vectors[usable], dtype=np.float32)

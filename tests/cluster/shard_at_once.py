@@ -5,9 +5,10 @@ import sys
 import time
 from pathlib import Path
 
-from paired_index_assets.builds.opened import catalog_of, listing_of, promoted_index
+from paired_index_assets.builds.opened import catalog_of, listing_of
 from paired_index_assets.settings import load_settings
 from paired_index_assets.shards.build import build_shard
+from paired_index_assets.trained.promotion import promoted_index
 
 PATIENCE_SECONDS = 60
 
@@ -25,7 +26,7 @@ def main(shard: int, meeting: Path, parties: int) -> None:
                 raise SystemExit("the other run never came")
             time.sleep(0.05)
 
-    build_shard(settings.build_root, promoted_index(settings), catalog, shard, listing_of(settings, catalog), progress=meet)
+    build_shard(settings.build_root, promoted_index(settings.build_root), catalog, shard, listing_of(settings, catalog), progress=meet)
     print("built", flush=True)
 
 

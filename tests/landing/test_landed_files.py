@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
+from paired_index_assets.embeddings.sets import part_of, write_set
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.files.listing import list_files
 from paired_index_assets.files.stamp import stamp_of, stamp_of_remote
@@ -23,12 +24,14 @@ from paired_index_assets.landing.landed import (
     inspect_rows,
     landed_by_shard,
     landed_file,
-    landed_files,
     list_folder,
     read_block,
     read_blocks,
     version_of,
 )
+from paired_index_assets.pairing.split import _hash_rows
+from paired_index_assets.progress import silent
+from paired_index_assets.rows import usable_rows
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def test_only_complete_catalogued_files_have_landed(catalog, published, tmp_path
         1: ["img_emb_2.npy"],
     }
     assert complete_shards(listing, catalog) == [0]
-    assert [file.name for file in landed_files(landing, catalog, 1)] == ["img_emb_2.npy"]
+    assert [file.name for file in landed_by_shard(list_folder(landing), catalog)[1]] == ["img_emb_2.npy"]
 
 
 def test_links_are_followed_and_broken_ones_ignored(catalog, published, tmp_path):
@@ -70,9 +73,9 @@ def test_links_are_followed_and_broken_ones_ignored(catalog, published, tmp_path
     listing = list_folder(landing)
     assert complete_shards(listing, catalog) == [0, 1, 2]
     assert set(listing) == {file.name for file in catalog}
-    before = version_of(landed_files(landing, catalog, 0))
+    before = version_of(landed_by_shard(list_folder(landing), catalog)[0])
     os.utime(published / "img_emb_0.npy", ns=(0, 12345))
-    assert version_of(landed_files(landing, catalog, 0)) != before
+    assert version_of(landed_by_shard(list_folder(landing), catalog)[0]) != before
     (landing / "broken.npy").unlink()
     assert Catalog.scan(landing, shards=3, names="img_*.npy").table.equals(catalog.table)
 
@@ -99,13 +102,13 @@ def test_a_complete_file_is_taken_from_the_first_folder_that_has_it(catalog, pub
 
 
 def test_the_version_follows_content_and_not_order(catalog, published):
-    files = landed_files(published, catalog, 1)
+    files = landed_by_shard(list_folder(published), catalog)[1]
     version = version_of(files)
-    assert version == version_of(reversed(files)) == version_of(landed_files(published, catalog, 1))
+    assert version == version_of(reversed(files)) == version_of(landed_by_shard(list_folder(published), catalog)[1])
     changed = published / files[0].name
     changed.write_bytes(changed.read_bytes())
     os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))
-    assert version_of(landed_files(published, catalog, 1)) != version
+    assert version_of(landed_by_shard(list_folder(published), catalog)[1]) != version
     assert version_of(files[:1]) != version
 
 
@@ -192,12 +195,33 @@ def test_row_checks_agree_with_numpy_on_any_float16_bits(rows, d, seed, share):
     assert abs(block.off_norm - (np.abs(norms - 1) > 0.01).sum()) <= (np.abs(np.abs(norms - 1) - 0.01) < 1e-5).sum()
 
 
-def test_norms_too_large_or_small_for_float32_squares_are_not_called_infinite_or_zero():
-    rows = np.zeros((2, 4), dtype="<f4")
-    rows[0, 0], rows[1, 0] = 1e30, 1e-30
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_every_room_decides_alike_which_rows_can_be_used(tmp_path, dtype, unit_rows):
+    """A length whose square float32 cannot hold is unusable everywhere; as are zero, NaN and infinity."""
+    rows = unit_rows(40, 16, seed=3).astype(dtype)
+    rows[1], rows[2], rows[3, 5], rows[4, 0] = 0, -0.0, np.nan, np.inf
+    bad = [1, 2, 3, 4]
+    if dtype == np.float32:
+        rows[5] *= 1e-25
+        rows[6] *= 1e25
+        rows[7], rows[8] = 1e-38, 3e38
+        bad += [5, 6, 7, 8]
+    else:
+        rows[9] = 6e4  # finite, and of a length that float16 cannot hold
+    expected = np.ones(40, bool)
+    expected[bad] = False
+    np.save(tmp_path / "x.npy", rows)
+    found = {
+        "rows": usable_rows(rows),
+        "landing": inspect_rows(rows).valid,
+        "embeddings": write_set(tmp_path / "set.json", [part_of(tmp_path / "x.npy")], model="m", modality="images").valid(),
+        "pairing": _hash_rows(rows, "hashing", silent)[1],
+    }
+    for room, usable in found.items():
+        assert np.array_equal(usable, expected), room
     block = inspect_rows(rows)
-    assert block.valid.all()
-    assert (block.not_finite, block.zero, block.off_norm) == (0, 0, 2)
+    zero = [row for row in bad if row in (1, 2, 5, 7)]
+    assert (block.zero, block.not_finite) == (len(zero), len(bad) - len(zero))
 
 
 def _object(path):

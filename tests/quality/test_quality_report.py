@@ -8,7 +8,8 @@ from PIL import Image
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.quality.codes import DecodedRows, measure_codes
-from paired_index_assets.quality.plots import as_data_uri, recall_png
+from paired_index_assets.quality.plots import recall_png
+from paired_index_assets.quality.publish import publish_report
 from paired_index_assets.quality.recall import measure
 from paired_index_assets.quality.report import SCHEMA, RecallReport, build_report
 from paired_index_assets.quality.tables import markdown
@@ -44,7 +45,7 @@ def report(world, measured) -> RecallReport:
 
 
 def test_a_report_comes_back_as_it_was_written(tmp_path, report):
-    report.write(tmp_path)
+    publish_report(report, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["recall.json", "recall.md", "recall.png"]
     assert RecallReport.read(tmp_path) == report
     content = json.loads((tmp_path / "recall.json").read_text())
@@ -88,7 +89,6 @@ def test_the_picture_is_compact_and_drawn_for_any_report(report, measured):
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     assert pixels.shape[1] > 900
     assert (pixels < 200).any(axis=2).mean() > 0.005, "something is drawn"
-    assert as_data_uri(png).startswith("data:image/png;base64,iVBOR")
     many = [replace(measured[n % 2], name=f"candidate {n}") for n in range(12)]
     assert len(recall_png(build_report(many, promoted="candidate 11", seed=0))) < MOST_PNG_BYTES
     recall_png(build_report(measured[2:], seed=0))  # coverage only, no baseline

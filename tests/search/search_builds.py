@@ -17,7 +17,6 @@ import uvicorn
 from PIL import Image
 
 from paired_index_assets.codes.codec import train_codec
-from paired_index_assets.files.storage import write_json
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32
@@ -26,6 +25,8 @@ from paired_index_assets.serving.service import SearchService
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import write_manifest
 from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.promotion import Promotion
+from paired_index_assets.trained.promotion import promote as promote_index
 
 D, NLIST, SHARDS = 24, 40, 7
 FILE_ROWS = (700, 31, 900, 257, 1, 640, 333, 512, 128)  # dealt to shards of unequal size
@@ -70,7 +71,7 @@ def train(images: Float32, captions: Float32, *, seed: int, nlist: int = NLIST, 
 def promote(root: BuildRoot, trained: TrainedIndex) -> None:
     path = root.trained_index(trained.nlist, trained.codec.name, trained.method, trained.fingerprint)
     trained.save(path)
-    write_json(root.promoted, {"index": path.name, "fingerprint": trained.fingerprint})
+    promote_index(root, Promotion(path.name, trained.fingerprint))
 
 
 def make(folder: Path, seed: int = 1) -> Build:

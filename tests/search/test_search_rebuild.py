@@ -14,7 +14,7 @@ from paired_index_assets.errors import DamagedArtifact
 from paired_index_assets.files.storage import atomic_file
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.serving import reloading
-from paired_index_assets.serving.reloading import ReloadingIndex
+from paired_index_assets.serving.reloading import Reloading, watched_files
 from paired_index_assets.serving.service import SearchService
 
 CLIENTS, QUERIES, K = 32, 12, 30
@@ -78,13 +78,17 @@ def hammer(ask, sets, requests):
         return seen, rebuilding.result()
 
 
+def followed(fresh):
+    return Reloading(lambda: ShardedIndex.open(fresh.root), watched_files(fresh.root))
+
+
 def test_threads_see_the_old_or_the_new_set_and_nothing_else(fresh, quick_retry):
     sets = Alternating(fresh)
-    index = ReloadingIndex(fresh.root.root)
+    index = followed(fresh)
 
     def ask(query):
         time.sleep(0.1)  # so that some rebuilds happen meanwhile
-        return tuple(index.search(sets.queries[query], K)[1][0].tolist())
+        return tuple(index.current().search(sets.queries[query], K)[1][0].tolist())
 
     seen, rebuilds = hammer(ask, sets, 2000)
     assert seen.sum() >= 2000
@@ -123,27 +127,27 @@ def test_ten_thousand_requests_from_32_clients_during_rebuilds(fresh, quick_retr
 
 
 def test_until_the_manifest_is_written_the_old_set_answers(fresh, quick_retry):
-    index = ReloadingIndex(fresh.root.root)
+    index = followed(fresh)
     queries = fresh.captions[:20]
-    old = index.search(queries, 10)[1]
+    old = index.current().search(queries, 10)[1]
     np.save(fresh.landing / "img_emb_0002.npy", fresh.images[731:1631][::-1].astype(np.float16))
     rebuild(fresh, manifest=False)
-    np.testing.assert_array_equal(index.search(queries, 10)[1], old)
+    np.testing.assert_array_equal(index.current().search(queries, 10)[1], old)
     rebuild(fresh)
     index.refresh()
-    assert (index.search(queries, 10)[1] != old).any()
+    assert (index.current().search(queries, 10)[1] != old).any()
     assert index.problem is None
 
 
 def test_a_set_that_can_not_be_opened_leaves_the_old_one_answering(fresh, quick_retry):
-    index = ReloadingIndex(fresh.root.root)
+    index = followed(fresh)
     queries = fresh.captions[:20]
-    old = index.search(queries, 10)
+    old = index.current().search(queries, 10)
     promote(fresh.root, train(fresh.images, fresh.captions, seed=99))  # the shards are still those of the old one
     with pytest.raises(DamagedArtifact):
         index.refresh()
     assert "made by trained index" in index.problem
-    for mine, before in zip(index.search(queries, 10), old, strict=True):
+    for mine, before in zip(index.current().search(queries, 10), old, strict=True):
         np.testing.assert_array_equal(mine, before)
     promote(fresh.root, fresh.trained)
     index.refresh()

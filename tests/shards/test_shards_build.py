@@ -21,9 +21,9 @@ from paired_index_assets.landing.landed import list_folder
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards import assemble
 from paired_index_assets.shards.build import ShardSummary, build_shard
-from paired_index_assets.shards.encode import encode_file, segment_path
+from paired_index_assets.shards.encode import SegmentEncoder, segment_path
 from paired_index_assets.shards.record import read_failure, read_record, record_path, verify_shard
-from paired_index_assets.shards.segment import LEFT_OUT, open_segment, read_header, write_segment
+from paired_index_assets.shards.segment import open_segment, read_header, write_segment
 from paired_index_assets.shards.state import shard_states, stale_shards, sweep_segments
 
 
@@ -129,7 +129,7 @@ def test_rows_that_can_not_be_searched_are_left_out_and_counted(world: World) ->
     assert summary.record.files[0].indexed + 5 == summary.record.files[0].rows
     assert summary.path.read_bytes() == filled_by_faiss(world, 1, gone)
     segment = open_segment(segment_path(world.root, world.trained.fingerprint, world.catalog.files(1)[0]))
-    assert np.flatnonzero(segment.lists_by_row() == LEFT_OUT).tolist() == [3, 7, 11, 12]
+    assert sorted(set(range(segment.header.rows)) - set(segment.rows.tolist())) == [3, 7, 11, 12]
     assert segment.left_out() == {"not_finite": 2, "zero": 2}
 
 
@@ -210,8 +210,10 @@ def test_a_shard_all_of_whose_rows_were_taken_down_is_an_empty_index(world: Worl
 
 def test_finished_segments_stand_when_their_files_are_gone(world: World) -> None:
     files = world.catalog.files(0)
+    encoder = SegmentEncoder(world.root, world.trained)
     for file in files:
-        encode_file(world.root, world.trained, file, list_folder(world.landing)[file.name])
+        encoder.add(file, list_folder(world.landing)[file.name])
+    encoder.flush()
     expected = filled_by_faiss(world, 0)
     for file in files:
         (world.landing / file.name).unlink()
@@ -306,8 +308,8 @@ def test_codes_out_of_step_with_their_ids_are_found_before_the_shard_gets_its_na
     file = world.catalog.files(0)[0]
     build_shard(world.root, world.trained, world.catalog, 0, world.landing)
     segment = open_segment(segment_path(world.root, world.trained.fingerprint, file))
-    lists, codes = segment.lists_by_row().astype(np.int64), np.zeros((file.rows, world.trained.codec.code_size), np.uint8)
-    codes[segment.rows] = segment.codes(0, segment.header.kept)
+    lists, codes = np.zeros(file.rows, np.int64), np.zeros((file.rows, world.trained.codec.code_size), np.uint8)
+    lists[segment.rows], codes[segment.rows] = segment.lists, segment.codes(0, segment.header.kept)
     write_segment(segment.path, segment.header, np.roll(lists, 1), np.roll(codes, 1, axis=0), np.zeros(file.rows, np.uint8))
     world.shard_file(0).unlink()
     with pytest.raises(DamagedArtifact, match="near their source"):

@@ -23,16 +23,17 @@ from shard_world import World, train, unit_rows
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput, OutOfDisk
 from paired_index_assets.files import storage
 from paired_index_assets.files.cache import Cache
-from paired_index_assets.files.storage import as_path, digest_of, require_reachable, write_json
+from paired_index_assets.files.storage import as_path, digest_of, require_reachable
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.search.sharded import ShardedIndex
-from paired_index_assets.search.shardset import promoted_index
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import read_lengths, read_manifest, write_manifest
 from paired_index_assets.shards.record import finished_record, read_record, shard_file, verify_shard
 from paired_index_assets.shards.state import stale_shards, sweep_segments
 from paired_index_assets.shards.takedown import add_removed, read_removed
 from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.promotion import Promotion, promoted_index
+from paired_index_assets.trained.promotion import promote as promote_index
 
 CODEC = "QT_4bit"
 
@@ -51,7 +52,7 @@ def content(root: BuildRoot, shard: int) -> bytes:
 def promote(root: BuildRoot, trained: TrainedIndex) -> None:
     path = root.trained_index(trained.nlist, CODEC, trained.method, trained.fingerprint)
     trained.save(path)
-    write_json(root.promoted, {"index": path.name, "fingerprint": trained.fingerprint})
+    promote_index(root, Promotion(path.name, trained.fingerprint))
 
 
 def finished(root: BuildRoot, world: World) -> BuildRoot:
@@ -178,7 +179,7 @@ def test_a_reader_sees_the_old_or_the_new_whole_while_shard_and_trained_index_ar
         local = reader.cache.local(shard_file(reader.shard(CODEC, 0), record), sha256=record.sha256)
         assert digest_of(local.path) == record.sha256
         assert faiss.read_index(str(local.path)).ntotal == record.indexed == contents[record.sha256]
-        trained, _ = promoted_index(reader)
+        trained = promoted_index(reader)
         assert trained.fingerprint in others
         seen |= {record.sha256, trained.fingerprint}
     writing.result()

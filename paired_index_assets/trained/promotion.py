@@ -1,0 +1,75 @@
+"""`trained/promoted.json`: which trained index the shards are built with, and why. The only module that knows its keys.
+
+Whether shards made with it are what is searched is another matter: promotion changes what is built, not what is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from upath import UPath
+
+from paired_index_assets.errors import DamagedArtifact, MissingInput
+from paired_index_assets.files.storage import is_local, read_json, remove_older, write_json
+from paired_index_assets.layout import BuildRoot
+from paired_index_assets.trained.artifact import TrainedIndex
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """`index` and `candidates` are file names under ``trained/``; the gain is recall over the baseline `regression` is judged by."""
+
+    index: str
+    fingerprint: str
+    candidates: Sequence[str] = ()
+    name: str = ""
+    baseline: str = ""
+    gain: float = 0.0
+    gain_low: float = 0.0
+    gain_high: float = 0.0
+    regression: bool = False
+    why: str = ""
+
+
+def promote(build: BuildRoot, chosen: Promotion) -> None:
+    """Write `chosen`. On an object store the files of trained indices before the one it replaces go: no reader can be opening them."""
+    before = read_promotion(build) if build.promoted.exists() else None
+    write_json(build.promoted, asdict(chosen))
+    if before is not None and not is_local(build.root):
+        remove_older(build.trained.glob("images.*"), than=build.trained / f"{before.index}.json")
+
+
+def read_promotion(build: BuildRoot) -> Promotion:
+    """Raises MissingInput before the first training, DamagedArtifact for a file that is not a promotion."""
+    if not build.promoted.exists():
+        raise MissingInput(f"{build.promoted}: no such file; no index is trained yet: materialise trained_index first")
+    content = read_json(build.promoted)
+    try:
+        return Promotion(**{key: value for key, value in content.items() if key in Promotion.__dataclass_fields__})
+    except (TypeError, AttributeError) as error:
+        raise DamagedArtifact(f"{build.promoted}: not a promotion ({error}); materialise trained_index again") from error
+
+
+def promoted_file(build: BuildRoot) -> UPath:
+    """The faiss file of the promoted index."""
+    return build.trained / read_promotion(build).index
+
+
+def promoted_index(build: BuildRoot) -> TrainedIndex:
+    """The trained index that the shards are to be built with. Raises MissingInput; DamagedArtifact if it is not the one promoted."""
+    chosen = read_promotion(build)
+    trained = TrainedIndex.load(build.trained / chosen.index)
+    if trained.fingerprint != chosen.fingerprint:
+        raise DamagedArtifact(
+            f"{build.promoted}: promotes {chosen.fingerprint}, but {chosen.index} is {trained.fingerprint}; materialise trained_index again"
+        )
+    return trained
+
+
+def candidates_of(build: BuildRoot) -> list[TrainedIndex]:
+    """Every index the promoted one was chosen among. Raises as `promoted_index`, and DamagedArtifact if none is named."""
+    chosen = read_promotion(build)
+    if not chosen.candidates:
+        raise DamagedArtifact(f"{build.promoted}: names no candidates; materialise trained_index again")
+    return [TrainedIndex.load(build.trained / name) for name in chosen.candidates]
