@@ -100,7 +100,7 @@ class Settings(BaseSettings):
 
     shards: int = _field(58, "Shards", "Shard files.", ge=1, le=10_000)
     tick_seconds: int = _field(30, "Shards", "Seconds between two looks at the landing folder.", ge=1)
-    nprobe: int = _field(8, "Search", "Inverted lists a query visits.", ge=1)
+    nprobe: int | None = _field(None, "Search", "Inverted lists a query visits; left out, as many as the build chose.", ge=1)
     parallel_runs: int = _field(
         8,
         "Hardware",

@@ -106,6 +106,7 @@ def trained_index(
         Promotion(
             index=names[winner.name].name,
             fingerprint=winner.trained.fingerprint,
+            nprobe=winner.trained.nprobe,
             candidates=sorted(file.name for file in names.values()),
             name=winner.name,
             baseline=verdict.baseline.name,

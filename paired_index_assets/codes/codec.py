@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from paired_index_assets.blas import single_threaded_blas
+from paired_index_assets.codes.axes import QueryTransform
 from paired_index_assets.codes.formats import CODECS, CodeFormat
 from paired_index_assets.codes.grid import CodecWarning, LossOfRanking, ranges, spread_of
 from paired_index_assets.codes.metric import QueryMetric, fit_metric
@@ -50,13 +51,18 @@ FEWEST_JUDGES = 20
 
 @dataclass(frozen=True)
 class TrainedCodec:
-    """Everything needed to code vectors of d dimensions. `metric` is what rounding "query" knows of queries, None for the others."""
+    """Everything needed to code vectors of d dimensions.
+
+    vmin, vdiff (columns,) float32: the ranges of what faiss stores; without a transform columns are dimensions. `metric` is what rounding
+    "query" knows of queries, None for the others. `transform` puts vectors and queries on other axes; only QT_4bit has one.
+    """
 
     name: str
     rounding: str
     vmin: Float32
     vdiff: Float32
     metric: QueryMetric | None = None
+    transform: QueryTransform | None = None
 
     @property
     def format(self) -> CodeFormat:
@@ -64,11 +70,35 @@ class TrainedCodec:
 
     @property
     def d(self) -> int:
+        """Of the embeddings."""
+        return self.columns if self.transform is None else self.transform.d
+
+    @property
+    def columns(self) -> int:
+        """Of a code: the width of the faiss IVF that holds it."""
         return len(self.vmin)
 
     @property
     def code_size(self) -> int:
-        return self.format.code_size(self.d)
+        return self.format.code_size(self.columns)
+
+    @property
+    def axes(self) -> str:
+        """In a word, for names: "" without a transform, else its axes by bits, as "52x8+24x4"."""
+        return "" if self.transform is None else f"{self.transform.wide}x8+{self.transform.r - self.transform.wide}x4"
+
+    def transform_queries(self, queries: Float32) -> Float32:
+        """(n, d) queries to (n, columns), contiguous float32: what lists, quantizer and codes of the files are searched with.
+
+        ``transform_queries(q) @ columns of a code == q @ decode(code)``; without a transform they are the queries.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        return queries if self.transform is None else self.transform.queries(queries)
+
+    def places(self, vectors: Float32) -> Float32:
+        """(n, d) vectors of the base's side, as centroids are, to the (n, columns) that a transformed query meets."""
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        return vectors if self.transform is None else self.transform.places(vectors)
 
     def encode(self, vectors: npt.NDArray[Any], *, device: str | None = None) -> UInt8:
         """(n, d) float16/32 to (n, code_size) codes. A row's code depends on that row alone, not on its neighbours or their number.
@@ -80,7 +110,7 @@ class TrainedCodec:
         if vectors.ndim != 2 or vectors.shape[1] != self.d:
             raise BadInput(f"vectors to encode: expected shape (n, {self.d}), found {vectors.shape}; use the model the codec was made for")
         codes = np.empty((len(vectors), self.code_size), np.uint8)
-        rounding = None if self.metric is None else self._rounding if device is None else self._rounding.on(device)
+        rounding = self._rounding if device is None or self._rounding is None else self._rounding.on(device)
         rows = TILE if device is None else DEVICE_TILE
 
         def code_tile(start: int) -> None:
@@ -93,7 +123,8 @@ class TrainedCodec:
                 return
             if rounding is not None and len(tile) < rows:
                 tile = np.vstack([tile, np.zeros((rows - len(tile), self.d), np.float32)])
-            codes[start : start + rows] = self.format.pack(self._levels(tile, rounding)[: len(vectors) - start])
+            levels = self._levels(tile, rounding)[: len(vectors) - start]
+            codes[start : start + rows] = self.format.pack(levels if self.transform is None else self.transform.split(levels))
 
         starts = range(0, len(vectors), rows)
         if rounding is not None and device is None:
@@ -105,27 +136,31 @@ class TrainedCodec:
         return codes
 
     def decode(self, codes: UInt8) -> Float32:
-        """(n, code_size) codes to (n, d) vectors, by faiss."""
+        """(n, code_size) codes to (n, d) float32 in the space of the embeddings: an inner product with it is the score of the code."""
         decoded: Float32 = self._quantizer.decode(np.ascontiguousarray(codes))
-        return decoded
+        return decoded if self.transform is None else decoded @ self.transform.matrix
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything but name and rounding, for a file or a fingerprint."""
-        return {"vmin": self.vmin, "vdiff": self.vdiff} | (self.metric.arrays() if self.metric else {})
+        arrays = {"vmin": self.vmin, "vdiff": self.vdiff} | (self.metric.arrays() if self.metric else {})
+        return arrays | (self.transform.arrays() if self.transform else {})
 
     @classmethod
     def from_arrays(cls, name: str, rounding: str, arrays: Mapping[str, npt.NDArray[Any]]) -> TrainedCodec:
         """Undo `arrays`. Raises KeyError for an array that is not there."""
-        return cls(name, rounding, arrays["vmin"], arrays["vdiff"], QueryMetric.from_arrays(arrays) if rounding == "query" else None)
+        transform = QueryTransform.from_arrays(arrays) if "transform.base" in arrays else None
+        metric = QueryMetric.from_arrays(arrays) if rounding == "query" else None
+        return cls(name, rounding, arrays["vmin"], arrays["vdiff"], metric, transform)
 
     @cached_property
     def steps(self) -> tuple[Float32, Float32]:
-        """Step a and first level b of each dimension: level c decodes to b + c a."""
+        """Step a and first level b of each axis: level c decodes to b + c a."""
         step: Float32 = self.vdiff / np.float32(self.format.top)
-        return step, self.vmin + step / np.float32(2)
+        first: Float32 = self.vmin + step / np.float32(2)
+        return (step, first) if self.transform is None else self.transform.of_axes(step, first)
 
     def _levels(self, tile: Float32, rounding: Rounding | None) -> UInt8:
-        """(n, d) levels of a tile of at most as many rows as `encode` makes them; without a `rounding`, the nearest."""
+        """(n, axes) levels of a tile of at most as many rows as `encode` makes them; without a `rounding`, the nearest."""
         if rounding is None:
             step, first = self.steps
             nearest: UInt8 = ((tile - first) / step).round().clip(0, self.format.top).astype(np.uint8)
@@ -140,23 +175,29 @@ class TrainedCodec:
         return self.format.quantizer(self.vmin, self.vdiff)
 
     @cached_property
-    def _rounding(self) -> Rounding:
+    def _rounding(self) -> Rounding | None:
         """In the unit of the widest step: data may be tiny or huge."""
-        assert self.metric is not None
-        step, first = self.steps
-        weighed = self.metric.in_steps(step / step.max())
-        m = self.metric
+        if self.metric is None:
+            return None
+        m, t, (step, first) = self.metric, self.transform, self.steps
+        weighed = m.in_steps(step / (unit := step.max()))
+        outward = np.float32(m.weight**0.5) * m.outward
+        missed = None
+        if t is not None and t.r < t.d:
+            missed = -(outward @ t.lost).T / unit
+            missed = np.vstack([missed, -t.mean @ missed]).astype(np.float32)
         return Rounding(
-            m.order,
-            feedback_matrix(weighed),
-            weighed.astype(np.float32),
-            first,
-            step,
-            m.inward,
-            m.outward,
-            m.weight,
-            m.passes,
-            self.format.top,
+            base=None if t is None else t.base,
+            first=first,
+            step=step,
+            tops=[float(self.format.top)] * self.columns if t is None else t.tops[m.order].tolist(),
+            order=m.order,
+            feedback=feedback_matrix(weighed),
+            weighed=weighed.astype(np.float32),
+            inward=m.inward,
+            outward=((outward if t is None else outward @ t.query.T) * (step / unit)).astype(np.float32),
+            missed=missed,
+            passes=m.passes,
         )
 
 
@@ -169,12 +210,12 @@ def train_codec(name: str, rounding: str, images: Float32, captions: Float32, *,
     """
     if name not in CODECS or rounding not in ROUNDINGS:
         raise BadInput(f"codec {name!r} with rounding {rounding!r}: expected one of {tuple(CODECS)} and one of {ROUNDINGS}")
-    images = _usable(images, "images")
+    images = usable_rows(images, "images")
     if not len(images):
         raise BadInput("images to train a codec on: expected at least one finite, non-zero row, found none; check the embeddings")
     if rounding == "faiss":
         return _trained_by_faiss(name, images)
-    captions = _usable(captions, "captions")
+    captions = usable_rows(captions, "captions")
     captions = captions / np.linalg.norm(captions, axis=1, keepdims=True)
     d = images.shape[1]
     if rounding == "query" and not len(captions):
@@ -230,7 +271,7 @@ def _trained_by_faiss(name: str, images: Float32) -> TrainedCodec:
     return TrainedCodec(name, "faiss", vmin.copy(), vdiff.copy())
 
 
-def _usable(rows: npt.NDArray[Any], what: str) -> Float32:
+def usable_rows(rows: npt.NDArray[Any], what: str) -> Float32:
     rows = np.asarray(rows, dtype=np.float32)
     if rows.ndim != 2:
         raise BadInput(f"{what} to train a codec on: expected shape (rows, dimensions), found {rows.shape}")

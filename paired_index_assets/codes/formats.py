@@ -7,6 +7,7 @@ the non-uniform types). The levels of a row are one little-endian stream of bits
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -53,3 +54,13 @@ class CodeFormat:
 
 
 CODECS = {format.name: format for format in (CodeFormat("QT_4bit", 4), CodeFormat("QT_6bit", 6), CodeFormat("QT_8bit", 8))}
+
+
+def ivf_of(index: faiss.Index) -> Any:
+    """The IVF of a faiss index, be it behind a transform or the index itself. It lives as long as `index`, which it keeps alive.
+
+    nprobe, lists and codes are the IVF's: on an IndexPreTransform ``index.nprobe = n`` does nothing.
+    """
+    ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
+    ivf.referenced_objects = [*getattr(ivf, "referenced_objects", []), index]
+    return ivf

@@ -22,11 +22,11 @@ FEWEST_CAPTIONS = 2  # for a map, a dimension
 
 @dataclass(frozen=True)
 class QueryMetric:
-    """The loss of an error e (in the units of the data): e' (second + ridge/d) e + weight (u' e)^2, u the unit query expected for the row.
+    """The loss of an error e on the axes of the grid: e' (second + ridge tr/r) e + weight (u' e)^2, u the unit query expected for the row.
 
-    second (d, d) float32: E[q q'] of unit captions, so that its trace is 1. order (d,) int64: the dimensions as rounding visits them
-    (kept, since on another machine near ties may sort otherwise). inward (d + 1, r), outward (r, d) float32: u ~ [x, 1] inward outward.
-    passes: of coordinate descent.
+    second (r, r) float32: E[q q'] of unit captions on these axes. order (r,) int64: the axes as rounding visits them (kept, since on
+    another machine near ties may sort otherwise). inward (d + 1, m), outward (m, d) float32: u ~ [x, 1] inward outward, in the space of
+    the embeddings; the rows of outward are orthonormal. passes: of coordinate descent.
     """
 
     second: Float32
@@ -38,7 +38,7 @@ class QueryMetric:
     passes: int
 
     def in_steps(self, step: Float32) -> Float64:
-        """H = diag(a) (second + ridge/d) diag(a) for steps a, (d, d), in visiting order."""
+        """H = diag(a) (second + ridge tr/r) diag(a) for steps a, (r, r), in visiting order."""
         ordered: Float64 = _weighed(self.second, self.ridge, step)[np.ix_(self.order, self.order)]
         return ordered
 
@@ -63,20 +63,24 @@ class QueryMetric:
         return replace(self, ridge=ridge, weight=weight if self.inward.any() else 0.0)
 
 
-def fit_metric(images: Float32, captions: Float32, spread: Float64, ridge: float, weight: float, passes: int) -> QueryMetric:
-    """The metric of unit `captions` (m, d), for rows like `images` (n, d), with steps in proportion to `spread` (d,).
+def fit_metric(
+    images: Float32, captions: Float32, steps: npt.NDArray[Any], ridge: float, weight: float, passes: int, onto: Float32 | None = None
+) -> QueryMetric:
+    """The metric of unit `captions` (m, d), for rows like `images` (n, d), with steps in proportion to `steps` (r,).
 
-    With too few captions or images for a map its weight is 0.
+    `onto` (r, d) takes queries to the axes of the grid; left out, they are those of the embeddings. With too few captions or images
+    for a map its weight is 0.
     """
-    second: Float32 = captions.T @ captions / np.float32(len(captions))
-    order = visiting_order(_weighed(second, ridge, spread / spread.max()))
+    asked: Float32 = captions if onto is None else np.asarray(captions @ onto.T, dtype=np.float32)
+    second: Float32 = asked.T @ asked / np.float32(len(captions))
+    order = visiting_order(_weighed(second, ridge, steps / steps.max()))
     inward, outward = _fit_map(images[:MAP_IMAGES], captions[:MAP_CAPTIONS])
     return QueryMetric(second, order, inward, outward, ridge, weight, passes).tuned(ridge, weight)
 
 
 def _weighed(second: Float32, ridge: float, step: npt.NDArray[Any]) -> Float64:
     step = step.astype(np.float64)
-    ridged: Float64 = second + ridge / len(second) * np.eye(len(second))
+    ridged: Float64 = second + ridge * np.trace(second, dtype=np.float64) / len(second) * np.eye(len(second))
     weighed: Float64 = ridged * step[:, None] * step
     return weighed
 

@@ -2,7 +2,8 @@
 
 The loss of a row x coded as x^ is what its scores lose over queries. With e the error in grid steps and a the steps it is e' H e,
 H = diag(a) (S + ridge) diag(a), S = E[q q'] over captions, and, for the queries that ask for x and not for anything else, another
-w (u' e)^2 with u the caption expected for x: scores matter most where x is in contention. Integer levels 0..top are chosen to lower it.
+w (u' e)^2 with u the caption expected for x: scores matter most where x is in contention. Integer levels 0..top are chosen to lower it, of as many bits
+as the dimension has.
 
 - `error_feedback` visits the dimensions one by one and rounds each to the level that makes up best for the errors already made:
   LDLQ (Chee et al. 2307.13304), the rule of GPTQ (Frantar et al. 2210.17323), with queries where those have activations.
@@ -14,6 +15,7 @@ They may be numpy arrays or torch tensors, all of one kind. Cost a row: d^2/2 mu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -32,20 +34,24 @@ Float64 = npt.NDArray[np.float64]
 class Rounding:
     """All that rounding a row needs, arrays of one kind.
 
-    order (d,) the dimensions as they are visited; feedback and weighed (d, d) in that order, in the unit of the widest step; first and
-    step (d,) of the grid; inward (d + 1, r), outward (r, d) the map from a row to the caption expected for it, weight its weight.
+    base (r, d) puts a row on the axes of the grid, None where they are the row's own; first and step (r,) are the grid.
+    order (r,) the axes as they are visited; in that order tops, their highest levels, and feedback and weighed (r, r), in the unit of the
+    widest step.
+    inward (d + 1, m), outward (m, r): a row to sqrt(weight) times the caption expected for it, as steps of the axes meet it; missed
+    (d + 1, m): what that caption misses of the row beyond the axes, None where they are all there.
     """
 
+    base: Any
+    first: Any
+    step: Any
+    tops: Sequence[float]
     order: Any
     feedback: Any
     weighed: Any
-    first: Any
-    step: Any
     inward: Any
     outward: Any
-    weight: float
+    missed: Any
     passes: int
-    top: int
 
     def on(self, device: str) -> Rounding:
         """The same as torch tensors on a device."""
@@ -56,22 +62,16 @@ class Rounding:
         return replace(self, **moved)
 
     def levels(self, rows: Any) -> Any:
-        """(n, d) levels 0..top of `rows` (n, d) float32, in the rows' own order of dimensions and as floats."""
-        targets, wide = ((rows - self.first) / self.step).T[self.order], self.step.max()
-        expected = (self._expected(rows) * (self.step / wide)).T[self.order]
-        levels, errors = error_feedback(targets, self.feedback, self.top)
-        coordinate_descent(levels, errors, self.weighed, expected, self.top, self.passes)
-        unordered = 0 * rows
+        """(n, r) levels of `rows` (n, d) float32, as floats."""
+        targets = ((rows if self.base is None else rows @ self.base.T) - self.first) / self.step
+        asked = rows @ self.inward[:-1] + self.inward[-1]
+        asked = asked / ((asked * asked).sum(1) ** 0.5).clip(TINY)[:, None]  # the rows of the map outward are orthonormal
+        missed = None if self.missed is None else (asked * (rows @ self.missed[:-1] + self.missed[-1])).sum(1)
+        levels, errors = error_feedback(targets.T[self.order], self.feedback, self.tops)
+        coordinate_descent(levels, errors, self.weighed, (asked @ self.outward).T[self.order], self.tops, self.passes, missed)
+        unordered = 0 * targets
         unordered[:, self.order] = levels.T
         return unordered
-
-    def _expected(self, rows: Any) -> Any:
-        """sqrt(weight) times the unit caption expected for each row, (n, d)."""
-        if self.weight == 0:
-            return 0 * rows
-        asked = (rows @ self.inward[:-1] + self.inward[-1]) @ self.outward
-        norms = ((asked * asked).sum(1) ** 0.5).clip(TINY)
-        return asked * (self.weight**0.5) / norms[:, None]
 
 
 def visiting_order(metric: npt.NDArray[Any]) -> Int64:
@@ -105,8 +105,8 @@ def feedback_matrix(metric: npt.NDArray[Any]) -> Float32:
     return np.ascontiguousarray(np.tril(unit[::-1, ::-1].T, -1), dtype=np.float32)
 
 
-def error_feedback(targets: Any, feedback: Any, top: int) -> tuple[Any, Any]:
-    """Levels and errors, (d, tile) float32 each, of `targets` (d, tile) in units of grid steps."""
+def error_feedback(targets: Any, feedback: Any, tops: Sequence[float]) -> tuple[Any, Any]:
+    """Levels 0..tops and errors, (d, tile) float32 each, of `targets` (d, tile) in units of grid steps."""
     d = len(targets)
     levels, errors = 0 * targets, 0 * targets
     for start in range(0, d, BLOCK):
@@ -114,18 +114,23 @@ def error_feedback(targets: Any, feedback: Any, top: int) -> tuple[Any, Any]:
         aims = targets[start:stop] - feedback[start:stop, :start] @ errors[:start] if start else targets[start:stop]
         for p in range(start, stop):
             aim = aims[p - start] - feedback[p, start:p] @ errors[start:p] if p > start else aims[0]
-            levels[p] = aim.round().clip(0, top)
+            levels[p] = aim.round().clip(0, tops[p])
             errors[p] = levels[p] - targets[p]
     return levels, errors
 
 
-def coordinate_descent(levels: Any, errors: Any, metric: Any, expected: Any, top: int, passes: int) -> None:
-    """Lower e' H e + (v' e)^2 in place, one dimension at a time.
+def coordinate_descent(
+    levels: Any, errors: Any, metric: Any, expected: Any, tops: Sequence[float], passes: int, missed: Any = None
+) -> None:
+    """Lower e' H e + (v' e + m)^2 in place, one dimension at a time.
 
-    `metric` is H (d, d) in the order of the rows of `levels`; `expected` is v = sqrt(w) a u of each column, (d, tile).
+    `metric` is H (d, d) in the order of the rows of `levels`, as tops are; `expected` is v = sqrt(w) a u of each column, (d, tile);
+    `missed` is m (tile,), an error that no level can change and others may make up for.
     """
     d = len(levels)
     along = (expected * errors).sum(0)
+    if missed is not None:
+        along += missed
     for _ in range(passes):
         for start in range(0, d, BLOCK):
             stop = min(start + BLOCK, d)
@@ -136,7 +141,7 @@ def coordinate_descent(levels: Any, errors: Any, metric: Any, expected: Any, top
                 slope = slopes[i] + v * along
                 if i:
                     slope += metric[p, start:p] @ moves[:i]
-                best = (levels[p] - slope / (v * v + metric[p, p])).round().clip(0, top)
+                best = (levels[p] - slope / (v * v + metric[p, p])).round().clip(0, tops[p])
                 moves[i] = best - levels[p]
                 levels[p] = best
                 errors[p] += moves[i]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import faiss
 import numpy as np
 
+from paired_index_assets.codes.formats import ivf_of
 from paired_index_assets.errors import BadInput
 from paired_index_assets.rows import Float32, Int64, UInt8
 
@@ -52,6 +53,9 @@ class Codec(Protocol):
     def rounding(self) -> str: ...
     @property
     def code_size(self) -> int: ...
+    @property
+    def axes(self) -> str: ...
+    def transform_queries(self, queries: Float32, /) -> Float32: ...
 
 
 class Trained(Protocol):
@@ -77,7 +81,7 @@ def candidate_from(
     Image i gets id i. List -1 leaves an image out. codes None measures coverage only.
     """
     routing = "centroids" if trained.routing is None else "learned"
-    codec = f"{trained.codec.name} {trained.codec.rounding}"
+    codec = f"{trained.codec.name} {trained.codec.axes or trained.codec.rounding}"
     return Candidate(
         name=name or f"{trained.method}, {routing}, {codec}",
         method=trained.method,
@@ -86,7 +90,7 @@ def candidate_from(
         nlist=trained.nlist,
         list_of_image=lists,
         probe=trained.probe,
-        scan=None if codes is None else faiss_scan(filled(trained.empty_index(), lists, codes)),
+        scan=None if codes is None else faiss_scan(filled(ivf_of(trained.empty_index()), lists, codes), trained.codec.transform_queries),
         bytes_per_vector=trained.codec.code_size,
         build_seconds=build_seconds,
     )
@@ -107,11 +111,11 @@ def filled(index: Any, lists: Int64, codes: UInt8) -> Any:
     return index
 
 
-def faiss_scan(index: Any) -> Scan:
-    """Scan with a faiss IVF over inner products whose ids are row numbers."""
+def faiss_scan(index: Any, transform: Callable[[Float32], Float32] = np.asarray) -> Scan:
+    """Scan with a faiss IVF over inner products whose ids are row numbers; `transform` of queries comes first."""
 
     def scan(queries: Float32, k: int, lists: Int64, coarse: Float32) -> Int64:
-        queries, lists = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(lists, np.int64)
+        queries, lists = np.ascontiguousarray(transform(queries), np.float32), np.ascontiguousarray(lists, np.int64)
         coarse = np.ascontiguousarray(coarse, np.float32)
         scores, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         parameters = faiss.SearchParametersIVF()  # not index.nprobe: another thread may be measuring with it

@@ -10,9 +10,11 @@ from __future__ import annotations
 import faiss
 import numpy as np
 
+from paired_index_assets.codes.formats import ivf_of
 from paired_index_assets.files.cache import LocalFile
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.workers import Workers, cores, ranges
+from paired_index_assets.trained.coarse import probe
 
 
 class CoarseSearch:
@@ -21,10 +23,10 @@ class CoarseSearch:
     def __init__(self, file: LocalFile, workers: Workers) -> None:
         self._workers, self._file = workers, file
         self._mapped = faiss.read_index(str(file.path), faiss.IO_FLAG_MMAP_IFC)
-        self._quantizer = faiss.extract_index_ivf(self._mapped).quantizer
+        self._quantizer = ivf_of(self._mapped).quantizer
 
     def lists(self, queries: Float32, nprobe: int) -> Int64:
-        """(nq, nprobe) list numbers for `queries` (nq, d), best first."""
+        """(nq, nprobe) list numbers for transformed `queries` (nq, columns), best first, -1 where there are no more."""
         queries = np.ascontiguousarray(queries)
-        parts = self._workers.run(lambda rows: self._quantizer.search(queries[rows], nprobe)[1], ranges(len(queries), cores()))
+        parts = self._workers.run(lambda rows: probe(self._quantizer, queries[rows], nprobe)[1], ranges(len(queries), cores()))
         return np.concatenate(list(parts))

@@ -4,7 +4,7 @@ faiss's own flags fall short at 58 shards of 131,072 lists: IO_FLAG_MMAP reads e
 IO_FLAG_MMAP_IFC keeps two vector objects a list (more than 1 GB). So the table of list sizes is found from the end of the file, where
 faiss writes it (`write_InvertedLists`, unchanged since 2018), and handed to faiss's `OnDiskInvertedLists`, which maps the rest:
 
-    "IwSq" | d int32 | ntotal int64 | ... | "ilar" | nlist | code size | "full" or "sprs" | sizes | codes and ids, list after list
+    "IwSq" or "IxPT" (behind a transform) | d int32 | ntotal int64 | ... | "ilar" | nlist | code size | "full" or "sprs" | sizes | codes and ids, list after list
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from paired_index_assets.files.cache import LocalFile
 from paired_index_assets.rows import Int64
 
 ID_BYTES = 8
-HEADER = struct.Struct("<4siq")  # IwSq, d, ntotal
-SCALAR_IVF = b"IwSq"
+HEADER = struct.Struct("<4siq")  # kind, d of the embeddings, ntotal
+SCALAR_IVF = (b"IwSq", b"IxPT")  # plain, or behind a transform: the IVF, and so its lists, come last
 WORD = np.dtype("<u8")
 ONE_LIST = np.dtype([("size", WORD), ("capacity", WORD), ("offset", WORD)])  # faiss::OnDiskOneList
 
@@ -49,7 +49,7 @@ def map_lists(path: Path, nlist: int, code_size: int) -> MappedLists:
             stream.seek(0)
             kind, d, ntotal = HEADER.unpack(stream.read(HEADER.size))
             body = length - ntotal * (code_size + ID_BYTES)
-            if kind != SCALAR_IVF or ntotal < 0 or body < HEADER.size:
+            if kind not in SCALAR_IVF or ntotal < 0 or body < HEADER.size:
                 raise ValueError(f"{ntotal} vectors of kind {kind!r} in {length} bytes")
             tail = len(_mark(nlist, code_size, b"full")) + WORD.itemsize * (nlist + 1)
             stream.seek(max(0, body - tail))

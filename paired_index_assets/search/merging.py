@@ -16,6 +16,7 @@ import faiss
 import numpy as np
 from upath import UPath
 
+from paired_index_assets.codes.formats import ivf_of
 from paired_index_assets.errors import DamagedArtifact, OutOfDisk
 from paired_index_assets.files.storage import atomic_file
 from paired_index_assets.layout import BuildRoot
@@ -38,7 +39,8 @@ def merge_shards(root: str | Path | UPath, out: str | Path, *, progress: Progres
     out.parent.mkdir(parents=True, exist_ok=True)
     data = out.with_name(f"{out.name}.ivfdata")
     temporary = out.with_name(f".{data.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    merged = promoted_index(BuildRoot.at(root)).empty_index()
+    file = promoted_index(BuildRoot.at(root)).empty_index()
+    merged = ivf_of(file)
     with ShardedIndex.open(root) as index:
         needed, free = index.ntotal * (merged.code_size + ID_BYTES), shutil.disk_usage(out.parent).free
         if needed > free:  # faiss writes through a map: a full disk would kill the process
@@ -49,7 +51,7 @@ def merge_shards(root: str | Path | UPath, out: str | Path, *, progress: Progres
             pointers = faiss.InvertedListsPtrVector()
             for source in sources:
                 pointers.push_back(source)
-            merged.ntotal = lists.merge_from_multiple(pointers.data(), pointers.size(), False)
+            file.ntotal = merged.ntotal = lists.merge_from_multiple(pointers.data(), pointers.size(), False)
             _check(lists, sources, out, progress)
             out.unlink(missing_ok=True)  # one that was here before has lost its lists from here on
             os.replace(temporary, data)
@@ -57,8 +59,8 @@ def merge_shards(root: str | Path | UPath, out: str | Path, *, progress: Progres
             temporary.unlink(missing_ok=True)
         lists.filename = str(data)
         merged.replace_invlists(lists, False)
-        with atomic_file(out) as file:
-            faiss.write_index(merged, str(file))
+        with atomic_file(out) as draft:
+            faiss.write_index(file, str(draft))
         return index.ntotal
 
 

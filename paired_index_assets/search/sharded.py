@@ -22,7 +22,6 @@ from paired_index_assets.search.workers import Workers
 from paired_index_assets.trained.artifact import TrainedIndex
 from paired_index_assets.trained.promotion import promoted_file, promoted_index
 
-NPROBE = 8
 K_MAX = 100_000  # results of one query
 
 
@@ -31,7 +30,7 @@ class ShardedIndex:
     taken down stop being found at once.
 
     `shards` are the numbers of those that are searched, `missing` says why of each other, `ntotal` counts the vectors in lists, `d` is
-    their width, `model` the identity of the encoder they are from.
+    their width, `model` the identity of the encoder they are from, `nprobe` what a search takes that does not say.
     """
 
     def __init__(
@@ -44,6 +43,8 @@ class ShardedIndex:
     ) -> None:
         self.model, self.d, self.nlist = trained.model, trained.d, trained.nlist
         self.method, self.codec, self.fingerprint = trained.method, trained.codec.name, trained.fingerprint
+        self.nprobe = trained.nprobe
+        self._transform_queries = trained.codec.transform_queries
         self.shards = tuple(sorted(shard.number for shard in shards))
         self.missing = missing
         self.mapped = shards
@@ -79,19 +80,20 @@ class ShardedIndex:
         return cls(trained, file, shards, missing, RemovedIds(build))
 
     def search(
-        self, queries: npt.ArrayLike, k: int, *, nprobe: int = NPROBE, exclude: npt.ArrayLike | None = None
+        self, queries: npt.ArrayLike, k: int, *, nprobe: int | None = None, exclude: npt.ArrayLike | None = None
     ) -> tuple[Float32, Int64]:
         """The `k` best rows of each query among the vectors in its `nprobe` lists, by inner product with the stored code.
 
         queries: (nq, d) or (d,), float16 or float32, finite. Returns scores float32 (nq, k), descending, and ids int64 (nq, k), global
         rows; equal scores by ascending id; id -1 and score -inf where there are fewer. An `nprobe` above the number of lists means all.
-        `exclude`: further ids not to return. Raises BadInput.
+        Left out, `nprobe` is the build's own. `exclude`: further ids not to return. Raises BadInput.
         """
         vectors = checked_queries(queries, self.d)
-        k, nprobe = _whole("k", k, K_MAX), _whole("nprobe", nprobe, None)
+        k, nprobe = _whole("k", k, K_MAX), self.nprobe if nprobe is None else _whole("nprobe", nprobe, None)
         selector = self._removed.selector(exclude)
         if len(vectors) == 0 or self.ntotal == 0:
             return np.full((len(vectors), k), -np.inf, np.float32), np.full((len(vectors), k), NO_ID, np.int64)
+        vectors = self._transform_queries(vectors)
         lists = self._coarse.lists(vectors, min(nprobe, self.nlist))
         within = min(k, self.ntotal)
         scores, ids = self._stack.search(vectors, lists, within, selector)

@@ -27,7 +27,7 @@ from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.sample import HeldImage
 from paired_index_assets.rows import Float32
-from paired_index_assets.search.sharded import NPROBE, ShardedIndex
+from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.serving.metadata import Metadata, metadata_of
 from paired_index_assets.serving.pictures import SHOWN_BYTES, Pictures
 from paired_index_assets.serving.reloading import Reloading, watched_files
@@ -103,7 +103,7 @@ class SearchService:
         encoder: Encoder | None,
         *,
         name: str = "images",
-        nprobe: int = NPROBE,
+        nprobe: int | None = None,
         limits: Limits | None = None,
         fetch: Callable[[str], bytes] | None = None,
     ) -> None:
@@ -122,7 +122,7 @@ class SearchService:
         texts: str | None = None,
         images: str | None = None,
         name: str = "images",
-        nprobe: int = NPROBE,
+        nprobe: int | None = None,
         limits: Limits | None = None,
         fetch: Callable[[str], bytes] | None = None,
     ) -> SearchService:

@@ -1,4 +1,4 @@
-"""Segments -> one plain faiss IVF file, streamed: no list is ever whole in memory beside its neighbours.
+"""Segments -> one plain faiss file, streamed: no list is ever whole in memory beside its neighbours.
 
 faiss writes an IVF index as everything but the lists, then the lists: a table of their sizes, and for each list its codes followed by
 its ids (`write_InvertedLists` in faiss/impl/index_write.cpp, unchanged since 2018 because memory-mapped reading relies on it). Here
@@ -19,12 +19,14 @@ from typing import Any
 import faiss
 import numpy as np
 
+from paired_index_assets.codes.formats import ivf_of
 from paired_index_assets.errors import DamagedArtifact
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Float32, Int32, Int64, UInt8
 from paired_index_assets.shards.segment import Segment
 
 FaissIvf = Any  # faiss.IndexIVF, whose stubs do not declare what is in it
+FaissFile = Any  # a faiss.IndexIVF, or one behind a faiss.IndexPreTransform
 
 MERGE_BYTES = 1 << 24  # lists merged at once; larger blocks leave the cache (16 MiB: 5.5 s of CPU, 64 MiB: 7.7 s for 4M rows of 384 bytes)
 ID_BYTES = 8
@@ -72,14 +74,15 @@ def part_of(segment: Segment, start_row: int, removed: Int64) -> Part:
     return Part(segment, start_row, segment.lists[places], segment.rows[places], places)
 
 
-def write_shard(path: Path, empty: FaissIvf, parts: Sequence[Part], *, progress: Progress = silent) -> Written:
+def write_shard(path: Path, empty: FaissFile, parts: Sequence[Part], *, progress: Progress = silent) -> Written:
     """Write the index that `empty` would be after `add_with_ids` of all parts, in order.
 
     Memory: the quantizer three times, and three times `MERGE_BYTES` or the largest list; of the segments only lists and rows.
     """
-    sizes = np.zeros(empty.nlist, dtype=np.int64)
+    ivf = ivf_of(empty)
+    sizes = np.zeros(ivf.nlist, dtype=np.int64)
     for part in parts:
-        sizes += np.bincount(part.lists, minlength=empty.nlist)
+        sizes += np.bincount(part.lists, minlength=ivf.nlist)
     total = int(sizes.sum())
     sha, written = hashlib.sha256(), 0
     with path.open("wb") as stream:
@@ -91,9 +94,9 @@ def write_shard(path: Path, empty: FaissIvf, parts: Sequence[Part], *, progress:
             written += memoryview(data).nbytes
 
         put(_head(empty, total))
-        put(_sizes(sizes, empty.code_size))
+        put(_sizes(sizes, ivf.code_size))
         done = 0
-        for first, stop in _runs(sizes, empty.code_size + ID_BYTES):
+        for first, stop in _runs(sizes, ivf.code_size + ID_BYTES):
             ids, codes = _merged(parts, first, stop)
             cuts = np.concatenate([[0], np.cumsum(sizes[first:stop])])
             put(b"".join(piece for a, b in pairwise(cuts) for piece in (codes[a:b].data, ids[a:b].data)))
@@ -102,15 +105,16 @@ def write_shard(path: Path, empty: FaissIvf, parts: Sequence[Part], *, progress:
     return Written(total, written, sha.hexdigest())
 
 
-def check_shard(path: Path, empty: FaissIvf, parts: Sequence[Part], name: str) -> FaissIvf:
-    """Read a written shard with stock faiss (mapped) and hold it against its parts; returns the mapped index.
+def check_shard(path: Path, empty: FaissFile, parts: Sequence[Part], name: str) -> FaissIvf:
+    """Read a written shard with stock faiss (mapped) and hold it against its parts; returns the mapped IVF.
 
     Raises DamagedArtifact unless the list sizes sum to the indexed rows and the ids are exactly those of the parts, each once.
     """
-    index: FaissIvf = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    file = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    index, wanted_ivf = ivf_of(file), ivf_of(empty)
     expected = sum(len(part.rows) for part in parts)
-    shape = (index.d, index.nlist, index.code_size, index.ntotal)
-    if shape != (empty.d, empty.nlist, empty.code_size, expected):
+    shape = (file.d, index.nlist, index.code_size, index.ntotal)
+    if shape != (empty.d, wanted_ivf.nlist, wanted_ivf.code_size, expected):
         raise DamagedArtifact(f"{name}: faiss reads d, nlist, code size, rows = {shape}; {expected} rows were written. Build it again")
     first = parts[0].start_row
     wanted = np.concatenate([_marks(part) for part in parts])
@@ -163,14 +167,15 @@ def _unit(vectors: Float32) -> Float32:
     return np.asarray(vectors / np.maximum(norms, np.finfo(np.float32).tiny), dtype=np.float32)
 
 
-def _head(empty: FaissIvf, total: int) -> UInt8:
-    """What faiss writes before the lists of an index with `total` rows."""
-    if empty.invlists.compute_ntotal():
-        raise DamagedArtifact(f"the trained index is not empty: {empty.invlists.compute_ntotal()} rows in its lists")
-    empty.ntotal = total
+def _head(empty: FaissFile, total: int) -> UInt8:
+    """What faiss writes before the lists of an index with `total` rows: a transform comes before its IVF, so lists are last in any case."""
+    ivf = ivf_of(empty)
+    if ivf.invlists.compute_ntotal():
+        raise DamagedArtifact(f"the trained index is not empty: {ivf.invlists.compute_ntotal()} rows in its lists")
+    empty.ntotal = ivf.ntotal = total
     head: UInt8 = faiss.serialize_index(empty)
-    empty.ntotal = 0
-    tail = EMPTY_LISTS.pack(b"ilar", empty.nlist, empty.code_size, b"sprs", 0)
+    empty.ntotal = ivf.ntotal = 0
+    tail = EMPTY_LISTS.pack(b"ilar", ivf.nlist, ivf.code_size, b"sprs", 0)
     if head[-EMPTY_LISTS.size :].tobytes() != tail:
         raise DamagedArtifact(f"faiss {faiss.__version__} writes inverted lists in another way than this release knows; use faiss 1.15")
     return head[: -EMPTY_LISTS.size]

@@ -1,7 +1,8 @@
 """`TrainedIndex`: centroids, codec and routing of a build, as one value with a fingerprint and three files.
 
-``X.index``  an empty, trained faiss IVF (flat inner-product coarse quantizer, scalar codes, no residual): any faiss can read it;
-``X.index.npz``  the arrays, among them those faiss knows nothing of (rounding, and the centroids where routing is learned);
+``X.index``  an empty, trained faiss index that any faiss can read: IndexIVFScalarQuantizer over inner products, no residual, with a
+    coarse quantizer of one or two levels; behind a LinearTransform of queries (IndexPreTransform) where the codec has one;
+``X.index.npz``  the arrays, among them those faiss knows nothing of (rounding, what assigns vectors to lists);
 ``X.index.json``  what they are: method, model, evidence, fingerprint, digests of the other two. Written last: without it there is no index.
 """
 
@@ -21,10 +22,12 @@ from upath import UPath
 from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import as_path, atomic_file, digest_of, digest_of_parts, is_local, read_json, write_json
-from paired_index_assets.neighbors.exact import assign, exact_neighbors
+from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.rows import Float32, Int64, UInt8, usable_rows
+from paired_index_assets.trained.coarse import Groups, probe, quantizer_of
 
-FORMAT = 2
+FORMAT = 3
+NPROBE = 8  # the paper's
 LEFT_OUT = -1  # the list of a row that must not be searchable
 
 
@@ -32,6 +35,8 @@ LEFT_OUT = -1  # the list of a row that must not be searchable
 class TrainedIndex:
     """What every shard of a build shares. `centroids` (nlist, d) float32 assign vectors; `routing`, of the same shape, orders the lists
     for queries where it was learned. Codes are not residuals, so lists may be filled by the one and probed by the other.
+
+    `groups` make the coarse quantizer one of two levels; `nprobe` is what a search takes that does not say: both are in the files.
     """
 
     method: str
@@ -42,6 +47,8 @@ class TrainedIndex:
     routing: Float32 | None = None
     model: str = ""
     evidence: dict[str, Any] = field(default_factory=dict)  # what training saw, for people; not part of the fingerprint
+    groups: Groups | None = None
+    nprobe: int = NPROBE
 
     def __post_init__(self) -> None:
         if self.centroids.shape != (self.nlist, self.d) or self.codec.d != self.d:
@@ -52,7 +59,7 @@ class TrainedIndex:
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of a sha256 over names and arrays; two equal ones code and route every vector alike."""
-        parts: list[str | bytes] = [str(FORMAT), self.method, self.model, self.codec.name, self.codec.rounding]
+        parts: list[str | bytes] = [str(FORMAT), self.method, self.model, self.codec.name, self.codec.rounding, str(self.nprobe)]
         for name, array in sorted(self._arrays().items()):
             parts += [name, str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes()]
         return digest_of_parts(*parts)[:16]
@@ -79,20 +86,26 @@ class TrainedIndex:
         return self.centroids if self.routing is None else self.routing
 
     def probe(self, queries: Float32, nprobe: int) -> tuple[Float32, Int64]:
-        """Scores (nq, nprobe), descending, and lists to look in."""
-        return exact_neighbors(queries, self.probed_by, min(nprobe, self.nlist))
+        """Scores (nq, nprobe), descending, and lists to look in for `queries` (nq, d); list -1 where there are no more."""
+        return probe(self._quantizer, self.codec.transform_queries(queries), min(nprobe, self.nlist))
 
-    def empty_index(self) -> faiss.IndexIVFScalarQuantizer:
-        """A trained faiss index with no vectors. Any faiss searches what `add_sa_codes` and `encode` put in it; faiss's own `add` is only
-        for indices without learned routing: it would choose lists by what queries are probed by.
+    @cached_property
+    def _quantizer(self) -> faiss.Index:
+        places = self.codec.places
+        return quantizer_of(places(self.probed_by), self.groups, None if self.groups is None else places(self.groups.centroids))
+
+    def empty_index(self) -> faiss.Index:
+        """A trained faiss index with no vectors: what shard files are, but for their lists. `trained.coarse.ivf_of` is its IVF.
+
+        Any faiss searches what `add_sa_codes` and `encode` put in the IVF. faiss's own `add` is only for indices without transform,
+        groups and learned routing: it would treat a vector as it treats a query.
         """
-        coarse = faiss.IndexFlatIP(self.d)
-        coarse.add(np.ascontiguousarray(self.probed_by, dtype=np.float32))
-        index = faiss.IndexIVFScalarQuantizer(coarse, self.d, self.nlist, self.codec.format.qtype, faiss.METRIC_INNER_PRODUCT, False)
-        ranges = np.concatenate([self.codec.vmin, self.codec.vdiff]).astype(np.float32)
-        faiss.copy_array_to_vector(ranges, index.sq.trained)
-        index.is_trained = True
-        return index
+        codec = self.codec
+        coarse = faiss.clone_index(self._quantizer)
+        ivf = faiss.IndexIVFScalarQuantizer(coarse, codec.columns, self.nlist, codec.format.qtype, faiss.METRIC_INNER_PRODUCT, False)
+        faiss.copy_array_to_vector(np.concatenate([codec.vmin, codec.vdiff]).astype(np.float32), ivf.sq.trained)
+        ivf.is_trained, ivf.nprobe = True, self.nprobe
+        return ivf if codec.transform is None else faiss.IndexPreTransform(codec.transform.linear, ivf)
 
     def save(self, path: str | Path | UPath) -> None:
         """Write the three files beside each other; the JSON, which makes them one artifact, comes last.
@@ -120,6 +133,9 @@ class TrainedIndex:
             "codec": self.codec.name,
             "rounding": self.codec.rounding,
             "routing": "learned" if self.routing is not None else "centroids",
+            "levels": 1 if self.groups is None else 2,
+            "axes": self.codec.axes,
+            "nprobe": self.nprobe,
             "evidence": self.evidence,
             "sha256": digests,
         }
@@ -149,6 +165,8 @@ class TrainedIndex:
                 parts.get("routing"),
                 content["model"],
                 content["evidence"],
+                Groups.from_arrays(_under("groups.", parts)) if content["levels"] == 2 else None,
+                content["nprobe"],
             )
         except (KeyError, TypeError) as error:
             raise DamagedArtifact(f"{card}: {type(error).__name__} on {error}; delete it and build the trained index again") from error
@@ -160,7 +178,7 @@ class TrainedIndex:
         arrays = {"centroids": self.centroids} | {f"codec.{name}": array for name, array in self.codec.arrays().items()}
         if self.routing is not None:
             arrays["routing"] = self.routing
-        return arrays
+        return arrays | {f"groups.{name}": array for name, array in (self.groups.arrays() if self.groups else {}).items()}
 
 
 def _files(path: str | Path | UPath) -> tuple[UPath, UPath, UPath]:

@@ -13,15 +13,17 @@ from upath import UPath
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import is_local, read_json, remove_older, write_json
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.artifact import NPROBE, TrainedIndex
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """`index` and `candidates` are file names under ``trained/``; the gain is recall over the baseline `regression` is judged by."""
+    """`index` and `candidates` are file names under ``trained/``; `nprobe` is what a search takes that does not say (it is in the files
+    too); the gain is recall over the baseline `regression` is judged by."""
 
     index: str
     fingerprint: str
+    nprobe: int = NPROBE
     candidates: Sequence[str] = ()
     name: str = ""
     baseline: str = ""

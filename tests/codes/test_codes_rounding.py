@@ -29,7 +29,7 @@ def plain_feedback(targets, metric, top):
 def test_blocked_feedback_is_the_plain_recurrence(d):
     metric = metric_of(d, 3 * d, seed=d)
     targets = (7.5 + 3 * np.random.default_rng(1).standard_normal((d, 40))).astype(np.float32)
-    levels, errors = error_feedback(targets, feedback_matrix(metric), 15)
+    levels, errors = error_feedback(targets, feedback_matrix(metric), [15.0] * d)
     plain = plain_feedback(targets, metric, 15)
     assert np.mean(levels != plain) < 1e-3  # a level may flip where float32 and float64 round a tie apart
     assert np.array_equal(errors, levels - targets)
@@ -51,7 +51,7 @@ def test_no_pass_of_descent_raises_the_loss(d, rank, seed, weight):
 
     losses = [loss()]
     for _ in range(3):
-        coordinate_descent(levels, errors, metric.astype(np.float32), expected, 15, 1)
+        coordinate_descent(levels, errors, metric.astype(np.float32), expected, [15.0] * d, 1)
         losses.append(loss())
         assert (losses[-1] <= losses[-2] * (1 + 1e-4) + 1e-4).all()
     assert levels.min() >= 0
@@ -68,7 +68,7 @@ def test_the_order_visits_all_and_beats_ascending_diagonals():
 
     def loss(order):
         ordered = metric[np.ix_(order, order)]
-        errors = error_feedback(targets[order], feedback_matrix(ordered), 15)[1]
+        errors = error_feedback(targets[order], feedback_matrix(ordered), [15.0] * 60)[1]
         return np.einsum("ik,ij,jk->", errors, ordered, errors)
 
     assert loss(order) < loss(np.argsort(np.diag(metric)))

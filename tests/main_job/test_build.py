@@ -31,7 +31,7 @@ def search_like_mudg(root, queries, k, nprobe):
     scores, ids = [], []
     for number in range(len(list(root.glob("shards/knn.paired_QT_4bit.index*[0-9]")))):
         index = faiss.read_index(str(root / f"shards/knn.paired_QT_4bit.index{number}"))
-        index.nprobe = nprobe
+        faiss.extract_index_ivf(index).nprobe = nprobe
         found, labels = index.search(queries, k)
         scores.append(found)
         ids.append(labels)

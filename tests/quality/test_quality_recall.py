@@ -171,7 +171,8 @@ class OwnTrained:
     method, routing = "kmeans", None
 
     class codec:
-        name, rounding, code_size = "QT_4bit", "faiss", 16
+        name, rounding, axes, code_size = "QT_4bit", "faiss", "", 16
+        transform_queries = staticmethod(np.asarray)
 
     def __init__(self, world: World):
         self.nlist, self.probe, self.world = world.nlist, world.probe, world

@@ -18,6 +18,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return make(tmp_path_factory.mktemp("finished"))
 
 
+@pytest.fixture(scope="session")
+def transformed(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """As `finished`, with a transform of queries before the codes and a coarse quantizer of two levels."""
+    return make(tmp_path_factory.mktemp("transformed"), transformed=True)
+
+
 @pytest.fixture
 def fresh(finished: Build, tmp_path: Path) -> Build:
     """A copy that the test may change."""

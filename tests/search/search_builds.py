@@ -17,6 +17,7 @@ import uvicorn
 from PIL import Image
 
 from paired_index_assets.codes.codec import train_codec
+from paired_index_assets.codes.transformed import train_transformed
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32
@@ -25,6 +26,7 @@ from paired_index_assets.serving.service import SearchService
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import write_manifest
 from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.coarse import group_lists
 from paired_index_assets.trained.promotion import Promotion
 from paired_index_assets.trained.promotion import promote as promote_index
 
@@ -62,10 +64,17 @@ def clustered(seed: int, d: int = D, rows: int = sum(FILE_ROWS)) -> tuple[Float3
     return images, captions
 
 
-def train(images: Float32, captions: Float32, *, seed: int, nlist: int = NLIST, codec: str = "QT_4bit") -> TrainedIndex:
+def train(
+    images: Float32, captions: Float32, *, seed: int, nlist: int = NLIST, codec: str = "QT_4bit", transformed: bool = False
+) -> TrainedIndex:
+    """With `transformed` codes behind a transform of queries, and lists behind a quantizer of two levels."""
     _, distinct = np.unique(images, axis=0, return_index=True)  # equal centroids would make the choice of lists a matter of taste
     centroids = unit(images[np.random.default_rng(seed).choice(distinct, nlist, replace=False)] + 0.01)
-    return TrainedIndex("kmeans", nlist, images.shape[1], centroids, train_codec(codec, "nearest", images, captions), model=MODEL)
+    if transformed:
+        coded, groups = train_transformed(images, captions), group_lists(centroids, seed=seed)
+    else:
+        coded, groups = train_codec(codec, "nearest", images, captions), None
+    return TrainedIndex("kmeans", nlist, images.shape[1], centroids, coded, model=MODEL, groups=groups)
 
 
 def promote(root: BuildRoot, trained: TrainedIndex) -> None:
@@ -74,10 +83,10 @@ def promote(root: BuildRoot, trained: TrainedIndex) -> None:
     promote_index(root, Promotion(path.name, trained.fingerprint))
 
 
-def make(folder: Path, seed: int = 1) -> Build:
+def make(folder: Path, seed: int = 1, *, transformed: bool = False) -> Build:
     root, landing = BuildRoot.at(folder / "build"), folder / "landing"
     images, captions = clustered(seed)
-    trained = train(images, captions, seed=seed)
+    trained = train(images, captions, seed=seed, transformed=transformed)
     landing.mkdir(parents=True)
     edges = np.concatenate([[0], np.cumsum(FILE_ROWS)])
     for number, (first, stop) in enumerate(pairwise(edges)):

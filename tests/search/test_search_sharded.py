@@ -24,7 +24,7 @@ def shard_by_shard(build: Build, queries, k, nprobe, without=()):
     found = []
     for file in build.shard_files():
         index = faiss.read_index(str(file))
-        index.nprobe = nprobe
+        faiss.extract_index_ivf(index).nprobe = nprobe
         found.append(index.search(queries, min(index.ntotal, 5 * k + 1000)))
     scores, ids = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
     scores[(ids < 0) | np.isin(ids, without)] = -np.inf

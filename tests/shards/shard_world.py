@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from paired_index_assets.codes.codec import train_codec
+from paired_index_assets.codes.transformed import train_transformed
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.coarse import group_lists
 
 DIMENSIONS = 32
 NLIST = 16
@@ -44,9 +46,12 @@ def unit_rows(rows: int, seed: int, *, gap: float = 0.0) -> np.ndarray:
 
 
 def train(seed: int = 0, rounding: str = "nearest") -> TrainedIndex:
+    """With rounding "transformed", lists are behind a quantizer of two levels too."""
     images, captions = unit_rows(2000, 100 + seed), unit_rows(600, 200 + seed, gap=0.5)
-    codec = train_codec("QT_4bit", rounding, images, captions)
-    return TrainedIndex("paired_kmeans", NLIST, DIMENSIONS, images[:NLIST].copy(), codec, None, "test-model", {})
+    whole = rounding == "transformed"
+    codec = train_transformed(images, captions) if whole else train_codec("QT_4bit", rounding, images, captions)
+    groups = group_lists(images[:NLIST], seed=seed) if whole else None
+    return TrainedIndex("paired_kmeans", NLIST, DIMENSIONS, images[:NLIST].copy(), codec, None, "test-model", {}, groups)
 
 
 def land(folder: Path, rows: list[int], seed: int = 0) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from shard_world import NLIST, World, land, train, unit_rows
 
+from paired_index_assets.codes.formats import ivf_of
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.fetching.obtain import Obtained
 from paired_index_assets.files.storage import digest_of
@@ -34,18 +35,19 @@ def build_all(world: World, **options: object) -> list[ShardSummary]:
 def filled_by_faiss(world: World, shard: int, leave_out: tuple[int, ...] = ()) -> bytes:
     """The bytes faiss writes for an index that was given every row's list and code one file after another."""
     index = world.trained.empty_index()
+    ivf = ivf_of(index)
     for file in world.catalog.files(shard):
         vectors = np.load(world.landing / file.name)[file.offset : file.offset + file.rows].astype(np.float32)
         ids = np.arange(file.start_row, file.stop_row)
         keep = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1) & ~np.isin(ids, leave_out)
         lists, codes = world.trained.encode(vectors[keep])
         for number, code, row_id in zip(lists, codes, ids[keep], strict=True):
-            index.invlists.add_entries(int(number), 1, faiss.swig_ptr(np.array([row_id])), faiss.swig_ptr(code))
-    index.ntotal = index.invlists.compute_ntotal()
+            ivf.invlists.add_entries(int(number), 1, faiss.swig_ptr(np.array([row_id])), faiss.swig_ptr(code))
+    index.ntotal = ivf.ntotal = ivf.invlists.compute_ntotal()
     return faiss.serialize_index(index).tobytes()
 
 
-@pytest.mark.parametrize("rounding", ["query", "nearest", "faiss"])
+@pytest.mark.parametrize("rounding", ["transformed", "query", "nearest", "faiss"])
 def test_a_shard_has_the_bytes_faiss_would_write(world: World, rounding: str) -> None:
     world = dataclasses.replace(world, trained=train(rounding=rounding))
     for summary in build_all(world):
@@ -69,12 +71,17 @@ def test_a_shard_with_most_lists_empty_has_the_bytes_faiss_would_write(world: Wo
     assert build_all(few)[0].path.read_bytes() == filled_by_faiss(few, 0)
 
 
-def test_stock_faiss_finds_what_decoding_and_inner_products_find(world: World) -> None:
+@pytest.mark.parametrize("rounding", ["transformed", "nearest"])
+def test_stock_faiss_finds_what_decoding_and_inner_products_find(world: World, rounding: str) -> None:
+    world = dataclasses.replace(world, trained=train(rounding=rounding))
     build_all(world)
     queries = unit_rows(20, 9, gap=0.5)
     for shard in range(world.catalog.shards):
         index = faiss.read_index(str(world.shard_file(shard)))
-        index.nprobe = NLIST
+        ivf = ivf_of(index)
+        ivf.nprobe = NLIST
+        if rounding == "transformed":
+            faiss.downcast_index(ivf.quantizer).nprobe = NLIST
         scores, ids = index.search(queries, 10)
         codes, all_ids = zip(
             *[

@@ -1,6 +1,7 @@
 """The trained index: faiss fills and searches it, its files prove themselves, rows that can not be searched stay out."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
 
@@ -9,43 +10,64 @@ import numpy as np
 import pytest
 
 from paired_index_assets.codes.codec import CODECS, ROUNDINGS, train_codec
+from paired_index_assets.codes.formats import ivf_of
+from paired_index_assets.codes.transformed import train_transformed
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.trained.artifact import FORMAT, TrainedIndex
+from paired_index_assets.trained.coarse import group_lists
 
 D, NLIST = 34, 20
 
 
-@pytest.fixture(scope="module")
-def vectors():
+@functools.cache
+def clouds():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((5000, D)) @ np.diag(np.exp(-np.arange(D) / 10)) + 0.2
     queries = rows[rng.permutation(5000)] + 0.3 * rng.standard_normal((5000, D)) - 0.4
     return tuple(np.float32(r / np.linalg.norm(r, axis=1, keepdims=True)) for r in (rows, queries))
 
 
-def made(vectors, name="QT_4bit", rounding="query", learned=False):
+@pytest.fixture(scope="module")
+def vectors():
+    return clouds()
+
+
+@functools.cache
+def codec_of(name, rounding):
+    images, captions = clouds()
+    if rounding == "transformed":
+        return train_transformed(images[:3000], captions[:3000])
+    return train_codec(name, rounding, images[:3000], captions[:3000])
+
+
+def made(vectors, name="QT_4bit", rounding="query", learned=False, levels=1):
     images, captions = vectors
     centroids = images[:NLIST]
     routing = (9 * captions[:NLIST]).copy() if learned else None
-    codec = train_codec(name, rounding, images[:3000], captions[:3000])
-    return TrainedIndex("kmeans", NLIST, D, centroids, codec, routing, "a model", {"recall": 0.5})
+    groups = group_lists(centroids, seed=1) if levels == 2 else None
+    return TrainedIndex("kmeans", NLIST, D, centroids, codec_of(name, rounding), routing, "a model", {"recall": 0.5}, groups, 5)
 
 
-@pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("name", sorted(CODECS))
-def test_an_unmodified_faiss_probes_and_scores_what_is_put_in_lists(name, rounding, learned, vectors, tmp_path):
-    trained = made(vectors, name, rounding, learned)
+KINDS = [(name, rounding, learned, 1) for name in sorted(CODECS) for rounding in ROUNDINGS for learned in (False, True)]
+KINDS += [("QT_4bit", "query", False, 2), ("QT_4bit", "transformed", False, 1), ("QT_4bit", "transformed", False, 2)]
+
+
+@pytest.mark.parametrize(("name", "rounding", "learned", "levels"), KINDS)
+def test_an_unmodified_faiss_probes_and_scores_what_is_put_in_lists(name, rounding, learned, levels, vectors, tmp_path):
+    trained = made(vectors, name, rounding, learned, levels)
     trained.save(tmp_path / "x.index")
     images, captions = vectors[0][3000:], vectors[1][:40]
     lists, codes = trained.encode(images)
     index = faiss.read_index(str(tmp_path / "x.index"))
-    assert isinstance(index, faiss.IndexIVFScalarQuantizer)
-    assert index.is_trained
-    assert index.ntotal == 0
-    number = lists.astype("<i8")[:, None].view(np.uint8)[:, : index.coarse_code_size()]
-    index.add_sa_codes(np.hstack([number, codes]), np.arange(len(lists)) + 7)
-    scores, ids = index.search(captions, 10, params=faiss.SearchParametersIVF(nprobe=5))
+    ivf = ivf_of(index)
+    assert isinstance(ivf, faiss.IndexIVFScalarQuantizer)
+    assert isinstance(index, faiss.IndexPreTransform) == (rounding == "transformed")
+    assert isinstance(faiss.downcast_index(ivf.quantizer), faiss.IndexIVFFlat if levels == 2 else faiss.IndexFlatIP)
+    assert (index.d, index.is_trained, index.ntotal, ivf.nprobe) == (D, True, 0, 5)
+    number = lists.astype("<i8")[:, None].view(np.uint8)[:, : ivf.coarse_code_size()]
+    ivf.add_sa_codes(np.hstack([number, codes]), np.arange(len(lists)) + 7)
+    index.ntotal = ivf.ntotal
+    scores, ids = index.search(captions, 10)  # at the nprobe that the file says
     decoded = trained.codec.decode(codes)
     probed = trained.probe(captions, 5)[1]
     for query, chosen, found, theirs in zip(captions, probed, scores, ids, strict=True):
@@ -88,13 +110,27 @@ def test_probe_goes_by_routing_if_there_is_one(vectors):
     assert np.array_equal(plain.probe(query, 3)[1], np.argsort(-(query @ plain.centroids.T), axis=1)[:, :3])
     score = query @ routed.routing.T
     assert np.array_equal(routed.probe(query, 3)[1], np.argsort(-score, axis=1)[:, :3])
-    assert routed.probe(query, 999)[1].shape == (25, NLIST)
+    for every in (routed, made(vectors, levels=2)):
+        assert (np.sort(every.probe(query, 999)[1], axis=1) == np.arange(NLIST)).all()
 
 
-@pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_what_is_saved_is_what_is_loaded(rounding, learned, vectors, tmp_path):
-    trained = made(vectors, "QT_6bit", rounding, learned)
+def test_two_levels_look_in_the_nearest_groups_and_nowhere_else(vectors):
+    trained = made(vectors, levels=2)
+    queries = vectors[1][:25]
+    groups = trained.groups
+    assert len(groups.centroids) == 4
+    assert groups.nprobe == 2
+    chosen = np.argsort(-(queries @ groups.centroids.T), axis=1)[:, :2]
+    inside = (groups.of_list[None, :, None] == chosen[:, None, :]).any(2)
+    scores = np.where(inside, queries @ trained.centroids.T, -np.inf)
+    assert np.array_equal(trained.probe(queries, 4)[1], np.argsort(-scores, axis=1)[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("rounding", "learned", "levels"), [*((r, learned, 1) for r in ROUNDINGS for learned in (False, True)), ("transformed", False, 2)]
+)
+def test_what_is_saved_is_what_is_loaded(rounding, learned, levels, vectors, tmp_path):
+    trained = made(vectors, "QT_4bit" if rounding == "transformed" else "QT_6bit", rounding, learned, levels)
     trained.save(tmp_path / "x.index")
     loaded = TrainedIndex.load(tmp_path / "x.index")
     assert loaded.fingerprint == trained.fingerprint
@@ -112,6 +148,9 @@ def test_the_fingerprint_tells_all_that_codes_or_routes_apart(vectors):
         made(vectors, rounding="nearest"),
         made(vectors, "QT_6bit"),
         made(vectors, learned=True),
+        made(vectors, levels=2),
+        made(vectors, rounding="transformed"),
+        dataclasses.replace(base, nprobe=6),
         dataclasses.replace(base, centroids=nudged),
         dataclasses.replace(base, model="another"),
         dataclasses.replace(base, codec=dataclasses.replace(base.codec, metric=base.codec.metric.tuned(0.01, 0.0))),
