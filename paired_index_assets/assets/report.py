@@ -39,7 +39,7 @@ def recall_report(
     report = or_fail(lambda: _report(read, progress.of(context)))
     publish_report(report, read.build_root.report)
     ours = report.candidate(report.promoted or report.candidates[0].name)
-    at = ours.at(nprobe=min(read.nprobe or promoted_index(read).nprobe, ours.nlist))
+    at = ours.at(nprobe=min(read.nprobe or promoted_index(read.build_root).nprobe, ours.nlist))
     return dg.MaterializeResult(
         metadata={
             "recall": picture((read.build_root.report / "recall.png").read_bytes(), "recall against vectors scanned"),

@@ -210,12 +210,12 @@ def train_codec(name: str, rounding: str, images: Float32, captions: Float32, *,
     """
     if name not in CODECS or rounding not in ROUNDINGS:
         raise BadInput(f"codec {name!r} with rounding {rounding!r}: expected one of {tuple(CODECS)} and one of {ROUNDINGS}")
-    images = usable_rows(images, "images")
+    images = training_rows(images, "images")
     if not len(images):
         raise BadInput("images to train a codec on: expected at least one finite, non-zero row, found none; check the embeddings")
     if rounding == "faiss":
         return _trained_by_faiss(name, images)
-    captions = usable_rows(captions, "captions")
+    captions = training_rows(captions, "captions")
     captions = captions / np.linalg.norm(captions, axis=1, keepdims=True)
     d = images.shape[1]
     if rounding == "query" and not len(captions):
@@ -271,7 +271,7 @@ def _trained_by_faiss(name: str, images: Float32) -> TrainedCodec:
     return TrainedCodec(name, "faiss", vmin.copy(), vdiff.copy())
 
 
-def usable_rows(rows: npt.NDArray[Any], what: str) -> Float32:
+def training_rows(rows: npt.NDArray[Any], what: str) -> Float32:
     rows = np.asarray(rows, dtype=np.float32)
     if rows.ndim != 2:
         raise BadInput(f"{what} to train a codec on: expected shape (rows, dimensions), found {rows.shape}")

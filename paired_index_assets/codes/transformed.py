@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from paired_index_assets.codes.axes import QueryAxes, query_axes, transform_onto
-from paired_index_assets.codes.codec import DESCENT_PASSES, FEWEST_JUDGES, HELD_OUT, SAMPLE_ROWS, TrainedCodec, usable_rows
+from paired_index_assets.codes.codec import DESCENT_PASSES, FEWEST_JUDGES, HELD_OUT, SAMPLE_ROWS, TrainedCodec, training_rows
 from paired_index_assets.codes.grid import CodecWarning, LossOfRanking
 from paired_index_assets.codes.metric import fit_metric
 from paired_index_assets.errors import BadInput
@@ -30,7 +30,7 @@ def train_transformed(
     CodecWarning that says why, where the data can not carry it: fewer captions or images than dimensions, an odd or tiny d, images or
     captions all alike. Raises BadInput for bytes that no allocation has.
     """
-    images, captions = usable_rows(images, "images"), usable_rows(captions, "captions")
+    images, captions = training_rows(images, "images"), training_rows(captions, "captions")
     d = images.shape[1]
     columns = 2 * (bytes_per_vector or d // 2)
     if not 2 <= columns <= 2 * d:

@@ -34,7 +34,7 @@ def test_constant_dimensions(rounding, clouds):
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("value", [0.3, 1e-20, 1e8])
+@pytest.mark.parametrize("value", [0.3, 1e-8, 1e8])
 def test_all_vectors_equal(rounding, value):
     images, captions = np.full((50, 12), value, np.float32), np.random.default_rng(0).standard_normal((60, 12)).astype(np.float32)
     with warnings.catch_warnings():
