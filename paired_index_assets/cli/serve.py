@@ -30,4 +30,4 @@ def serve(
         f"Search page: http://{host}:{port}/   knn-service: http://{host}:{port}/knn-service   (Ctrl-C stops it)", highlight=False
     )
     app = server.make_app(service) if host in server.OWN_NAMES else server.make_app(service, allowed_hosts=["*"])
-    server.serve(app, host, port)
+    server.serve(app, service.limits, host, port)

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import hashlib
 import json
 import logging
+import math
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import resource
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
@@ -25,7 +29,6 @@ import anyio
 import anyio.to_thread
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -34,16 +37,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from paired_index_assets.errors import BadInput
-from paired_index_assets.serving.service import KnnRequest, MetadataRequest, SearchService
+from paired_index_assets.rows import Float32
+from paired_index_assets.serving.connections import Connection, Door
+from paired_index_assets.serving.limits import Limits
+from paired_index_assets.serving.requests import BadRequest, KnnRequest, MetadataRequest, parsed
+from paired_index_assets.serving.service import Searchable, SearchService
 
 LOG = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 OWN_NAMES = ("localhost", "127.0.0.1")  # a page elsewhere whose name is made to point here is not answered
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+THREADS_OF = {"pictures": 1, "model": 1, "health": 2}
+FILES_OF_ITS_OWN = 256  # besides connections
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
-Body = TypeVar("Body", bound=BaseModel)
 Done = TypeVar("Done")
 
 
@@ -67,29 +74,38 @@ class Metrics:
 
 class _Server:
     def __init__(self, service: SearchService) -> None:
-        self.service, self.metrics = service, Metrics()
-        self._waiting = 0
-        self._threads: anyio.CapacityLimiter | None = None
+        self.service, self.metrics, self.limits = service, Metrics(), service.limits
+        self._at_once, self._pictures = _Places(self.limits.at_once), _Places(self.limits.pictures_at_once)
+        self._uploads: dict[asyncio.Timeout, None] = {}  # of large bodies that are coming in, oldest first
+        self._threads: dict[str, anyio.CapacityLimiter] = {}
         self._page = resources.files("paired_index_assets.serving").joinpath("page", "index.html").read_text("utf-8")
         self._policy = _policy(self._page)
 
     async def knn(self, request: Request) -> Response:
-        wanted = await self._body(request, KnnRequest)
-        with self.metrics.stage("request"):
-            return JSONResponse(await self._in_thread(partial(self.service.knn, wanted, self.metrics.stage)))
+        body = await self._body(request)
+        with self._at_once.one_more(), self.metrics.stage("request"):
+            wanted = await self._in_thread(partial(parsed, body, KnnRequest, self.limits))
+            del body
+            self.service.checked(wanted)
+            found = self.service.sets.current()
+            vector = await self._vector(wanted, found)
+            return _json(await self._in_thread(lambda: _encoded(self.service.knn(wanted, found, vector, self.metrics.stage))))
 
     async def metadata(self, request: Request) -> Response:
-        wanted = await self._body(request, MetadataRequest)
-        return JSONResponse(await self._in_thread(partial(self.service.metadata, wanted)))
+        body = await self._body(request)
+        with self._at_once.one_more():
+            wanted = await self._in_thread(partial(parsed, body, MetadataRequest, self.limits))
+            return _json(await self._in_thread(lambda: _encoded(self.service.metadata(wanted))))
 
     async def indices(self, request: Request) -> Response:
         return JSONResponse([self.service.name])
 
     async def healthz(self, request: Request) -> Response:
-        return JSONResponse(await self._in_thread(self.service.health))
+        return JSONResponse(await self._in_thread(self.service.health, "health"))
 
     async def metrics_text(self, request: Request) -> Response:
-        health = await self._in_thread(self.service.health)
+        health = await self._in_thread(self.service.health, "health")
+        self.metrics.in_flight.set(len(self._at_once))
         self.metrics.vectors.set(health["vectors"])
         self.metrics.shards.set(health["shards"])
         self.metrics.missing.set(len(health["missing_shards"]))
@@ -99,88 +115,133 @@ class _Server:
     async def page(self, request: Request) -> Response:
         return Response(self._page, media_type="text/html", headers={"Content-Security-Policy": self._policy})
 
-    def counted(self, answer: Callable[[Request], Awaitable[Response]], *, limited: bool) -> Callable[[Request], Awaitable[Response]]:
-        """`answer`, with its outcome counted, its errors in JSON, and no more than `limits.at_once` of the limited ones at a time."""
+    def counted(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """`answer`, with its outcome counted and its errors in JSON."""
 
         async def answered(request: Request) -> Response:
-            if limited and self._waiting >= self.service.limits.at_once:
-                response: Response = _refusal(503, f"busy: {self._waiting} requests are waiting; try again")
-                response.headers["Retry-After"] = "1"
-            else:
-                with self._counted_in() if limited else nullcontext():
-                    response = await _outcome(answer, request)
+            response = await _outcome(answer, request)
             self.metrics.requests.labels(request.url.path, str(response.status_code)).inc()
             response.headers.update({name: value for name, value in SAFE.items() if name not in response.headers})
             return response
 
         return answered
 
-    def _counted_in(self) -> AbstractContextManager[None]:
-        return _Count(self)
+    async def _vector(self, wanted: KnnRequest, found: Searchable) -> Float32:
+        """What is asked for as a vector. Pictures are decoded one at a time, whatever their size, and the model takes one query at a time."""
+        with self.metrics.stage("encode"):
+            prepared = None
+            if wanted.is_picture:
+                with self._pictures.one_more():
+                    prepared = await self._in_thread(partial(self.service.picture, wanted), "pictures")
+            model = "model" if wanted.text or prepared is not None else ""
+            return await self._in_thread(partial(self.service.vector, wanted, found, prepared), model)
 
-    async def _in_thread(self, work: Callable[[], Done]) -> Done:
-        if self._threads is None:
-            self._threads = anyio.CapacityLimiter(self.service.limits.threads)
-        return await anyio.to_thread.run_sync(work, limiter=self._threads)
+    async def _in_thread(self, work: Callable[[], Done], kind: str = "") -> Done:
+        """The result of `work`, in one of the few threads that there are for its kind: none waits for another kind's."""
+        if kind not in self._threads:
+            self._threads[kind] = anyio.CapacityLimiter(THREADS_OF.get(kind, self.limits.threads))
+        return await anyio.to_thread.run_sync(work, limiter=self._threads[kind])
 
-    async def _body(self, request: Request, kind: type[Body]) -> Body:
-        """The request's JSON. Raises HTTPException for a body too large or too slow, BadInput for one of other content."""
-        limit, content = self.service.limits.body, bytearray()
+    async def _body(self, request: Request) -> bytes:
+        """The request's body. Raises HTTPException for one too large or too slow.
+
+        Of the large ones only so many are held at a time: when one more comes, the one that has been on its way for longest is cut off.
+        """
+        limits, content = self.limits, bytearray()
         declared = request.headers.get("content-length", "0")
-        if not declared.isdecimal() or int(declared[:20]) > limit:
-            raise HTTPException(413, f"body: expected at most {limit} bytes, found {declared[:20]}")
+        if not declared.isdecimal() or int(declared[:20]) > limits.body:
+            raise HTTPException(413, f"body: expected at most {limits.body} bytes, found {declared[:20]}")
+        patience = asyncio.timeout(limits.body_seconds)
         try:
-            async with asyncio.timeout(self.service.limits.body_seconds):
+            async with patience:
                 async for chunk in request.stream():
                     content += chunk
-                    if len(content) > limit:
-                        raise HTTPException(413, f"body: expected at most {limit} bytes, found more")
+                    if len(content) > limits.body:
+                        raise HTTPException(413, f"body: expected at most {limits.body} bytes, found more")
+                    if len(content) > limits.json and patience not in self._uploads:
+                        if len(self._uploads) >= limits.uploads:
+                            oldest = next(iter(self._uploads))
+                            del self._uploads[oldest]
+                            oldest.reschedule(asyncio.get_running_loop().time())
+                        self._uploads[patience] = None
         except TimeoutError as error:
-            raise HTTPException(408, "body: did not arrive in time") from error
-        return await self._in_thread(partial(_parsed, bytes(content), kind))
+            raise HTTPException(408, "body: did not arrive in time", headers={"Connection": "close"}) from error
+        finally:
+            self._uploads.pop(patience, None)
+        return bytes(content)
 
 
-class _Count:
-    """One request more while the block runs."""
+class _Places:
+    """Room for so many at a time."""
 
-    def __init__(self, server: _Server) -> None:
-        self._server = server
+    def __init__(self, most: int) -> None:
+        self._most, self._taken = most, 0
 
-    def __enter__(self) -> None:
-        self._server._waiting += 1
-        self._server.metrics.in_flight.inc()
+    def __len__(self) -> int:
+        return self._taken
 
-    def __exit__(self, *_: object) -> None:
-        self._server._waiting -= 1
-        self._server.metrics.in_flight.dec()
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Raises HTTPException where all are taken."""
+        if self._taken >= self._most:
+            raise HTTPException(503, f"busy: {self._taken} requests are waiting; try again", headers={"Retry-After": "1"})
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
 
 def make_app(service: SearchService, *, allowed_hosts: Sequence[str] = OWN_NAMES) -> Starlette:
     """The ASGI application. `allowed_hosts` are the names it answers to (``["*"]``: any)."""
     server = _Server(service)
     routes = [
-        Route("/knn-service", server.counted(server.knn, limited=True), methods=["POST"]),
-        Route("/metadata", server.counted(server.metadata, limited=True), methods=["POST"]),
-        Route("/indices-list", server.counted(server.indices, limited=False)),
-        Route("/healthz", server.counted(server.healthz, limited=False)),
+        Route("/knn-service", server.counted(server.knn), methods=["POST"]),
+        Route("/metadata", server.counted(server.metadata), methods=["POST"]),
+        Route("/indices-list", server.counted(server.indices)),
+        Route("/healthz", server.counted(server.healthz)),
         Route("/metrics", server.metrics_text),
-        Route("/", server.counted(server.page, limited=False)),
+        Route("/", server.counted(server.page)),
     ]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
     return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _http_refusal, Exception: _failure})
 
 
-def serve(app: Starlette, host: str = LOOPBACK, port: int = 1234) -> None:
+def configured(app: Starlette, limits: Limits, **more: Any) -> uvicorn.Config:
+    """How uvicorn is to serve `app`, with `limits` of connections."""
+    door = Door(limits)
+    return uvicorn.Config(
+        app,
+        http=partial(Connection, door),  # type: ignore[arg-type]  # it wants a class, and calls it
+        ws="none",
+        lifespan="off",
+        log_level="error",
+        server_header=False,
+        timeout_keep_alive=math.ceil(limits.idle_seconds),
+        timeout_graceful_shutdown=math.ceil(limits.body_seconds),
+        **more,
+    )
+
+
+def serve(app: Starlette, limits: Limits, host: str = LOOPBACK, port: int = 1234) -> None:
     """Answer requests until interrupted. Open to this machine only, unless `host` says otherwise."""
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, timeout_keep_alive=30, limit_concurrency=1024)
+    needed = limits.connections + FILES_OF_ITS_OWN
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        limits = replace(limits, connections=min(limits.connections, most - FILES_OF_ITS_OWN))
+    gc.collect()
+    gc.freeze()  # what was loaded stays: else each hundred thousand objects of a hostile request cost a walk over all of it
+    uvicorn.Server(configured(app, limits, host=host, port=port)).run()
 
 
 async def _outcome(answer: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
     try:
         return await answer(request)
     except HTTPException as error:
-        return _refusal(error.status_code, str(error.detail))
-    except BadInput as error:
+        return _http_refusal(request, error)
+    except BadRequest as error:
         return _refusal(400, str(error))
     except ClientDisconnect:
         return _refusal(400, "body: cut off")
@@ -188,22 +249,13 @@ async def _outcome(answer: Callable[[Request], Awaitable[Response]], request: Re
         return _failure(request, error)
 
 
-def _parsed(content: bytes, kind: type[Body]) -> Body:
-    try:
-        given = json.loads(content)
-    except (ValueError, RecursionError) as error:  # not UTF-8 and numbers of too many digits are ValueErrors
-        raise BadInput(f"body: expected JSON, found {type(error).__name__}") from error
-    if not isinstance(given, dict):
-        raise BadInput(f"body: expected a JSON object, found {type(given).__name__}")
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        raise BadInput("; ".join(_said(problem) for problem in error.errors(include_url=False, include_input=False)[:3])) from error
+def _encoded(hits: list[dict[str, Any]]) -> bytes:
+    """JSON, hit by hit: no thread may hold the interpreter for as long as all of them take."""
+    return b"[" + b",".join(json.dumps(hit, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") for hit in hits) + b"]"
 
 
-def _said(problem: Any) -> str:
-    where = ".".join(str(part)[:40] for part in problem["loc"]) or "body"
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
 
 
 def _refusal(status: int, reason: str) -> JSONResponse:
@@ -211,8 +263,11 @@ def _refusal(status: int, reason: str) -> JSONResponse:
 
 
 def _http_refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+    if not isinstance(error, HTTPException):
+        raise error
+    answer = _refusal(error.status_code, str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 def _failure(request: Request, error: Exception) -> Response:

@@ -8,16 +8,15 @@ models it may load (violence, aesthetics) are not here, and asking for them chan
 from __future__ import annotations
 
 import base64
-import binascii
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy.typing as npt
 from upath import UPath
 
 from paired_index_assets.embeddings.decoding import prepare_image
@@ -27,28 +26,20 @@ from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.sample import HeldImage
 from paired_index_assets.rows import Float32
-from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.search.sharded import ShardedIndex, checked_queries
+from paired_index_assets.serving.limits import Limits
 from paired_index_assets.serving.metadata import Metadata, metadata_of
 from paired_index_assets.serving.pictures import SHOWN_BYTES, Pictures
 from paired_index_assets.serving.reloading import Reloading, watched_files
+from paired_index_assets.serving.requests import BadRequest, KnnRequest, MetadataRequest, picture_bytes
 from paired_index_assets.serving.results import jsonable
+from paired_index_assets.serving.sent import check_size
 
+PICTURES_TOGETHER = 64
 UNSAFE = "NSFW"  # LAION's column, and the value in it that means so
 
+Prepared = npt.NDArray[Any]
 Stage = Callable[[str], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for, and how many may be served at once."""
-
-    results: int = 1000
-    pictures: int = 100  # results that carry their metadata and picture
-    text: int = 1000  # characters; a model reads 77 tokens
-    body: int = 16 << 20  # bytes
-    body_seconds: float = 30.0  # to send it
-    at_once: int = 64  # requests in work or waiting; more are told to come back
-    threads: int = 8  # of them in work
 
 
 @dataclass(frozen=True)
@@ -58,40 +49,6 @@ class Searchable:
     index: ShardedIndex
     metadata: Metadata | None = None
     pictures: Pictures | None = None
-
-
-class KnnRequest(BaseModel):
-    """clip-retrieval's fields. Exactly one of `text`, `image` (base64), `image_url`, `embedding_input` is used: the first that is given."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
-
-    text: str | None = None
-    image: str | None = None
-    image_url: str | None = None
-    embedding_input: list[float] | None = None
-    modality: Literal["image", "text"] = "image"
-    num_images: int = Field(default=40, ge=1)
-    num_result_ids: int | None = Field(default=None, ge=1)
-    indice_name: str | None = None
-    use_mclip: bool = False
-    deduplicate: bool = False
-    use_safety_model: bool = False
-    use_violence_detector: bool = False
-    aesthetic_score: float | str | None = None
-    aesthetic_weight: float | str | None = None
-
-    @model_validator(mode="after")
-    def _has_a_query(self) -> KnnRequest:
-        if not (self.text or self.image or self.image_url or self.embedding_input):
-            raise ValueError("expected one of text, image, image_url, embedding_input, found none")
-        return self
-
-
-class MetadataRequest(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    ids: list[int]
-    indice_name: str | None = None
 
 
 class SearchService:
@@ -145,35 +102,70 @@ class SearchService:
 
         return cls(Reloading(opened, watched_files(build)), encoder, name=name, nprobe=nprobe, limits=limits, fetch=fetch)
 
-    def knn(self, request: KnnRequest, stage: Stage = lambda _: nullcontext()) -> list[dict[str, Any]]:
-        """The rows nearest to the query: ``{"id", "similarity", ...metadata, "image"}``, best first; only the first `num_images` have
-        more than id and similarity. Raises BadInput."""
+    def vector(self, request: KnnRequest, found: Searchable, prepared: Prepared | None = None) -> Float32:
+        """(1, d) of what is asked for; `prepared` is its picture (`picture`), where it has one. Raises BadRequest."""
+        if request.text:
+            return self._encoded_text(request.text)
+        if prepared is not None:
+            with self._encoding:
+                return self._needs_encoder().encode_images(prepared[None])
+        d = found.index.d
+        if len(given := request.embedding_input or []) != d:
+            raise BadRequest(f"embedding_input: expected {d} numbers, found {len(given)}")
+        with np.errstate(over="ignore"):
+            vector = np.asarray(given, np.float64).astype(np.float32)
+        try:
+            checked_queries(vector, d)
+        except BadInput as error:
+            raise BadRequest(f"embedding_input: {error}") from error
+        if not vector.any():
+            raise BadRequest("embedding_input: expected a direction, found zeros only")
+        return vector[None]
+
+    def picture(self, request: KnnRequest) -> Prepared:
+        """The picture that is looked for, as the model takes it. Raises BadRequest."""
+        encoder = self._needs_encoder()
+        if request.image:
+            content = picture_bytes(request.image)
+        elif self._fetch is None:
+            raise BadRequest("image_url: this server fetches nothing; send the picture itself in image, base64-encoded")
+        else:
+            content = self._fetch(request.image_url or "")
+        check_size(content, self.limits)
+        prepared, outcome = prepare_image(encoder, HeldImage(content))
+        if prepared is None:
+            raise BadRequest(f"image: expected a PNG, JPEG, WebP, GIF, BMP or TIFF picture, found {outcome}")
+        return prepared
+
+    def knn(self, request: KnnRequest, found: Searchable, vector: Float32, stage: Stage = lambda _: nullcontext()) -> list[dict[str, Any]]:
+        """The rows nearest to `vector` (1, d): ``{"id", "similarity", ...metadata, "image"}``, best first; only the first `num_images`
+        have a picture. Raises BadRequest."""
+        count = self.checked(request)
+        with stage("search"):
+            scores, ids = found.index.search(vector, count, nprobe=self.nprobe)
+        hits = list(_hits(scores[0], ids[0].tolist(), request.deduplicate))
+        with stage("metadata"):
+            return _described(hits, found, request.num_images, self.limits.answered_pictures, safe=request.use_safety_model)
+
+    def checked(self, request: KnnRequest) -> int:
+        """How many results `request` is for. Raises BadRequest for what can not be answered, whatever the query is."""
         self._check_name(request.indice_name)
         count = request.num_images if request.num_result_ids is None else request.num_result_ids
         if request.modality == "text":
-            raise BadInput("modality: expected image, found text; this index holds images only")
+            raise BadRequest("modality: expected image, found text; this index holds images only")
         if request.use_mclip:
-            raise BadInput("use_mclip: expected false; this index has no multilingual model")
+            raise BadRequest("use_mclip: expected false; this index has no multilingual model")
         if count > self.limits.results:
-            raise BadInput(f"num_result_ids: expected at most {self.limits.results}, found {count}")
-        found = self.sets.current()
-        with stage("encode"):
-            query = self._vector(request, found.index)
-        with stage("search"):
-            scores, ids = found.index.search(query, count, nprobe=self.nprobe)
-        hits = list(_hits(scores[0], ids[0].tolist(), request.deduplicate))
-        with stage("metadata"):
-            return _described(hits, found, min(request.num_images, self.limits.pictures), safe=request.use_safety_model)
+            raise BadRequest(f"num_result_ids: expected at most {self.limits.results}, found {count}")
+        return count
 
     def metadata(self, request: MetadataRequest) -> list[dict[str, Any]]:
         """``{"id", "metadata"}`` of each id that has any."""
         self._check_name(request.indice_name)
         if len(request.ids) > self.limits.results:
-            raise BadInput(f"ids: expected at most {self.limits.results}, found {len(request.ids)}")
-        if any(not 0 <= row_id < 1 << 63 for row_id in request.ids):
-            raise BadInput("ids: expected whole numbers from 0")
+            raise BadRequest(f"ids: expected at most {self.limits.results}, found {len(request.ids)}")
         found = self.sets.current()
-        rows = _looked_up(found, request.ids, self.limits.pictures)
+        rows = _looked_up(found, request.ids, len(request.ids), self.limits.answered_pictures)
         return [{"id": row_id, "metadata": row} for row_id, row in zip(request.ids, rows, strict=True) if row]
 
     def health(self) -> dict[str, Any]:
@@ -194,43 +186,20 @@ class SearchService:
 
     def _check_name(self, name: str | None) -> None:
         if name not in (None, "", self.name):
-            raise BadInput(f"indice_name: expected {self.name}, found {str(name)[:100]}")
-
-    def _vector(self, request: KnnRequest, index: ShardedIndex) -> Float32:
-        if request.text:
-            return self._encoded_text(request.text)
-        if request.image:
-            return self._encoded_image(_from_base64(request.image))
-        if request.image_url:
-            if self._fetch is None:
-                raise BadInput("image_url: this server fetches nothing; send the picture itself in image, base64-encoded")
-            return self._encoded_image(self._fetch(request.image_url))
-        given = request.embedding_input or []
-        if len(given) != index.d:
-            raise BadInput(f"embedding_input: expected {index.d} numbers, found {len(given)}")
-        with np.errstate(over="ignore"):  # the search refuses what becomes infinite
-            return np.asarray(given, np.float64).astype(np.float32)
+            raise BadRequest(f"indice_name: expected {self.name}, found {str(name)[:100]}")
 
     def _encoded_text(self, text: str) -> Float32:
         encoder = self._needs_encoder()
         if not text.strip() or len(text) > self.limits.text:
-            raise BadInput(f"text: expected 1 to {self.limits.text} characters, found {len(text)}")
+            raise BadRequest(f"text: expected 1 to {self.limits.text} characters, found {len(text)}")
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise BadInput("text: expected Unicode text, found half a surrogate pair")
+            raise BadRequest("text: expected Unicode text, found half a surrogate pair")
         with self._encoding:
             return encoder.encode_texts([text])
 
-    def _encoded_image(self, content: bytes) -> Float32:
-        encoder = self._needs_encoder()
-        prepared, outcome = prepare_image(encoder, HeldImage(content))
-        if prepared is None:
-            raise BadInput(f"image: expected a PNG, JPEG, WebP, GIF, BMP or TIFF picture, found {outcome}")
-        with self._encoding:
-            return encoder.encode_images(prepared[None])
-
     def _needs_encoder(self) -> Encoder:
         if self.encoder is None:
-            raise BadInput("this server has no model: send a vector in embedding_input")
+            raise BadRequest("this server has no model: send a vector in embedding_input")
         return self.encoder
 
 
@@ -249,29 +218,24 @@ def _hits(scores: Float32, ids: list[int], deduplicate: bool) -> Iterator[tuple[
             last = score
 
 
-def _described(hits: list[tuple[int, float]], found: Searchable, shown: int, *, safe: bool) -> list[dict[str, Any]]:
+def _described(hits: list[tuple[int, float]], found: Searchable, shown: int, room: int, *, safe: bool) -> list[dict[str, Any]]:
     if safe and found.metadata is not None:
         marks = found.metadata.rows([row_id for row_id, _ in hits], [UNSAFE])
         hits = [hit for hit, mark in zip(hits, marks, strict=True) if (mark or {}).get(UNSAFE) != UNSAFE]
-    rows = _looked_up(found, [row_id for row_id, _ in hits[:shown]], shown)
-    rows += [{}] * (len(hits) - len(rows))
+    rows = _looked_up(found, [row_id for row_id, _ in hits], shown, room)
     return [{**row, "id": row_id, "similarity": score} for (row_id, score), row in zip(hits, rows, strict=True)]
 
 
-def _looked_up(found: Searchable, ids: list[int], pictures: int) -> list[dict[str, Any]]:
-    """The metadata of each id, and its picture as base64 in `image`; empty for one that has neither."""
+def _looked_up(found: Searchable, ids: list[int], shown: int, room: int) -> list[dict[str, Any]]:
+    """The metadata of each id, and the pictures of the first `shown` as base64 in `image`, until `room` bytes are full of them."""
     rows: list[dict[str, Any]] = [{} for _ in ids]
     if found.metadata is not None:
         rows = [jsonable(row) if row else {} for row in found.metadata.rows(ids)]
     if found.pictures is not None:
-        for row, content in zip(rows, found.pictures.read(ids[:pictures]), strict=False):
-            if content is not None and len(content) <= SHOWN_BYTES:
-                row["image"] = base64.b64encode(content).decode()
+        for first in range(0, min(shown, len(ids)), PICTURES_TOGETHER):
+            together = slice(first, min(first + PICTURES_TOGETHER, shown))
+            for row, content in zip(rows[together], found.pictures.read(ids[together]), strict=True):
+                if content is not None and len(content) <= min(SHOWN_BYTES, room):
+                    row["image"] = base64.b64encode(content).decode()
+                    room -= len(content)
     return rows
-
-
-def _from_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text.partition("base64,")[2] if text.startswith("data:") else text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadInput(f"image: expected base64, found {error}") from error

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-import socket
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import uvicorn
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from paired_index_assets.codes.codec import train_codec
@@ -21,8 +20,6 @@ from paired_index_assets.codes.transformed import train_transformed
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32
-from paired_index_assets.serving.server import make_app
-from paired_index_assets.serving.service import SearchService
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import write_manifest
 from paired_index_assets.trained.artifact import TrainedIndex
@@ -137,17 +134,44 @@ def picture_of(row: int) -> bytes:
     return png((row % 256, row // 256, 0))
 
 
-@contextmanager
-def served(service: SearchService) -> Iterator[int]:
-    """A real server on a free port of this machine."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(128)
-        server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="error"))
-        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield listening.getsockname()[1]
-        server.should_exit = True
-        thread.join(30)
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Shared by all tests that only read."""
+    return make(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="session")
+def transformed(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """As `finished`, with a transform of queries before the codes and a coarse quantizer of two levels."""
+    return make(tmp_path_factory.mktemp("transformed"), transformed=True)
+
+
+@pytest.fixture
+def fresh(finished: Build, tmp_path: Path) -> Build:
+    """A copy that the test may change."""
+    shutil.copytree(Path(finished.root.root.path), tmp_path / "build")
+    shutil.copytree(finished.landing, tmp_path / "landing")
+    return Build(
+        BuildRoot.at(tmp_path / "build"), finished.images, finished.captions, finished.trained, finished.catalog, tmp_path / "landing"
+    )
+
+
+@pytest.fixture(scope="session")
+def make_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Build]:
+    return lambda seed: make(tmp_path_factory.mktemp("build"), seed)
+
+
+@pytest.fixture(scope="session")
+def searchable_pairs(finished: Build, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Parquet whose row i describes id i, pictures included."""
+    ids = range(len(finished.images))
+    columns = {
+        "png": [picture_of(i) for i in ids],
+        "caption": [f"caption {i}" for i in ids],
+        "url": [f"https://e.org/{i}" for i in ids],
+        "NSFW": ["NSFW" if i % 7 == 0 else "UNLIKELY" for i in ids],
+        "score": [float("nan")] * len(ids),
+    }
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    pq.write_table(pa.table(columns), path)
+    return str(path)

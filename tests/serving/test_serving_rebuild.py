@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from search_builds import promote, rebuild, served, train
+from http_server import served
+from search_builds import promote, rebuild, train
 
 from paired_index_assets.errors import DamagedArtifact
 from paired_index_assets.files.storage import atomic_file

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ CLIENT_FIELDS = {
     "use_violence_detector": True, "indice_name": "images", "use_mclip": False, "aesthetic_score": 9, "aesthetic_weight": 0.5,
     "modality": "image", "num_images": 40, "num_result_ids": 40,
 }  # fmt: skip
-LIMITS = Limits(results=200, pictures=20, text=100, body=100_000)
+LIMITS = Limits(results=200, text=100, json=100_000, body=100_000)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +45,17 @@ def test_a_text_finds_what_the_index_finds_with_rows_and_pictures(client, finish
     found = knn(client, text="red ball", num_images=5, num_result_ids=8).json()
     scores, ids = ShardedIndex.open(finished.root.root).search(WordEncoder().encode_texts(["red ball"]), 8)
     assert [(hit["id"], np.float32(hit["similarity"])) for hit in found] == list(zip(ids[0].tolist(), scores[0], strict=True))
-    for hit in found[:5]:
+    for hit in found:
         assert hit["caption"] == f"caption {hit['id']}"
         assert hit["url"] == f"https://e.org/{hit['id']}"
         assert hit["score"] is None  # NaN is not JSON
-        assert base64.b64decode(hit["image"]) == picture_of(hit["id"])
-    assert all(set(hit) == {"id", "similarity"} for hit in found[5:])
+    assert all(base64.b64decode(hit["image"]) == picture_of(hit["id"]) for hit in found[:5])
+    assert not any("image" in hit for hit in found[5:])  # of those that num_images asks for only
+
+
+@pytest.mark.parametrize("fields", [{"use_safety_model": None, "deduplicate": None}, {"num_images": "40"}, {"num_images": 40.0}])
+def test_values_are_taken_as_clip_retrievals_server_takes_them(client, fields):
+    assert knn(client, text="red ball", **fields).json() == knn(client, text="red ball").json()
 
 
 def test_pictures_and_vectors_are_queries_too(client, finished):
@@ -84,7 +91,8 @@ def test_duplicates_and_unsafe_rows_are_dropped_if_asked(client, finished):
         ({"text": "a", "num_images": 0}, "num_images"),
         ({"text": "a", "num_images": 10**30, "num_result_ids": None}, "at most 200"),
         ({"text": "a", "num_result_ids": 201}, "num_result_ids: expected at most 200, found 201"),
-        ({"text": "a", "num_images": "5"}, "num_images"),
+        ({"text": "a", "num_images": "five"}, "num_images"),
+        ({"text": "a", "num_images": 5.5}, "num_images"),
         ({"text": "a", "num_images": None}, "num_images"),
         ({"text": "a", "modality": "text"}, "images only"),
         ({"text": "a", "modality": "sound"}, "modality"),
@@ -96,7 +104,9 @@ def test_duplicates_and_unsafe_rows_are_dropped_if_asked(client, finished):
         ({"embedding_input": [1.0] * (D + 1)}, f"expected {D} numbers, found {D + 1}"),
         ({"embedding_input": [1e300] * D}, "finite"),
         ({"embedding_input": [3e38] * D}, "infinite"),
-        ({"embedding_input": ["a"] * D}, "embedding_input"),
+        ({"embedding_input": ["a"] * D}, "embedding_input.0"),
+        ({"embedding_input": [0.0] * D}, "zeros only"),
+        ({"embedding_input": [1e-60] * D}, "zeros only"),
     ],
 )
 def test_what_can_not_be_answered_is_refused_with_the_reason(client, fields, says):
@@ -227,31 +237,29 @@ def test_a_failure_inside_is_500_without_detail(finished, caplog):
         assert knn(client, embedding_input=[0.1] * D).status_code == 200
 
 
-def test_too_many_at_once_are_told_to_come_back(finished):
-    inside, go_on = threading.Barrier(3), threading.Event()
+def test_too_many_at_once_are_told_to_come_back_and_pictures_keep_nobody_else_waiting(finished):
+    decoding, go_on = threading.Event(), threading.Event()
 
     class Slow(WordEncoder):
         def prepare_image(self, image):
-            inside.wait(30)
-            go_on.wait(30)
+            decoding.set()
+            assert go_on.wait(30)
             return super().prepare_image(image)
 
-    service = SearchService.of_build(finished.root.root, Slow(), limits=Limits(at_once=2, threads=2))
+    service = SearchService.of_build(finished.root.root, Slow(), limits=Limits(at_once=3, pictures_at_once=2))
     picture = base64.b64encode(png((255, 0, 0))).decode()
-    with TestClient(make_app(service), base_url="http://localhost") as client:
-        answers = []
-        threads = [threading.Thread(target=lambda: answers.append(knn(client, image=picture).status_code)) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        inside.wait(30)
-        refused = knn(client, text="a")
+    with TestClient(make_app(service), base_url="http://localhost") as client, ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(knn, client, image=picture) for _ in range(2)]
+        assert decoding.wait(30)
+        while "paired_index_in_flight 2.0" not in client.get("/metrics").text:
+            time.sleep(0.01)
+        refused = knn(client, image=picture)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert client.get("/indices-list").status_code == 200
+        for fields in ({"text": "a"}, {"embedding_input": [0.1] * D}):
+            assert knn(client, **fields).status_code == 200
         go_on.set()
-        for thread in threads:
-            thread.join()
-        assert answers == [200, 200]
-        assert knn(client, text="a").status_code == 200
+        assert [answer.result().status_code for answer in answers] == [200, 200]
+        assert knn(client, image=picture).status_code == 200
 
 
 def test_another_model_than_the_builds_is_refused(finished):

@@ -11,8 +11,9 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from http_server import served
 from PIL import Image
-from search_builds import WordEncoder, served
+from search_builds import WordEncoder
 
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.serving.service import SearchService

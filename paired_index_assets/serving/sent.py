@@ -1,0 +1,41 @@
+"""What a picture that a stranger sent will cost, judged before it is decoded."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+
+from PIL import Image
+
+from paired_index_assets.embeddings.decoding import FORMATS
+from paired_index_assets.serving.limits import Limits
+from paired_index_assets.serving.requests import BadRequest
+
+END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the next marker but those inside a scan
+
+
+def check_size(content: bytes, limits: Limits) -> None:
+    """Raises BadRequest for more pixels, or more passes over them, than `limits` allow. What is no picture at all is for the decoder."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                kind, pixels = image.format, image.width * image.height
+    except Image.DecompressionBombError:
+        kind, pixels = None, limits.pixels + 1
+    except Exception:  # decoders raise whatever comes to them, and say it once more when they decode
+        return
+    if pixels > limits.pixels:
+        raise BadRequest(f"image: expected at most {limits.pixels} pixels, found more; send a smaller one")
+    if kind in ("JPEG", "MPO") and _scans(content, limits.scans + 1) > limits.scans:
+        raise BadRequest(f"image: expected at most {limits.scans} scans, found more; save it anew")
+
+
+def _scans(jpeg: bytes, most: int) -> int:
+    """Scans of a JPEG up to its end, or `most`: its segments are walked, so that what lies behind the picture (a film, say) is none."""
+    at, found = 2, 0
+    while found < most and (marker := END_OF_SCAN.search(jpeg, at)) is not None and jpeg[marker.end() - 1] != 0xD9:
+        found += jpeg[marker.end() - 1] == 0xDA
+        at = marker.end() + max(2, int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big"))
+    return found
