@@ -54,7 +54,7 @@ def build(root: Path, images: Float32, trained: TrainedIndex, shards: int) -> No
     promote_index(place, Promotion(path.name, trained.fingerprint))
     for shard in range(shards):
         build_shard(place, trained, catalog, shard, landing)
-    write_manifest(place, trained.codec.name, catalog)
+    write_manifest(place, trained, catalog)
 
 
 def train(images: Float32, captions: Float32, lists: int) -> TrainedIndex:

@@ -12,6 +12,84 @@ from paired_index_assets.files.storage import as_path, is_local, versioned
 
 
 @dataclass(frozen=True)
+class ShardPlace:
+    """The files of shard `number` in one generation."""
+
+    generation: Generation
+    codec: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"knn.paired_{self.codec}.index{self.number}"
+
+    @property
+    def file(self) -> UPath:
+        """The shard's public name; on an object store the name of no file, but the beginning of one a content (`versioned`)."""
+        return self.generation.shards / self.name
+
+    @property
+    def draft(self) -> UPath:
+        """Drafts of `file` lie beside this one: its own folder holds finished shards and nothing else."""
+        return self.generation.folder / "drafts" / self.name
+
+    @property
+    def record(self) -> UPath:
+        return self.generation.records / f"index{self.number}.json"
+
+    @property
+    def next_record(self) -> UPath:
+        """The record of the shard that is about to replace `file`."""
+        return self.generation.records / f"index{self.number}.next.json"
+
+    @property
+    def failure(self) -> UPath:
+        return self.generation.records / f"index{self.number}.failed.json"
+
+    @property
+    def lock(self) -> UPath:
+        return self.generation.records / f".index{self.number}.lock"
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """All that was made with one trained index: `generations/{its fingerprint}`."""
+
+    folder: UPath
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.folder.name)
+
+    @property
+    def trained(self) -> UPath:
+        """A copy of the trained index, which is searched with as long as these shards are."""
+        return self.folder / "trained.index"
+
+    @property
+    def shards(self) -> UPath:
+        return self.folder / "shards"
+
+    @property
+    def records(self) -> UPath:
+        return self.folder / "records"
+
+    @property
+    def segments(self) -> UPath:
+        return self.folder / "segments"
+
+    @property
+    def packed(self) -> UPath:
+        return self.folder / "packed"
+
+    def shard(self, codec: str, number: int) -> ShardPlace:
+        return ShardPlace(self, codec, number)
+
+
+@dataclass(frozen=True)
 class BuildRoot:
     """Where one build keeps its files (docs/architecture.md lists them), and where copies of them go if that is not a local folder."""
 
@@ -72,8 +150,12 @@ class BuildRoot:
     def promoted(self) -> UPath:
         return self.trained / "promoted.json"
 
-    def segments(self, fingerprint: str) -> UPath:
-        return self.root / "segments" / fingerprint
+    @property
+    def generations(self) -> UPath:
+        return self.root / "generations"
+
+    def generation(self, fingerprint: str) -> Generation:
+        return Generation(self.generations / fingerprint)
 
     def truth(self, captions: str) -> UPath:
         """Exact neighbours of the test captions of that digest, a file each landed file; of no trained index."""
@@ -81,11 +163,13 @@ class BuildRoot:
 
     @property
     def shards(self) -> UPath:
+        """The shards of the generation that is served: a link to its folder. On an object store there is `served` instead."""
         return self.root / "shards"
 
-    def shard(self, codec: str, number: int) -> UPath:
-        """The shard's public name; on an object store the name of no file, but with `.json` of its record, which points to one."""
-        return self.shards / f"knn.paired_{codec}.index{number}"
+    @property
+    def served(self) -> UPath:
+        """On an object store, which generation is served."""
+        return self.root / "served.json"
 
     @property
     def downloads(self) -> UPath:

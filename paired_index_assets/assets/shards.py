@@ -13,9 +13,10 @@ from paired_index_assets.builds.opened import catalog_of, listing_of, supply_of
 from paired_index_assets.errors import MissingInput, PairedIndexError
 from paired_index_assets.landing.landed import landed_by_shard, version_of
 from paired_index_assets.shards.build import build_shard, data_version
+from paired_index_assets.shards.generations import sweep_generations
 from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
-from paired_index_assets.shards.record import finished_record, shard_file, verify_shard
-from paired_index_assets.shards.state import shard_states, stale_shards, sweep_segments
+from paired_index_assets.shards.record import finished_shards, shard_file, verify_shard
+from paired_index_assets.shards.state import shard_states, stale_shards
 from paired_index_assets.trained.promotion import promoted_index
 
 
@@ -67,8 +68,8 @@ def shard_reads_back(context: dg.AssetCheckExecutionContext, settings: SettingsR
     """The file on disk is the one its record describes: its sha256, and as many vectors, by stock faiss, as its files have rows."""
     read, shard = settings.read(), shard_number(context.partition_key)
     root = read.build_root
-    place = root.shard(read.codec, shard)
     try:
+        place = root.generation(promoted_index(root).fingerprint).shard(read.codec, shard)
         record = verify_shard(place, root.cache)
         local = root.cache.local(shard_file(place, record), sha256=record.sha256)
     except PairedIndexError as error:
@@ -93,8 +94,8 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
     """One row a landed file: where its rows are, how many can be found, what was left out and why, what made its shard."""
     read = settings.read()
     catalog = or_fail(lambda: catalog_of(read))
-    table = write_manifest(read.build_root, read.codec, catalog)
-    fingerprint = or_fail(lambda: promoted_index(read.build_root)).fingerprint
+    trained = or_fail(lambda: promoted_index(read.build_root))
+    table, fingerprint = write_manifest(read.build_root, trained, catalog), trained.fingerprint
     states = shard_states(read.build_root, read.codec, fingerprint, catalog, listing_of(read, catalog))
     unfinished = [[shard_key(s.shard), s.state, s.why] for s in states if s.state != "current"]
     metadata = {
@@ -102,12 +103,11 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
         "shards": f"{len(states) - len(unfinished)} of {len(states)} current",
         "rows_indexed": sum(n or 0 for n in table["indexed"].to_pylist()),
         "rows_left_out": sum(n or 0 for n in table["left_out"].to_pylist()),
-        "bytes": sum(r.bytes for s in states if (r := finished_record(read.build_root.shard(read.codec, s.shard)))),
+        "bytes": sum(record.bytes for record in finished_shards(read.build_root.generation(fingerprint), read.codec, len(states)).values()),
         "path": path(read.build_root.manifest),
     }
-    if not unfinished:
-        sweep_segments(read.build_root, keep=[fingerprint])
-    else:
+    sweep_generations(read.build_root, fingerprint)
+    if unfinished:
         metadata["unfinished"] = markdown_table(["shard", "state", "why"], unfinished)
     return dg.MaterializeResult(metadata=metadata)
 

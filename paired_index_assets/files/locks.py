@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from upath import UPath
@@ -45,7 +45,7 @@ def _held(lock: UPath | Path, how: int, holder: str) -> Iterator[None]:
         except BlockingIOError as error:
             handle.seek(0)
             raise Busy(f"{lock}: held by {handle.read().strip() or 'another process'}; wait for it, or stop it") from error
-        handle.truncate(0)
-        handle.write(holder)
-        handle.flush()
+        with suppress(OSError):  # a full disk: the lock is held all the same
+            os.ftruncate(handle.fileno(), 0)
+            os.write(handle.fileno(), holder.encode())
         yield

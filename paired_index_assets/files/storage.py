@@ -175,9 +175,24 @@ def publish(draft: Path, target: UPath | Path) -> None:
         os.fsync(written.fileno())
     if is_local(target):
         os.replace(draft, Path(target.path))
-        _sync_folder(draft.parent)
+        _sync_folder(Path(target.path).parent)
     else:
         patiently(target, lambda: target.fs.put_file(str(draft), target.path))
+
+
+def publish_link(link: Path, to: Path) -> None:
+    """Let a symbolic link be one to `to`, in one step whatever it was one to. Raises BadInput where the file system has no links."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(link.parent, link.name)
+    try:
+        temporary.symlink_to(to)
+        os.replace(temporary, link)
+    except PermissionError as error:
+        raise BadInput(f"{link}: {error.strerror}: a link is expected to be possible here; choose a root on another file system") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(link.parent)
 
 
 def write_bytes(target: UPath | Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64, UInt8
 from paired_index_assets.search.mapped import ID_BYTES
 from paired_index_assets.search.sharded import ShardedIndex
-from paired_index_assets.trained.promotion import promoted_index
+from paired_index_assets.search.shardset import served_index
 
 LISTS_A_REPORT = 1024
 
@@ -39,7 +39,7 @@ def merge_shards(root: str | Path | UPath, out: str | Path, *, progress: Progres
     out.parent.mkdir(parents=True, exist_ok=True)
     data = out.with_name(f"{out.name}.ivfdata")
     temporary = out.with_name(f".{data.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    file = promoted_index(BuildRoot.at(root)).empty_index()
+    file = served_index(BuildRoot.at(root)).trained.empty_index()
     merged = ivf_of(file)
     with ShardedIndex.open(root) as index:
         needed, free = index.ntotal * (merged.code_size + ID_BYTES), shutil.disk_usage(out.parent).free

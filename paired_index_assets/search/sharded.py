@@ -11,16 +11,15 @@ from upath import UPath
 
 from paired_index_assets.errors import BadInput, PairedIndexError
 from paired_index_assets.files.cache import LocalFile
-from paired_index_assets.layout import BuildRoot
+from paired_index_assets.layout import BuildRoot, ShardPlace
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.coarse import CoarseSearch
 from paired_index_assets.search.mapped import MappedLists
-from paired_index_assets.search.shardset import ManifestedShard, manifested_shards, map_shard
+from paired_index_assets.search.shardset import map_shard, served_index
 from paired_index_assets.search.stack import NO_ID, Stack
 from paired_index_assets.search.unwanted import RemovedIds
 from paired_index_assets.search.workers import Workers
 from paired_index_assets.trained.artifact import TrainedIndex
-from paired_index_assets.trained.promotion import promoted_file, promoted_index
 
 K_MAX = 100_000  # results of one query
 
@@ -37,7 +36,7 @@ class ShardedIndex:
         self,
         trained: TrainedIndex,
         file: LocalFile,
-        shards: dict[ManifestedShard, MappedLists],
+        shards: dict[ShardPlace, MappedLists],
         missing: dict[int, str],
         removed: RemovedIds,
     ) -> None:
@@ -60,24 +59,24 @@ class ShardedIndex:
     def open(cls, root: str | Path | UPath | BuildRoot, *, partial: bool = False, verify: bool = False) -> ShardedIndex:
         """Map every shard of the build at `root`; those of a remote one are copied to its cache first, which has to hold them all.
 
-        Raises BadInput, MissingInput or DamagedArtifact naming every shard that is missing, damaged, newer than the manifest, or made by
-        another trained index than the promoted one. With `partial` these are left out, and `.missing` says why. `verify` reads every
-        byte and compares it with the recorded sha256; without it sizes, tables and records are checked.
+        Of the generation that is served, whole or in the making; a shard counts as soon as it is finished. Raises BadInput, MissingInput
+        or DamagedArtifact naming every shard that is missing, damaged, or of another catalog. With `partial` these are left out, and
+        `.missing` says why. `verify` reads every byte and compares it with the recorded sha256; without it sizes, tables and records
+        are checked.
         """
         build = BuildRoot.at(root)
-        trained = promoted_index(build)
-        file = build.cache.local(promoted_file(build))
-        shards: dict[ManifestedShard, MappedLists] = {}
+        served = served_index(build)
+        shards: dict[ShardPlace, MappedLists] = {}
         wrong: dict[int, PairedIndexError] = {}
-        for shard in manifested_shards(build, trained.codec.name):
+        for shard in served.shards:
             try:
-                shards[shard] = map_shard(shard, trained, build.cache, verify=verify)
+                shards[shard] = map_shard(shard, served, build.cache, verify=verify)
             except PairedIndexError as error:
                 wrong[shard.number] = error
         if wrong and not partial:
             raise _together(wrong)
         missing = {number: str(error) for number, error in wrong.items()}
-        return cls(trained, file, shards, missing, RemovedIds(build))
+        return cls(served.trained, served.file, shards, missing, RemovedIds(build))
 
     def search(
         self, queries: npt.ArrayLike, k: int, *, nprobe: int | None = None, exclude: npt.ArrayLike | None = None

@@ -1,7 +1,8 @@
-"""A finished build that is followed while it is rebuilt: a search sees the old set whole or the new set whole.
+"""A build that is followed while it is rebuilt: a search sees the old set whole or the new set whole.
 
-The manifest is written last. When it changes, the new set is opened beside the old one, in a thread of its own, and takes its place only
-when every shard is the manifest's; until then, and if it can not be opened, the old set answers from files it still has mapped.
+When another generation is served, or a shard of the served one was finished, the new set is opened beside the old one, in a thread of
+its own, and takes its place only when every shard is open; until then, and if it can not be opened, the old set answers from files it
+still has mapped.
 """
 
 from __future__ import annotations
@@ -9,15 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Generic, TypeVar
-
-from upath import UPath
 
 from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.files.watched import Watched
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.search.shardset import ServedStamp
 
 LOG = logging.getLogger(__name__)
 RETRY_SECONDS = 2.0  # after a set that could not be opened, most likely because a rebuild is under way
@@ -26,10 +25,10 @@ Opened = TypeVar("Opened")
 
 
 class Reloading(Generic[Opened]):
-    """What `opener` opens, opened again when one of `watched` changes. `problem` says why the last try failed, None if it did not."""
+    """What `opener` opens, opened again when `watched` changes. `problem` says why the last try failed, None if it did not."""
 
-    def __init__(self, opener: Callable[[], Opened], watched: Sequence[str | Path | UPath]) -> None:
-        self._opener, self._watched = opener, [Watched(path) for path in watched]
+    def __init__(self, opener: Callable[[], Opened], watched: Watched) -> None:
+        self._opener, self._watched = opener, watched
         self._lock = threading.Lock()
         self._stamp = self._look()
         self._opened = opener()
@@ -67,9 +66,9 @@ class Reloading(Generic[Opened]):
         self._stamp, self.problem = stamp, None
         self.reloads += 1
 
-    def _look(self, *, now: bool = False) -> tuple[str, ...]:
-        return tuple(file.stamp(now=now) for file in self._watched)
+    def _look(self, *, now: bool = False) -> str:
+        return self._watched.stamp(now=now)
 
 
-def watched_files(build: BuildRoot) -> list[UPath]:
-    return [build.manifest, build.promoted]
+def watched(build: BuildRoot) -> Watched:
+    return Watched(build.root, ServedStamp(build))

@@ -64,7 +64,7 @@ class Metrics:
         self.in_flight = Gauge("paired_index_in_flight", "Requests in work or waiting", registry=self.registry)
         self.vectors = Gauge("paired_index_vectors", "Vectors in lists", registry=self.registry)
         self.shards = Gauge("paired_index_shards", "Shards searched", registry=self.registry)
-        self.missing = Gauge("paired_index_missing_shards", "Shards of the manifest that are not searched", registry=self.registry)
+        self.missing = Gauge("paired_index_missing_shards", "Shards of the catalog that are not searched", registry=self.registry)
         self.reloads = Gauge("paired_index_reloads", "Newer sets of shards taken over", registry=self.registry)
 
     def stage(self, name: str) -> AbstractContextManager[Any]:

@@ -30,7 +30,7 @@ from paired_index_assets.search.sharded import ShardedIndex, checked_queries
 from paired_index_assets.serving.limits import Limits
 from paired_index_assets.serving.metadata import Metadata, metadata_of
 from paired_index_assets.serving.pictures import SHOWN_BYTES, Pictures
-from paired_index_assets.serving.reloading import Reloading, watched_files
+from paired_index_assets.serving.reloading import Reloading, watched
 from paired_index_assets.serving.requests import BadRequest, KnnRequest, MetadataRequest, picture_bytes
 from paired_index_assets.serving.results import jsonable
 from paired_index_assets.serving.sent import check_size
@@ -100,7 +100,7 @@ class SearchService:
             pictures = Pictures.of(images, rows) if images is not None else None
             return Searchable(index, metadata_of(build, texts), pictures)
 
-        return cls(Reloading(opened, watched_files(build)), encoder, name=name, nprobe=nprobe, limits=limits, fetch=fetch)
+        return cls(Reloading(opened, watched(build)), encoder, name=name, nprobe=nprobe, limits=limits, fetch=fetch)
 
     def vector(self, request: KnnRequest, found: Searchable, prepared: Prepared | None = None) -> Float32:
         """(1, d) of what is asked for; `prepared` is its picture (`picture`), where it has one. Raises BadRequest."""

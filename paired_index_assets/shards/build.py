@@ -18,7 +18,7 @@ from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact
 from paired_index_assets.files.locks import only_writer
-from paired_index_assets.files.storage import VERSION_LENGTH, digest_of_parts, draft_of, publish, remove_older
+from paired_index_assets.files.storage import VERSION_LENGTH, digest_of_parts, draft_of, remove_older
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import LandedFile, Listing, list_folder, read_block
 from paired_index_assets.layout import BuildRoot
@@ -26,12 +26,13 @@ from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
 from paired_index_assets.shards.assemble import FaissIvf, Part, check_shard, part_of, share_near_source, stored_code, write_shard
 from paired_index_assets.shards.encode import ENCODE_ROWS
+from paired_index_assets.shards.generations import keep_trained, served_when_whole
 from paired_index_assets.shards.record import (
     FileRecord,
     ShardRecord,
-    failure_path,
     finished_record,
-    record_path,
+    publish_shard,
+    settle_records,
     shard_file,
     write_record,
 )
@@ -79,7 +80,8 @@ def build_shard(
     block_rows: int = ENCODE_ROWS,
     progress: Progress = silent,
 ) -> ShardSummary:
-    """Build `shards/knn.paired_{codec}.index{shard}` and its record, or leave it alone if nothing changed.
+    """Build shard `shard` of the trained index's generation and its record, or leave it alone if nothing changed; serve the generation
+    if it is whole with that.
 
     `landing` is a folder or what `landed.first_complete` chose from several; `removed` (n,) the ids to leave out, by default the
     takedown log's. `supply` is called with the files that have to be encoded and yields each in turn where it is to be had (see
@@ -91,13 +93,15 @@ def build_shard(
     Raises BadInput naming every bad file, after the segments of the good ones are saved; MissingInput naming the files that have not
     landed; Busy if another process builds this shard; OutOfDisk; DamagedArtifact if what was written does not read back.
     """
-    place = root.shard(trained.codec.name, shard)
+    place = root.generation(trained.fingerprint).shard(trained.codec.name, shard)
     files = catalog.files(shard)
     listing = landing if isinstance(landing, dict) else list_folder(landing)
     landed = [listing.get(file.name) for file in files]
     removed = read_removed(root) if removed is None else np.unique(removed)
-    with only_writer(place.with_name(f".{place.name}.lock")):
-        failure_path(place).unlink(missing_ok=True)
+    keep_trained(root, trained)
+    with served_when_whole(root, trained, catalog), only_writer(place.lock):
+        place.failure.unlink(missing_ok=True)
+        settle_records(place)
         done = finished_record(place)
         version = removed_version(removed, files[0].start_row, files[-1].stop_row)
         if done is not None and done.stands_for(trained.fingerprint, version, files, landed):
@@ -132,20 +136,16 @@ def build_shard(
             write_record(place, record)
             return ShardSummary(shard, shard_file(place, record), record, unchanged=True, encoded=encoded, without_truth=without)
         empty = trained.empty_index()
-        with draft_of(place) as temporary:
+        with draft_of(place.draft) as temporary:
             written = write_shard(temporary, empty, parts, progress=progress)
             index = check_shard(temporary, empty, parts, str(place))
             _check_sources(index, trained, parts, files, landed, str(place))
             del index
             record = replace(draft, bytes=written.bytes, sha256=written.sha256)
-            file = shard_file(place, record)
-            if file == place:
-                record_path(place).unlink(missing_ok=True)  # or a reader takes the new file for the one of the old record
-            publish(temporary, file)
-        write_record(place, record)
-        if file != place and done is not None:
-            remove_older(place.parent.glob(f"{place.name}.{'?' * VERSION_LENGTH}"), than=shard_file(place, done))
-        return ShardSummary(shard, file, record, unchanged=False, encoded=encoded, without_truth=without)
+            publish_shard(temporary, place, record)
+        if done is not None and (older := shard_file(place, done)) != shard_file(place, record):
+            remove_older(place.generation.shards.glob(f"{place.name}.{'?' * VERSION_LENGTH}"), than=older)
+        return ShardSummary(shard, shard_file(place, record), record, unchanged=False, encoded=encoded, without_truth=without)
 
 
 def data_version(trained: str, landed: str, removed: str) -> str:

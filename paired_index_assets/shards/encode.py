@@ -38,7 +38,7 @@ MOST_UNUSABLE = 0.1
 
 def segment_path(root: BuildRoot, trained: str, file: CatalogFile) -> UPath:
     """Where the segment of a catalogued file lies for the trained index of that fingerprint."""
-    return root.segments(trained) / segment_name(file.file_id)
+    return root.generation(trained).segments / segment_name(file.file_id)
 
 
 def kept_segment(root: BuildRoot, trained: str, file: CatalogFile, landed: LandedFile | None) -> SegmentHeader | None:

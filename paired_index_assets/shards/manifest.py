@@ -17,10 +17,12 @@ import torch
 from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
-from paired_index_assets.files.storage import atomic_file, read_parquet, write_bytes
+from paired_index_assets.files.storage import atomic_file, is_local, read_parquet, write_bytes
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.shards.generations import served_generation, trained_of
 from paired_index_assets.shards.record import finished_record, read_failure, shard_file
+from paired_index_assets.trained.artifact import TrainedIndex
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -49,20 +51,24 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 
-def write_manifest(root: BuildRoot, codec: str, catalog: Catalog) -> pa.Table:
-    """Collect the records of all finished shards, and the faults of unfinished ones, into the manifest; returns it.
+def write_manifest(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) -> pa.Table:
+    """Collect the records of the served generation's finished shards into the manifest; returns it. What keeps shards of `trained`
+    from being built is in it too.
 
     Also writes the list for mudg-style readers: every catalogued file in order, so that lengths add up to global ids. Its Parquet
     names are the landed names with `img_emb` read as `metadata`, as LAION names them.
     """
     rows, index_files = [], []
+    made = root.generation(trained.fingerprint)
+    served = served_generation(root) or made
+    codec = trained.codec.name if served == made else trained_of(served).codec.name
     for shard in range(catalog.shards):
-        place = root.shard(codec, shard)
-        record, problems = finished_record(place), read_failure(place)
+        place = served.shard(codec, shard)
+        record, problems = finished_record(place), read_failure(made.shard(trained.codec.name, shard))
         done = {file.file_id: file for file in record.files} if record else {}
         name = _relative(root, shard_file(place, record)) if record else ""
         if record:
-            index_files.append(name)
+            index_files.append(f"{root.shards.name}/{place.name}" if is_local(root.root) else name)
         for file in catalog.files(shard):
             row = {name: getattr(file, name) for name in ("shard", "file_id", "name", "offset", "start_row", "rows")}
             if record and file.file_id in done:

@@ -1,15 +1,20 @@
-"""The record beside each shard (`….index7.json`): what it was made from and what is in it. It is what makes a shard finished.
+"""The record of each shard (`generations/{fingerprint}/records/index7.json`): what it was made from and what is in it. It is what
+makes a shard finished.
 
-Written after its shard: a shard without one, or with an older one, counts as not built. It has no times and no settings of the
-machine, so that two builds of the same inputs write the same record.
+It has no times and no settings of the machine, so that two builds of the same inputs write the same record.
 
-On an object store each content of a shard is a file of its own (`shard_file`), and the record says which one counts: who reads while
-it is rewritten has the old shard or the new one, and of two that build the same shard both write the same.
+Locally a shard is replaced by three renames: its next record gets a name, the shard gets its own, the next record becomes the record.
+Killed between any two, one of both records is of the file that is there. On an object store each content of a shard is a file of its
+own (`shard_file`), and the record says which one counts: who reads while it is rewritten has the old shard or the new one, and of two
+that build the same shard both write the same.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,9 +22,10 @@ from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.files.cache import Cache
-from paired_index_assets.files.storage import as_path, digest_of, digest_of_parts, is_local, read_json, versioned, write_json
+from paired_index_assets.files.storage import digest_of, digest_of_parts, is_local, publish, read_json, versioned, write_json
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import LandedFile
+from paired_index_assets.layout import Generation, ShardPlace
 
 FORMAT = 1
 
@@ -80,6 +86,11 @@ class ShardRecord:
             parts += [str(part) for part in (file.file_id, file.name, file.offset, file.start_row, file.rows, file.lossy, file.content)]
         return digest_of_parts(*parts)
 
+    def is_of(self, files: Sequence[CatalogFile]) -> bool:
+        """Whether its ids are those of a shard of these catalogued files, or of the first of them: a shard may be appended to."""
+        mine = [(file.file_id, file.name, file.offset, file.start_row, file.rows) for file in self.files]
+        return mine == [(file.file_id, file.name, file.offset, file.start_row, file.rows) for file in files][: len(mine)]
+
     def stands_for(self, trained: str, removed: str, files: Sequence[CatalogFile], landed: Sequence[LandedFile | None]) -> bool:
         """Whether a build with these inputs would make the same shard."""
         return (
@@ -89,27 +100,36 @@ class ShardRecord:
         )
 
 
-def shard_file(place: UPath | Path, record: ShardRecord) -> UPath:
-    """The file that the record of the shard at `place` (BuildRoot.shard) speaks of."""
-    return versioned(as_path(place), record.sha256)
+def shard_file(place: ShardPlace, record: ShardRecord) -> UPath:
+    """The file that the record of the shard at `place` speaks of."""
+    return versioned(place.file, record.sha256)
 
 
-def record_path(place: UPath | Path) -> UPath:
-    return as_path(place).with_name(place.name + ".json")
+def write_record(place: ShardPlace, record: ShardRecord) -> None:
+    write_json(place.record, asdict(record))
 
 
-def failure_path(place: UPath | Path) -> UPath:
-    return as_path(place).with_name(place.name + ".failed.json")
+def publish_shard(draft: Path, place: ShardPlace, record: ShardRecord) -> None:
+    """Give a finished shard file its name and its record; at no moment is there none where there was one before."""
+    file = shard_file(place, record)
+    if not is_local(file):
+        publish(draft, file)
+        write_record(place, record)
+        return
+    Path(file.path).parent.mkdir(parents=True, exist_ok=True)
+    write_json(place.next_record, asdict(record))
+    publish(draft, file)
+    publish(Path(place.next_record.path), place.record)
 
 
-def write_record(place: UPath | Path, record: ShardRecord) -> None:
-    write_json(record_path(place), asdict(record))
-
-
-def read_record(place: UPath | Path) -> ShardRecord | None:
+def read_record(place: ShardPlace) -> ShardRecord | None:
     """The record of a shard, None where there is none or it is not one. The shard's bytes are not looked at."""
+    return _read(place.record)
+
+
+def _read(path: UPath) -> ShardRecord | None:
     try:
-        content = read_json(record_path(place))
+        content = read_json(path)
         if content["format"] != FORMAT:
             return None
         return ShardRecord(**{**content, "files": tuple(FileRecord(**file) for file in content["files"])})
@@ -117,32 +137,65 @@ def read_record(place: UPath | Path) -> ShardRecord | None:
         return None
 
 
-def finished_record(place: UPath | Path) -> ShardRecord | None:
+def finished_record(place: ShardPlace) -> ShardRecord | None:
     """The record of a shard whose file is the one it speaks of, else None.
 
-    A local shard younger than its record is what a build killed between the two left behind, or a file somebody copied or altered:
-    there the checksum decides.
+    A local shard younger than its record is what a build killed between the two left behind (then the next record is its own), or a
+    file that somebody copied or altered: there the checksum decides.
     """
     record = read_record(place)
-    if record is None:
-        return None
-    file = shard_file(place, record)
+    if record is not None and not is_local(place.file):
+        return record if _has_size(shard_file(place, record), record.bytes) else None
+    if record is not None and _is_of(place.file, record, place.record):
+        return record
+    following = _read(place.next_record)
+    if following is not None and _is_of(place.file, following, place.next_record):
+        return following
+    return record if record is not None and _is_altogether(place, record) else None
+
+
+def settle_records(place: ShardPlace) -> None:
+    """Take up what a build killed between its renames left: its record if its shard got its name, else nothing. By the writer alone."""
+    if not is_local(place.file) or not place.next_record.exists():
+        return
+    record, following = read_record(place), _read(place.next_record)
+    kept = record is not None and _is_of(place.file, record, place.record)
+    if not kept and following is not None and _is_of(place.file, following, place.next_record):
+        publish(Path(place.next_record.path), place.record)
+    else:
+        place.next_record.unlink(missing_ok=True)
+
+
+def _has_size(file: UPath, size: int) -> bool:
     try:
-        facts = file.stat()
+        return int(file.stat().st_size) == size
     except FileNotFoundError:
-        return None
-    if facts.st_size != record.bytes:
-        return None
-    if is_local(file) and facts.st_mtime_ns > record_path(place).stat().st_mtime_ns and digest_of(file) != record.sha256:
-        return None
-    return record
+        return False
 
 
-def verify_shard(place: UPath | Path, cache: Cache | None = None) -> ShardRecord:
+def _is_of(file: UPath, record: ShardRecord, written: UPath) -> bool:
+    """Whether a local file has the record's size and is not younger than it."""
+    try:
+        facts, of_record = file.stat(), written.stat()
+    except FileNotFoundError:
+        return False
+    return bool(facts.st_size == record.bytes and facts.st_mtime_ns <= of_record.st_mtime_ns)
+
+
+def _is_altogether(place: ShardPlace, record: ShardRecord) -> bool:
+    """Whether a local shard has the record's bytes. If so, the record is touched, so that they are not read for this again."""
+    if not _has_size(place.file, record.bytes) or digest_of(place.file) != record.sha256:
+        return False
+    with suppress(OSError):
+        os.utime(place.record.path)
+    return True
+
+
+def verify_shard(place: ShardPlace, cache: Cache | None = None) -> ShardRecord:
     """Hold every byte of a finished shard, or of its local copy, against its record. Raises MissingInput or DamagedArtifact."""
-    record = read_record(place)
+    record = finished_record(place) or read_record(place)
     if record is None:
-        raise MissingInput(f"{record_path(place)}: no record of this shard; build it")
+        raise MissingInput(f"{place.record}: no record of shard {place.number}; build it")
     file = shard_file(place, record)
     if not file.exists():
         raise MissingInput(f"{file}: no such file, but its record is there; build the shard again")
@@ -153,14 +206,26 @@ def verify_shard(place: UPath | Path, cache: Cache | None = None) -> ShardRecord
     return record
 
 
-def write_failure(place: UPath | Path, faults: Sequence[tuple[CatalogFile, str]]) -> None:
+def recorded_shards(generation: Generation) -> list[int]:
+    """The numbers of all shards that have a record."""
+    names = (path.name for path in generation.records.glob("index*.json"))
+    return sorted({int(found[1]) for name in names if (found := re.fullmatch(r"index(\d+)(?:\.next)?\.json", name))})
+
+
+def finished_shards(generation: Generation, codec: str, shards: int) -> dict[int, ShardRecord]:
+    """The records of the finished ones of shards 0 to `shards` - 1."""
+    records = ((number, finished_record(generation.shard(codec, number))) for number in range(shards))
+    return {number: record for number, record in records if record is not None}
+
+
+def write_failure(place: ShardPlace, faults: Sequence[tuple[CatalogFile, str]]) -> None:
     """Keep what was wrong with files of a shard that could not be built, for the manifest."""
-    write_json(failure_path(place), [{"file_id": file.file_id, "name": file.name, "problem": text} for file, text in faults])
+    write_json(place.failure, [{"file_id": file.file_id, "name": file.name, "problem": text} for file, text in faults])
 
 
-def read_failure(place: UPath | Path) -> dict[int, str]:
+def read_failure(place: ShardPlace) -> dict[int, str]:
     """file_id -> what was wrong with it in the last build; empty after a good one."""
     try:
-        return {int(fault["file_id"]): str(fault["problem"]) for fault in read_json(failure_path(place))}
+        return {int(fault["file_id"]): str(fault["problem"]) for fault in read_json(place.failure)}
     except (MissingInput, DamagedArtifact, KeyError, TypeError):
         return {}

@@ -1,11 +1,10 @@
-"""What the disk says about the shards of a build: which are finished, which would be made otherwise now, which wait, what is left over.
+"""What the disk says about the shards of a build: which are finished, which would be made otherwise now, which wait.
 
 Nothing is remembered between calls, so nothing can be remembered wrongly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,21 +44,8 @@ def stale_shards(
     return [state.shard for state in states if state.state == "stale"]
 
 
-def sweep_segments(root: BuildRoot, keep: Iterable[str]) -> list[str]:
-    """Delete the segments of every trained index but those of the fingerprints in `keep`; returns the fingerprints deleted.
-
-    Not while a shard of one of them is being built.
-    """
-    folder, kept = root.segments("any").parent, set(keep)
-    there = folder.iterdir() if folder.exists() else ()
-    gone = {place.name: place for place in there if place.is_dir() and place.name not in kept}
-    for place in gone.values():
-        place.fs.rm(place.path, recursive=True)
-    return sorted(gone)
-
-
 def _state(root: BuildRoot, codec: str, trained: str, catalog: Catalog, listing: Listing, removed: Int64, shard: int) -> ShardState:
-    place, files = root.shard(codec, shard), catalog.files(shard)
+    place, files = root.generation(trained).shard(codec, shard), catalog.files(shard)
     landed = [listing.get(file.name) for file in files]
     record = finished_record(place)
     version = removed_version(removed, files[0].start_row, files[-1].stop_row)
@@ -75,8 +61,6 @@ def _state(root: BuildRoot, codec: str, trained: str, catalog: Catalog, listing:
     if record is None:
         faults = read_failure(place)
         return ShardState(shard, "stale", f"the last build failed: {'; '.join(faults.values())}" if faults else "not built yet")
-    if record.trained != trained:
-        return ShardState(shard, "stale", f"made with trained index {record.trained}, now {trained}")
     if record.removed != version:
         return ShardState(shard, "stale", "rows were taken down since it was built")
     mine = {file.file_id: file for file in record.files}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from upath import UPath
-
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.fetching.obtain import Obtained
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import LandedFile, Listing
-from paired_index_assets.layout import BuildRoot
+from paired_index_assets.layout import BuildRoot, ShardPlace
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.shards.encode import ENCODE_ROWS, SegmentEncoder, kept_segment, segment_path
 from paired_index_assets.shards.record import write_failure
@@ -29,7 +27,7 @@ def landed_alone(listing: Listing) -> Supply:
 def segments_of(
     root: BuildRoot,
     trained: TrainedIndex,
-    shard: UPath,
+    shard: ShardPlace,
     files: Sequence[CatalogFile],
     landed: Sequence[LandedFile | None],
     supply: Supply,
@@ -63,7 +61,7 @@ def segments_of(
 def _encode(
     root: BuildRoot,
     trained: TrainedIndex,
-    shard: UPath,
+    shard: ShardPlace,
     wanted: Sequence[CatalogFile],
     files: Sequence[CatalogFile],
     supply: Supply,

@@ -114,7 +114,7 @@ class TrainedIndex:
         """
         index, arrays, card = _files(path)
         digests = {}
-        if is_local(card):
+        if is_local(card) and not _is_card_of(card, self.fingerprint):
             card.unlink(missing_ok=True)
         with atomic_file(index) as temporary:
             faiss.write_index(self.empty_index(), str(temporary))
@@ -184,6 +184,13 @@ class TrainedIndex:
 def _files(path: str | Path | UPath) -> tuple[UPath, UPath, UPath]:
     index = as_path(path)
     return index, index.with_name(index.name + ".npz"), index.with_name(index.name + ".json")
+
+
+def _is_card_of(card: UPath, fingerprint: str) -> bool:
+    try:
+        return bool(read_json(card)["fingerprint"] == fingerprint)
+    except (MissingInput, DamagedArtifact, KeyError, TypeError):
+        return False
 
 
 def _under(prefix: str, parts: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

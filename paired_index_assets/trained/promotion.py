@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from upath import UPath
-
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import is_local, read_json, remove_older, write_json
 from paired_index_assets.layout import BuildRoot
@@ -51,11 +49,6 @@ def read_promotion(build: BuildRoot) -> Promotion:
         return Promotion(**{key: value for key, value in content.items() if key in Promotion.__dataclass_fields__})
     except (TypeError, AttributeError) as error:
         raise DamagedArtifact(f"{build.promoted}: not a promotion ({error}); materialise trained_index again") from error
-
-
-def promoted_file(build: BuildRoot) -> UPath:
-    """The faiss file of the promoted index."""
-    return build.trained / read_promotion(build).index
 
 
 def promoted_index(build: BuildRoot) -> TrainedIndex:

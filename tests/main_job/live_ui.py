@@ -24,7 +24,7 @@ class Ui:
 
     def __init__(self, folder, built):
         self.root, self.landing, self.source = folder / "root", folder / "landing", built / "embeddings/img_emb"
-        shutil.copytree(built, self.root, ignore=shutil.ignore_patterns("dagster", "shards", "segments", "report", "manifest.parquet"))
+        shutil.copytree(built, self.root, ignore=shutil.ignore_patterns("dagster", "shards", "generations", "report", "manifest.parquet"))
         self.landing.mkdir()
         settings = json.loads((self.root / "settings.json").read_text())
         (self.root / "settings.json").write_text(json.dumps(settings | {"landing": str(self.landing), "tick_seconds": 3}))
@@ -96,7 +96,7 @@ class Ui:
 
     def built_from(self, shard):
         """The stamp of the first file that a finished shard was made from."""
-        record = json.loads((self.root / f"shards/knn.paired_QT_4bit.index{shard}.json").read_text())
+        record = json.loads((self.root / f"shards/../records/index{shard}.json").read_text())
         return record["files"][0]["stamp"]
 
     def built(self):

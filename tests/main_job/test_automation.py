@@ -29,7 +29,7 @@ class World:
 
     def __init__(self, folder, built, instance):
         self.root, self.landing, self.instance = folder / "root", folder / "landing", instance
-        shutil.copytree(built, self.root, ignore=shutil.ignore_patterns("dagster", "shards", "segments", "report", "manifest.parquet"))
+        shutil.copytree(built, self.root, ignore=shutil.ignore_patterns("dagster", "shards", "generations", "report", "manifest.parquet"))
         self.source = built / "embeddings/img_emb"
         self.landing.mkdir()
         self.settings = load_settings(root=str(self.root), landing=str(self.landing), shards=SHARDS)

@@ -41,7 +41,7 @@ def search_like_mudg(root, queries, k, nprobe):
 
 
 def test_every_output_has_its_public_name(small_build):
-    names = {str(path.relative_to(small_build)) for path in small_build.rglob("*") if path.is_file()}
+    names = {str(path.relative_to(small_build)) for path in (*small_build.rglob("*"), *small_build.glob("shards/*")) if path.is_file()}
     wanted = {f"shards/knn.paired_QT_4bit.index{n}" for n in range(6)}
     wanted |= {f"trained/images.16.QT_4bit.{method}.index" for method in ("paired_kmeans", "kmeans")}
     wanted |= {"manifest.parquet", "parquet_lengths_paired.list", "report/recall.json", "report/recall.md", "report/recall.png"}

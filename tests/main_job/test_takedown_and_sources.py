@@ -17,7 +17,7 @@ from paired_index_assets.settings import load_settings
 
 
 def trained_only(built, root):
-    shutil.copytree(built, root, ignore=shutil.ignore_patterns("dagster", "shards", "segments", "report", "manifest.parquet"))
+    shutil.copytree(built, root, ignore=shutil.ignore_patterns("dagster", "shards", "generations", "report", "manifest.parquet"))
     return root
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.codes.transformed import train_transformed
 from paired_index_assets.landing.catalog import Catalog
-from paired_index_assets.layout import BuildRoot
+from paired_index_assets.layout import BuildRoot, ShardPlace
 from paired_index_assets.rows import Float32
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import write_manifest
@@ -41,8 +41,11 @@ class Build:
     catalog: Catalog
     landing: Path
 
+    def place(self, shard: int) -> ShardPlace:
+        return self.root.generation(self.trained.fingerprint).shard(self.trained.codec.name, shard)
+
     def shard_files(self) -> list[Path]:
-        return [Path(self.root.shard(self.trained.codec.name, s).path) for s in range(self.catalog.shards)]
+        return [Path(self.place(s).file.path) for s in range(self.catalog.shards)]
 
 
 def unit(rows: Float32) -> Float32:
@@ -89,6 +92,7 @@ def make(folder: Path, seed: int = 1, *, transformed: bool = False) -> Build:
     for number, (first, stop) in enumerate(pairwise(edges)):
         np.save(landing / f"img_emb_{number:04d}.npy", images[first:stop].astype(np.float16))
     catalog = Catalog.scan(landing, shards=SHARDS)
+    catalog.save(root.catalog)
     promote(root, trained)
     build = Build(root, images, captions, trained, catalog, landing)
     rebuild(build)
@@ -99,7 +103,7 @@ def rebuild(build: Build, *, manifest: bool = True) -> None:
     for shard in range(build.catalog.shards):
         build_shard(build.root, build.trained, build.catalog, shard, build.landing)
     if manifest:
-        write_manifest(build.root, build.trained.codec.name, build.catalog)
+        write_manifest(build.root, build.trained, build.catalog)
 
 
 class WordEncoder:

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from search_builds import MODEL, NLIST, Build, D, promote, rebuild, train
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.layout import BuildRoot
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.search.stack import Stack
+from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.takedown import add_removed
 
 
@@ -171,7 +174,7 @@ def _flip(file: Path) -> None:
 
 DAMAGE = {
     "missing": (lambda file: file.unlink(), MissingInput, "no such shard"),
-    "without its record": (lambda file: file.with_name(file.name + ".json").unlink(), DamagedArtifact, "not what"),
+    "without its record": (lambda file: (file.parents[1] / "records/index3.json").unlink(), DamagedArtifact, "not what"),
     "cut": (_cut, DamagedArtifact, "cut"),
     "empty": (lambda file: file.write_bytes(b""), DamagedArtifact, "cut"),
     "altered": (_flip, DamagedArtifact, "altered"),
@@ -206,27 +209,55 @@ def test_a_flipped_byte_under_an_old_date_is_seen_by_verify(fresh):
         ShardedIndex.open(fresh.root.root, verify=True)
 
 
-def test_shards_of_another_trained_index_are_refused(fresh):
-    promote(fresh.root, train(fresh.images, fresh.captions, seed=99))
-    with pytest.raises(DamagedArtifact, match=r"7 shards can not be searched.*made by trained index"):
-        ShardedIndex.open(fresh.root.root)
-    index = ShardedIndex.open(fresh.root.root, partial=True)
-    assert index.shards == ()
-    assert index.ntotal == 0
-    assert (index.search(fresh.captions[:3], 4)[1] == -1).all()
+def test_a_new_trained_index_is_searched_once_all_its_shards_are_there(fresh):
+    newer = dataclasses.replace(fresh, trained=train(fresh.images, fresh.captions, seed=99))
+    promote(fresh.root, newer.trained)
+    for shard in range(fresh.catalog.shards):
+        index = ShardedIndex.open(fresh.root.root)
+        assert index.fingerprint == fresh.trained.fingerprint
+        assert index.ntotal == len(fresh.images)
+        build_shard(newer.root, newer.trained, newer.catalog, shard, newer.landing)
+    index = ShardedIndex.open(fresh.root.root)
+    assert index.fingerprint == newer.trained.fingerprint
+    for mine, stock in zip(index.search(fresh.captions[:9], 5), shard_by_shard(newer, fresh.captions[:9], 5, 8), strict=True):
+        np.testing.assert_array_equal(mine, stock)
 
 
-def test_a_shard_younger_than_the_manifest_is_refused(fresh):
+def test_stock_faiss_finds_one_generation_in_the_folder_of_shards_and_nothing_else(fresh):
+    folder = Path(fresh.root.shards.path)
+    assert [path.name for path in sorted(folder.iterdir())] == [f"knn.paired_QT_4bit.index{n}" for n in range(fresh.catalog.shards)]
+    assert sum(faiss.read_index(str(path)).ntotal for path in folder.glob("knn.paired_QT_4bit.index*")) == len(fresh.images)
+
+
+def test_a_shard_is_searched_as_soon_as_it_is_finished(fresh):
+    before = ShardedIndex.open(fresh.root.root).search(fresh.images[1:2], 1, nprobe=NLIST)[1]
+    assert before.tolist() == [[1]]
     np.save(fresh.landing / "img_emb_0000.npy", fresh.images[1:701].astype(np.float16))
     rebuild(fresh, manifest=False)
-    with pytest.raises(DamagedArtifact, match="index0: not the file in the manifest"):
+    assert ShardedIndex.open(fresh.root.root).search(fresh.images[1:2], 1, nprobe=NLIST)[1].tolist() == [[0]]
+
+
+def test_of_a_first_generation_in_the_making_the_finished_shards_are_found(fresh, tmp_path):
+    root = BuildRoot.at(tmp_path / "young")
+    fresh.catalog.save(root.catalog)
+    build_shard(root, fresh.trained, fresh.catalog, 2, fresh.landing)
+    index = ShardedIndex.open(root, partial=True)
+    assert index.shards == (2,)
+    assert sorted(index.missing) == [0, 1, 3, 4, 5, 6]
+
+
+def test_shards_whose_ids_are_of_another_catalog_are_not_searched(fresh):
+    for number, file in enumerate(sorted(fresh.landing.glob("*.npy"), reverse=True)):
+        file.rename(file.with_name(f"other_{number}.npy"))
+    Catalog.scan(fresh.landing, shards=fresh.catalog.shards).save(fresh.root.catalog)
+    with pytest.raises(DamagedArtifact, match=r"7 shards can not be searched.*not those of the catalog"):
         ShardedIndex.open(fresh.root.root)
 
 
 def test_without_a_build_the_error_names_the_file(tmp_path):
-    with pytest.raises(MissingInput, match=r"promoted\.json: no such file"):
+    with pytest.raises(MissingInput, match=r"shards: no shards yet; build them first"):
         ShardedIndex.open(tmp_path)
-    with pytest.raises(MissingInput, match=r"memory://.*promoted\.json: no such file"):
+    with pytest.raises(MissingInput, match=r"memory://.*shards: no shards yet"):
         ShardedIndex.open("memory://somewhere")
 
 

@@ -1,10 +1,12 @@
 """Searching while the shards are being replaced: every answer is of the old set or of the new set, and none is an error."""
 
+import dataclasses
 import http.client
 import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,17 +17,19 @@ from paired_index_assets.errors import DamagedArtifact
 from paired_index_assets.files.storage import atomic_file
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.serving import reloading
-from paired_index_assets.serving.reloading import Reloading, watched_files
+from paired_index_assets.serving.reloading import Reloading, watched
 from paired_index_assets.serving.service import SearchService
+from paired_index_assets.shards.generations import sweep_generations
 
 CLIENTS, QUERIES, K = 32, 12, 30
 
 
 class Alternating:
-    """Two sets of landed files for one build; every shard changes between them, and so does the answer to every query."""
+    """Two sets of landed files and a trained index for each; every shard changes between them, and so does the answer to every query."""
 
     def __init__(self, build):
-        self.build = build
+        other = dataclasses.replace(build, trained=train(build.images, build.captions, seed=99))
+        self.build, self.builds = build, [build, other]
         rows = [np.load(file) for file in sorted(build.landing.glob("*.npy"))]
         self._files = [rows, [part[:, ::-1].copy() for part in rows]]
         self.queries = build.captions[:QUERIES]
@@ -41,7 +45,10 @@ class Alternating:
         for number, rows in enumerate(self._files[which]):
             with atomic_file(self.build.landing / f"img_emb_{number:04d}.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, rows)
-        rebuild(self.build)
+        build = self.builds[which]
+        promote(build.root, build.trained)
+        rebuild(build)
+        sweep_generations(build.root, build.trained.fingerprint)
 
 
 def alternate_until(done, sets):
@@ -80,7 +87,7 @@ def hammer(ask, sets, requests):
 
 
 def followed(fresh):
-    return Reloading(lambda: ShardedIndex.open(fresh.root), watched_files(fresh.root))
+    return Reloading(lambda: ShardedIndex.open(fresh.root), watched(fresh.root))
 
 
 def test_threads_see_the_old_or_the_new_set_and_nothing_else(fresh, quick_retry):
@@ -127,29 +134,43 @@ def test_ten_thousand_requests_from_32_clients_during_rebuilds(fresh, quick_retr
     assert seen.all()
 
 
-def test_until_the_manifest_is_written_the_old_set_answers(fresh, quick_retry):
+def test_while_landed_files_are_replaced_each_shard_is_the_old_or_the_new_one(fresh, quick_retry):
     index = followed(fresh)
-    queries = fresh.captions[:20]
-    old = index.current().search(queries, 10)[1]
-    np.save(fresh.landing / "img_emb_0002.npy", fresh.images[731:1631][::-1].astype(np.float16))
-    rebuild(fresh, manifest=False)
-    np.testing.assert_array_equal(index.current().search(queries, 10)[1], old)
-    rebuild(fresh)
+    queries, rows = fresh.captions[:QUERIES], len(fresh.images)
+    landed = [np.load(file) for file in sorted(fresh.landing.glob("*.npy"))]
+    scores = []
+    for step in (1, -1):  # as they were, and with their columns reversed: what each id scores in each set
+        for number, part in enumerate(landed):
+            np.save(fresh.landing / f"img_emb_{number:04d}.npy", part[:, ::step])
+        rebuild(fresh)
+        found, ids = ShardedIndex.open(fresh.root.root).search(queries, rows, nprobe=fresh.trained.nlist)
+        scores.append(np.take_along_axis(found, np.argsort(ids, axis=1), axis=1))
     index.refresh()
-    assert (index.current().search(queries, 10)[1] != old).any()
-    assert index.problem is None
+    for number, part in enumerate(landed):
+        np.save(fresh.landing / f"img_emb_{number:04d}.npy", part)
+        rebuild(fresh, manifest=False)
+        index.refresh()
+        found, ids = index.current().search(queries, rows, nprobe=fresh.trained.nlist)
+        found = np.take_along_axis(found, np.argsort(ids, axis=1), axis=1)
+        edges = [(file.name, slice(file.start_row, file.stop_row)) for file in fresh.catalog]
+        assert all(np.array_equal(found[:, rows_of], scores[int(name[8:12]) > number][:, rows_of]) for name, rows_of in edges)
 
 
 def test_a_set_that_can_not_be_opened_leaves_the_old_one_answering(fresh, quick_retry):
     index = followed(fresh)
     queries = fresh.captions[:20]
     old = index.current().search(queries, 10)
-    promote(fresh.root, train(fresh.images, fresh.captions, seed=99))  # the shards are still those of the old one
-    with pytest.raises(DamagedArtifact):
+    promote(fresh.root, train(fresh.images, fresh.captions, seed=99))  # no shard of it is there yet
+    index.refresh()
+    assert index.current().fingerprint == fresh.trained.fingerprint
+    record = Path(fresh.place(3).record.path)
+    content = record.read_bytes()
+    record.unlink()
+    with pytest.raises(DamagedArtifact, match=r"not what index3\.json says"):
         index.refresh()
-    assert "made by trained index" in index.problem
+    assert "index3.json" in index.problem
     for mine, before in zip(index.current().search(queries, 10), old, strict=True):
         np.testing.assert_array_equal(mine, before)
-    promote(fresh.root, fresh.trained)
+    record.write_bytes(content)
     index.refresh()
     assert index.problem is None

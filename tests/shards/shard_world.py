@@ -12,7 +12,7 @@ import pytest
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.codes.transformed import train_transformed
 from paired_index_assets.landing.catalog import Catalog
-from paired_index_assets.layout import BuildRoot
+from paired_index_assets.layout import BuildRoot, ShardPlace
 from paired_index_assets.trained.artifact import TrainedIndex
 from paired_index_assets.trained.coarse import group_lists
 
@@ -32,8 +32,14 @@ class World:
     def elsewhere(self, root: Path) -> World:
         return dataclasses.replace(self, root=BuildRoot.at(root))
 
+    def place(self, shard: int) -> ShardPlace:
+        return self.root.generation(self.trained.fingerprint).shard("QT_4bit", shard)
+
     def shard_file(self, shard: int) -> Path:
-        return Path(self.root.shard("QT_4bit", shard).path)
+        return Path(self.place(shard).file.path)
+
+    def record_file(self, shard: int) -> Path:
+        return Path(self.place(shard).record.path)
 
 
 def unit_rows(rows: int, seed: int, *, gap: float = 0.0) -> np.ndarray:

@@ -23,9 +23,10 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards import assemble
 from paired_index_assets.shards.build import ShardSummary, build_shard
 from paired_index_assets.shards.encode import SegmentEncoder, segment_path
-from paired_index_assets.shards.record import read_failure, read_record, record_path, verify_shard
+from paired_index_assets.shards.generations import sweep_generations
+from paired_index_assets.shards.record import finished_record, read_failure, read_record, verify_shard
 from paired_index_assets.shards.segment import open_segment, read_header, write_segment
-from paired_index_assets.shards.state import shard_states, stale_shards, sweep_segments
+from paired_index_assets.shards.state import shard_states, stale_shards
 
 
 def build_all(world: World, **options: object) -> list[ShardSummary]:
@@ -120,7 +121,7 @@ def test_slices_of_one_big_file_become_shards(world: World, tmp_path: Path) -> N
     sliced = dataclasses.replace(world, landing=big, catalog=Catalog.scan(big / "all.npy", shards=5))
     for summary in build_all(sliced):
         assert summary.path.read_bytes() == filled_by_faiss(sliced, summary.shard)
-    assert sum(read_record(sliced.shard_file(s)).indexed for s in range(5)) == 1003
+    assert sum(read_record(sliced.place(s)).indexed for s in range(5)) == 1003
 
 
 def test_rows_that_can_not_be_searched_are_left_out_and_counted(world: World) -> None:
@@ -141,10 +142,10 @@ def test_rows_that_can_not_be_searched_are_left_out_and_counted(world: World) ->
 
 
 def test_an_unchanged_shard_is_not_touched(world: World) -> None:
-    before = {s.path: (s.path.stat().st_mtime_ns, record_path(s.path).stat().st_mtime_ns) for s in build_all(world)}
+    before = {s.path: (s.path.stat().st_mtime_ns, world.record_file(s.shard).stat().st_mtime_ns) for s in build_all(world)}
     again = build_all(world)
     assert all(s.unchanged and not s.encoded for s in again)
-    assert {s.path: (s.path.stat().st_mtime_ns, record_path(s.path).stat().st_mtime_ns) for s in again} == before
+    assert {s.path: (s.path.stat().st_mtime_ns, world.record_file(s.shard).stat().st_mtime_ns) for s in again} == before
 
 
 def test_a_changed_file_costs_its_own_segment_and_shard(world: World) -> None:
@@ -186,11 +187,10 @@ def test_a_new_trained_index_makes_everything_stale_and_its_old_segments_can_go(
     newer = dataclasses.replace(world, trained=train(seed=1))
     states = shard_states(world.root, "QT_4bit", newer.trained.fingerprint, world.catalog, list_folder(world.landing))
     assert [state.state for state in states] == ["stale"] * 3
-    assert world.trained.fingerprint in states[0].why
     again = build_all(newer)
     assert not any(s.unchanged for s in again)
     assert sum(len(s.encoded) for s in again) == 9
-    assert sweep_segments(world.root, {newer.trained.fingerprint}) == [world.trained.fingerprint]
+    assert sweep_generations(world.root, newer.trained.fingerprint) == [world.trained.fingerprint]
     assert all(s.unchanged for s in build_all(newer))
 
 
@@ -278,24 +278,50 @@ def test_an_altered_shard_is_made_again(world: World) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(DamagedArtifact, match="sha256"):
-        verify_shard(path)
+        verify_shard(world.place(0))
     assert not build_shard(world.root, world.trained, world.catalog, 0, world.landing).unchanged
     assert path.read_bytes() == whole
-    assert verify_shard(path).shard == 0
+    assert verify_shard(world.place(0)).shard == 0
 
 
-def test_a_shard_whose_record_was_never_written_is_made_again(world: World) -> None:
-    """What a build leaves behind that is killed between the shard's rename and its record's."""
+def test_a_shard_is_its_old_or_its_new_one_whole_at_each_moment_of_its_replacement(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     build_all(world)
-    old = record_path(world.shard_file(1)).read_bytes()
-    gone = world.catalog.files(1)[0].start_row
-    build_all(world, removed=np.array([gone]))
-    record_path(world.shard_file(1)).write_bytes(old)
-    newer = world.shard_file(1).stat().st_mtime_ns - 1
-    os.utime(record_path(world.shard_file(1)), ns=(newer, newer))
-    summary = build_all(world)[1]
-    assert not summary.unchanged
-    assert summary.path.read_bytes() == filled_by_faiss(world, 1)
+    seen, rename = [], os.replace
+
+    def watched(source: str, target: str) -> None:
+        rename(source, target)
+        record = finished_record(world.place(1))
+        assert record is not None
+        assert record.sha256 == digest_of(world.shard_file(1))
+        seen.append(record.indexed)
+
+    monkeypatch.setattr(os, "replace", watched)
+    rows = sum(file.rows for file in world.catalog.files(1))
+    build_shard(world.root, world.trained, world.catalog, 1, world.landing, removed=np.array([world.catalog.files(1)[0].start_row]))
+    assert seen == [rows, rows - 1, rows - 1]  # the next record, the shard, the next record in the record's place
+
+
+@pytest.mark.parametrize("last", ["next_record", "file"])
+def test_a_build_killed_inside_a_replacement_is_taken_up(world: World, last: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_all(world)
+    rename = os.replace
+
+    def killed(source: str, target: str) -> None:
+        rename(source, target)
+        if Path(target) == Path(getattr(world.place(1), last).path):
+            raise KeyboardInterrupt
+
+    gone = np.array([world.catalog.files(1)[0].start_row])
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", killed)
+        build_shard(world.root, world.trained, world.catalog, 1, world.landing, removed=gone)
+    record = finished_record(world.place(1))
+    assert record is not None
+    assert record.sha256 == digest_of(world.shard_file(1))
+    summary = build_all(world, removed=gone)[1]
+    assert summary.unchanged == (last == "file")
+    assert summary.path.read_bytes() == filled_by_faiss(world, 1, tuple(gone))
+    assert not world.place(1).next_record.exists()
 
 
 def test_a_damaged_segment_without_its_file_says_what_has_to_land(world: World) -> None:
@@ -332,12 +358,12 @@ def test_failures_are_kept_until_a_build_succeeds(world: World) -> None:
     with pytest.raises(BadInput, match="HTML") as caught:
         build_shard(world.root, world.trained, world.catalog, 0, world.landing)
     assert missing.name in str(caught.value)
-    assert list(read_failure(world.shard_file(0))) == [bad.file_id, missing.file_id]
+    assert list(read_failure(world.place(0))) == [bad.file_id, missing.file_id]
     (world.landing / bad.name).write_bytes(content)
     (world.landing / "away").rename(world.landing / missing.name)
     summary = build_shard(world.root, world.trained, world.catalog, 0, world.landing)
     assert summary.encoded == (bad.name, missing.name)
-    assert read_failure(world.shard_file(0)) == {}
+    assert read_failure(world.place(0)) == {}
 
 
 def test_the_same_files_in_another_folder_give_the_same_shards(world: World, tmp_path: Path) -> None:
@@ -381,7 +407,7 @@ def test_a_supply_says_why_a_file_is_not_to_be_had(world: World) -> None:
 
     with pytest.raises(MissingInput, match=r"waits for 1 files: img_emb_0001\.npy 404 at every source"):
         build_shard(world.root, world.trained, world.catalog, 0, {}, supply=supply)
-    assert "404" in read_failure(world.shard_file(0))[1]
+    assert "404" in read_failure(world.place(0))[1]
 
 
 def test_progress_counts_the_rows_of_the_shard_and_never_falls(world: World) -> None:
@@ -401,22 +427,3 @@ def test_progress_counts_the_rows_of_the_shard_and_never_falls(world: World) -> 
         assert {total for _, total in marks} == {rows}
         assert [done for done, _ in marks] == sorted(done for done, _ in marks)
         assert marks[-1][0] == rows
-
-
-def test_a_shard_gets_its_name_only_when_the_record_of_the_one_before_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that finds the new file beside the old record would take it for the old one, and search a mixed set."""
-    build_shard(world.root, world.trained, world.catalog, 0, world.landing, block_rows=100)
-    shard, seen, replace = world.shard_file(0), [], os.replace
-    record = record_path(shard)
-
-    def watched(source: str, target: str) -> None:
-        if Path(target) == shard:
-            seen.append(record.exists())
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", watched)
-    first = world.landing / world.catalog.files(0)[0].name
-    np.save(first, np.load(first)[::-1].copy())
-    build_shard(world.root, world.trained, world.catalog, 0, world.landing, block_rows=100)
-    assert seen == [False]
-    assert record.exists()

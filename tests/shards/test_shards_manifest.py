@@ -31,7 +31,7 @@ def build_what_can_be_built(world: World) -> None:
 
 def test_every_file_has_a_row_that_says_where_its_rows_went(world: World) -> None:
     build_what_can_be_built(world)
-    table = write_manifest(world.root, "QT_4bit", world.catalog)
+    table = write_manifest(world.root, world.trained, world.catalog)
     assert table.schema.equals(MANIFEST_SCHEMA)
     assert read_manifest(world.root).equals(table)
     rows = table.to_pylist()
@@ -47,10 +47,10 @@ def test_every_file_has_a_row_that_says_where_its_rows_went(world: World) -> Non
 
 def test_the_same_shards_give_the_same_manifest_bytes(world: World) -> None:
     build_what_can_be_built(world)
-    write_manifest(world.root, "QT_4bit", world.catalog)
+    write_manifest(world.root, world.trained, world.catalog)
     before = [Path(p.path).read_bytes() for p in (world.root.manifest, world.root.parquet_lengths)]
     build_what_can_be_built(world)
-    write_manifest(world.root, "QT_4bit", world.catalog)
+    write_manifest(world.root, world.trained, world.catalog)
     assert [Path(p.path).read_bytes() for p in (world.root.manifest, world.root.parquet_lengths)] == before
 
 
@@ -95,14 +95,14 @@ def test_a_bad_file_is_named_in_the_error_and_the_manifest_and_other_shards_go_o
         build_shard(world.root, world.trained, world.catalog, 1, world.landing)
     assert not world.shard_file(1).exists()
     build_what_can_be_built(world)
-    rows = write_manifest(world.root, "QT_4bit", world.catalog).to_pylist()
+    rows = write_manifest(world.root, world.trained, world.catalog).to_pylist()
     assert [row["file_id"] for row in rows if row["problem"]] == [bad.file_id]
     assert [row["name"] for row in rows if row["indexed"] is None] == [bad.name]
     assert {row["shard"] for row in rows if row["indexed"] is not None} == {0, 2}
     path.write_bytes(content)
     summary = build_shard(world.root, world.trained, world.catalog, 1, world.landing)
     assert summary.encoded == (bad.name,)  # the good files' segments were saved
-    assert write_manifest(world.root, "QT_4bit", world.catalog)["problem"].null_count == len(world.catalog)
+    assert write_manifest(world.root, world.trained, world.catalog)["problem"].null_count == len(world.catalog)
 
 
 def test_all_bad_files_of_a_shard_are_named_in_one_error(world: World) -> None:
@@ -122,7 +122,7 @@ def test_a_file_that_went_bad_later_keeps_its_shard_and_is_named(world: World) -
     before = digest_of(world.shard_file(2))
     with pytest.raises(BadInput, match=bad.name):
         build_shard(world.root, world.trained, world.catalog, 2, world.landing)
-    row = write_manifest(world.root, "QT_4bit", world.catalog).to_pylist()[bad.file_id]
+    row = write_manifest(world.root, world.trained, world.catalog).to_pylist()[bad.file_id]
     assert row["indexed"] == bad.rows
     assert bad.name in row["problem"]
     assert digest_of(world.shard_file(2)) == before
@@ -134,14 +134,14 @@ def test_rebuilt_files_are_marked_lossy(world: World) -> None:
     assert list_folder(world.landing)[lossy.name].lossy
     summary = build_shard(world.root, world.trained, world.catalog, 1, world.landing)
     assert summary.lossy_files == (lossy.name,)
-    rows = write_manifest(world.root, "QT_4bit", world.catalog).to_pylist()
+    rows = write_manifest(world.root, world.trained, world.catalog).to_pylist()
     assert [row["name"] for row in rows if row["lossy"]] == [lossy.name]
 
 
 def test_a_reader_of_the_papers_shards_finds_ours(world: World, tmp_path: Path) -> None:
     """As mudg's scripts/retrieve.py does it: load the list, read and search each index file, merge, map ids to Parquet rows."""
     build_what_can_be_built(world)
-    write_manifest(world.root, "QT_4bit", world.catalog)
+    write_manifest(world.root, world.trained, world.catalog)
     names, lengths, index_list = torch.load(Path(world.root.parquet_lengths.path), weights_only=True)
     assert (names, lengths, index_list) == read_lengths(world.root.parquet_lengths)
     assert index_list == [f"shards/knn.paired_QT_4bit.index{shard}" for shard in range(3)]
@@ -167,14 +167,14 @@ def test_slices_of_a_file_are_one_entry_of_the_list(world: World, tmp_path: Path
     np.save(tmp_path / "big" / "all.npy", unit_rows(503, 4).astype(np.float16))
     sliced = dataclasses.replace(world, landing=tmp_path / "big", catalog=Catalog.scan(tmp_path / "big", shards=4))
     build_what_can_be_built(sliced)
-    assert write_manifest(sliced.root, "QT_4bit", sliced.catalog).num_rows == 4
+    assert write_manifest(sliced.root, sliced.trained, sliced.catalog).num_rows == 4
     assert read_lengths(sliced.root.parquet_lengths)[:2] == (["all.parquet"], [503])
 
 
 def test_no_manifest_and_a_damaged_one_are_told_apart(world: World) -> None:
     with pytest.raises(MissingInput, match="no manifest yet"):
         read_manifest(world.root)
-    write_manifest(world.root, "QT_4bit", world.catalog)
+    write_manifest(world.root, world.trained, world.catalog)
     path = Path(world.root.manifest.path)
     assert pq.read_table(path).num_rows == 0
     path.write_bytes(path.read_bytes()[:-5])

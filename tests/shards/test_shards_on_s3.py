@@ -18,21 +18,22 @@ import numpy as np
 import pytest
 from object_store import node
 from s3_server import Slow, Status, Truncate, every
-from shard_world import World, train, unit_rows
+from shard_world import World, unit_rows
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput, OutOfDisk
 from paired_index_assets.files import storage
 from paired_index_assets.files.cache import Cache
 from paired_index_assets.files.storage import as_path, digest_of, require_reachable
-from paired_index_assets.layout import BuildRoot
+from paired_index_assets.layout import BuildRoot, ShardPlace
 from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.search.shardset import served_index
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import read_lengths, read_manifest, write_manifest
 from paired_index_assets.shards.record import finished_record, read_record, shard_file, verify_shard
-from paired_index_assets.shards.state import stale_shards, sweep_segments
+from paired_index_assets.shards.state import stale_shards
 from paired_index_assets.shards.takedown import add_removed, read_removed
 from paired_index_assets.trained.artifact import TrainedIndex
-from paired_index_assets.trained.promotion import Promotion, promoted_index
+from paired_index_assets.trained.promotion import Promotion
 from paired_index_assets.trained.promotion import promote as promote_index
 
 CODEC = "QT_4bit"
@@ -42,8 +43,12 @@ def build(root: BuildRoot, world: World, shard: int = 0, **options: object):
     return build_shard(root, world.trained, world.catalog, shard, options.pop("landing", world.landing), **options)
 
 
-def content(root: BuildRoot, shard: int) -> bytes:
-    place = root.shard(CODEC, shard)
+def place_in(root: BuildRoot, world: World, shard: int = 0) -> ShardPlace:
+    return root.generation(world.trained.fingerprint).shard(CODEC, shard)
+
+
+def content(root: BuildRoot, world: World, shard: int) -> bytes:
+    place = place_in(root, world, shard)
     record = finished_record(place)
     assert record is not None
     return shard_file(place, record).read_bytes()
@@ -61,7 +66,7 @@ def finished(root: BuildRoot, world: World) -> BuildRoot:
     promote(root, world.trained)
     for shard in range(world.catalog.shards):
         build(root, world, shard)
-    write_manifest(root, CODEC, world.catalog)
+    write_manifest(root, world.trained, world.catalog)
     return root
 
 
@@ -70,10 +75,10 @@ def test_shards_and_records_are_the_local_ones_byte_for_byte(bucket, world, tmp_
     for shard in range(world.catalog.shards):
         build(world.root, world, shard)
         made = build(remote, world, shard)
-        assert content(remote, shard) == content(world.root, shard)
-        assert read_record(remote.shard(CODEC, shard)) == read_record(world.root.shard(CODEC, shard))
+        assert content(remote, world, shard) == content(world.root, world, shard)
+        assert read_record(place_in(remote, world, shard)) == read_record(place_in(world.root, world, shard))
         assert made.path.name == f"knn.paired_QT_4bit.index{shard}.{made.record.sha256[:16]}"
-        assert verify_shard(remote.shard(CODEC, shard), remote.cache) == made.record
+        assert verify_shard(place_in(remote, world, shard), remote.cache) == made.record
         assert build(remote, world, shard).unchanged
     assert stale_shards(remote, CODEC, world.trained.fingerprint, world.catalog, {}) == []
 
@@ -90,16 +95,16 @@ def test_another_node_goes_on_from_the_segments_of_one_that_is_gone(bucket, worl
     made = build(remote, world, landing=tmp_path / "other")
     assert made.encoded == (files[2],)
     build(world.root, world)
-    assert content(remote, 0) == content(world.root, 0)
+    assert content(remote, world, 0) == content(world.root, world, 0)
 
 
 def test_a_segment_that_was_altered_in_the_bucket_is_made_again(bucket, world, tmp_path):
     remote = node(bucket, tmp_path / "cache")
     build(remote, world)
-    (segment, *_) = remote.segments(world.trained.fingerprint).glob("*.segment")
+    (segment, *_) = remote.generation(world.trained.fingerprint).segments.glob("*.segment")
     whole = segment.read_bytes()
     segment.write_bytes(whole[:-50] + bytes(50))
-    remote.shard(CODEC, 0).with_name("knn.paired_QT_4bit.index0.json").unlink()
+    place_in(remote, world).record.unlink()
     assert len(build(remote, world).encoded) == 1
     assert segment.read_bytes() == whole
 
@@ -111,7 +116,7 @@ def test_the_bytes_are_the_same_on_a_server_in_trouble(bucket, s3, world, tmp_pa
     s3.faults = every(4, Status(503), Truncate(100), Slow(0.05, piece=4096), Status(500))
     build(remote, world)
     s3.faults = None
-    assert content(remote, 0) == content(world.root, 0)
+    assert content(remote, world, 0) == content(world.root, world, 0)
 
 
 def test_two_nodes_that_build_the_same_shard_at_once_leave_one_whole_file(bucket, s3, world, tmp_path):
@@ -148,10 +153,10 @@ def test_two_nodes_that_build_the_same_shard_at_once_leave_one_whole_file(bucket
         child.communicate(b"\n")
     assert [child.returncode for child in children] == [0, 0]
     remote = node(bucket, tmp_path / "cache")
-    assert sorted(path.suffix == ".json" for path in remote.shards.iterdir()) == [False, True]  # one version of the file, and its record
+    assert len(list(place_in(remote, world).generation.shards.iterdir())) == 1
     build(world.root, world)
-    assert content(remote, 0) == content(world.root, 0)
-    assert verify_shard(remote.shard(CODEC, 0), remote.cache).indexed == 484
+    assert content(remote, world, 0) == content(world.root, world, 0)
+    assert verify_shard(place_in(remote, world, 0), remote.cache).indexed == 484
 
 
 def test_a_reader_sees_the_old_or_the_new_whole_while_shard_and_trained_index_are_rewritten(bucket, world, tmp_path):
@@ -162,26 +167,30 @@ def test_a_reader_sees_the_old_or_the_new_whole_while_shard_and_trained_index_ar
         made = build(world.root, world, removed=removed)
         contents[made.record.sha256] = made.record.indexed
     others = {trained.fingerprint: trained for trained in (world.trained, dataclasses.replace(world.trained, model="another"))}
-    build(writer, world, removed=removals[0])
-    promote(writer, world.trained)
+
+    def write(removed: np.ndarray, trained: TrainedIndex) -> None:
+        promote(writer, trained)
+        build_shard(writer, trained, world.catalog, 0, world.landing, removed=removed)
+
+    write(removals[0], world.trained)
 
     def rewrite() -> None:
         for removed, trained in islice(zip(cycle(removals[::-1]), cycle(reversed(others.values())), strict=False), 8):
-            build(writer, world, removed=removed)
-            promote(writer, trained)
+            write(removed, trained)
 
     seen: set[str] = set()
     pool = ThreadPoolExecutor(1)
     writing = pool.submit(rewrite)
     while not writing.done():
-        record = finished_record(reader.shard(CODEC, 0))
+        served = served_index(reader)
+        (place,) = served.shards
+        record = finished_record(place)
         assert record is not None
-        local = reader.cache.local(shard_file(reader.shard(CODEC, 0), record), sha256=record.sha256)
+        local = reader.cache.local(shard_file(place, record), sha256=record.sha256)
         assert digest_of(local.path) == record.sha256
         assert faiss.read_index(str(local.path)).ntotal == record.indexed == contents[record.sha256]
-        trained = promoted_index(reader)
-        assert trained.fingerprint in others
-        seen |= {record.sha256, trained.fingerprint}
+        assert record.trained == served.trained.fingerprint
+        seen |= {record.sha256, record.trained}
     writing.result()
     assert seen == set(contents) | set(others)
 
@@ -189,7 +198,7 @@ def test_a_reader_sees_the_old_or_the_new_whole_while_shard_and_trained_index_ar
 def test_of_the_versions_the_current_and_the_one_before_are_kept(world, tmp_path):
     remote = BuildRoot(as_path(f"memory://versions-{tmp_path.name}"), Cache(tmp_path / "cache"))
     made = [build(remote, world, removed=np.arange(count)) for count in range(4)]
-    assert sorted(path.name for path in remote.shards.iterdir() if path.suffix != ".json") == sorted(m.path.name for m in made[2:])
+    assert sorted(path.name for path in place_in(remote, world).generation.shards.iterdir()) == sorted(m.path.name for m in made[2:])
 
 
 def test_a_copy_that_was_altered_and_a_file_that_was_are_told_apart(bucket, world, tmp_path):
@@ -198,20 +207,11 @@ def test_a_copy_that_was_altered_and_a_file_that_was_are_told_apart(bucket, worl
     copy = remote.cache.local(made.path, sha256=made.record.sha256).path
     copy.write_bytes(copy.read_bytes()[:-1] + b"x")
     with pytest.raises(DamagedArtifact, match=f"{copy}: sha256 .* delete this copy of {made.path}"):
-        verify_shard(remote.shard(CODEC, 0), remote.cache)
+        verify_shard(place_in(remote, world, 0), remote.cache)
     made.path.write_bytes(copy.read_bytes())
     copy.unlink()
     with pytest.raises(DamagedArtifact, match=f"{made.path}: sha256 .* build it again"):
-        verify_shard(remote.shard(CODEC, 0), remote.cache)
-
-
-def test_segments_of_old_trained_indices_are_swept(bucket, world, tmp_path):
-    remote = node(bucket, tmp_path / "cache")
-    old = train(seed=1)
-    build_shard(remote, old, world.catalog, 0, world.landing)
-    build(remote, world)
-    assert sweep_segments(remote, keep=[world.trained.fingerprint]) == [old.fingerprint]
-    assert [place.name for place in remote.segments("any").parent.iterdir()] == [world.trained.fingerprint]
+        verify_shard(place_in(remote, world, 0), remote.cache)
 
 
 def test_a_search_of_the_bucket_finds_what_a_search_of_the_folder_finds(bucket, world, tmp_path):

@@ -44,7 +44,7 @@ def build(world: World, *, captions: TestCaptions = CAPTIONS, removed: Int64 = N
 def merged(world: World, *, captions: TestCaptions = CAPTIONS, removed: Int64 = NOBODY) -> WholeTruth:
     files = []
     for shard in range(world.catalog.shards):
-        record = read_record(world.shard_file(shard))
+        record = read_record(world.place(shard))
         files += [(file, mine.content) for file, mine in zip(world.catalog.files(shard), record.files, strict=True)]
     return whole_truth(world.root, captions, files, removed, total_rows=world.catalog.total_rows)
 
@@ -213,7 +213,7 @@ def test_builds_killed_at_ten_random_moments_end_with_the_same_truth(world: Worl
 def test_truths_are_made_of_files_that_are_given_and_of_no_others(world: World) -> None:
     build(world)
     file = world.catalog.all_files[0]
-    content = read_record(world.shard_file(0)).files[0].content
+    content = read_record(world.place(0)).files[0].content
     others = TestCaptions(unit_rows(5, 1))
     there = landed_file(world.landing / file.name)
     assert keep_truths(world.root, others, [IndexedFile(file, content, None)], NOBODY) == [IndexedFile(file, content, None)]

@@ -11,6 +11,7 @@ from s3_server import Slow, Status, Truncate, every
 
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.sample import sample_model
+from paired_index_assets.shards.generations import served_generation
 from paired_index_assets.shards.record import finished_record
 
 TROUBLE = every(20, Status(503), Truncate(300), Slow(0.05), Status(500))
@@ -25,7 +26,7 @@ def test_a_build_in_a_bucket_is_the_build_in_a_folder(faults, bucket, s3, small_
     paired_index("build", "--root", root, "--images", small_pairs, "--model", sample_model(), *of_the_small_build, **environment)
     local, remote = BuildRoot.at(small_build), BuildRoot.at(root)
     for number in range(6):
-        mine, theirs = finished_record(local.shard("QT_4bit", number)), finished_record(remote.shard("QT_4bit", number))
+        mine, theirs = (finished_record(served_generation(place).shard("QT_4bit", number)) for place in (local, remote))
         assert mine is not None
         assert theirs is not None
         assert (mine.sha256, mine.inputs) == (theirs.sha256, theirs.inputs)  # but not their stamps: times there, tags here
