@@ -25,6 +25,12 @@ TENSOR_CORE_FACTOR = 4.0
 NORM_SLACK = 1.001
 
 
+def gamma(terms: int, factor: float = 1.0) -> float:
+    """How far a float32 sum of `terms` products may be off, as a share of the product of the norms; `factor` for worse adders."""
+    n = (terms + EXTRA_ROUNDINGS) * factor
+    return n * FLOAT32_ROUNDOFF / (1 - n * FLOAT32_ROUNDOFF)
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """What candidates are computed in: inputs rounded to `dtype`, summed in float32 (or better), the sum rounded once."""
@@ -51,10 +57,9 @@ class Arithmetic:
         self, query_norms: torch.Tensor, query_errors: torch.Tensor, base_norm: float, base_error: float, dimensions: int
     ) -> torch.Tensor:
         """2 e for each query (float32), against any base row with norm <= base_norm and rounding error <= base_error."""
-        n = (dimensions + EXTRA_ROUNDINGS) * self.sum_factor
-        gamma = n * FLOAT32_ROUNDOFF / (1 - n * FLOAT32_ROUNDOFF)
+        share = gamma(dimensions, self.sum_factor)
         rounded_query, rounded_base = query_norms + query_errors, base_norm + base_error
-        error = query_errors * base_norm + rounded_query * base_error + gamma * rounded_query * rounded_base
+        error = query_errors * base_norm + rounded_query * base_error + share * rounded_query * rounded_base
         return 2 * NORM_SLACK * error
 
 
