@@ -23,8 +23,8 @@ from paired_index_assets.clustering.clusters import Clustering, Iteration, histo
 from paired_index_assets.clustering.validation import Validation, coverage
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import digest_of_parts, write_bytes
+from paired_index_assets.neighbors.assigning import Assigner
 from paired_index_assets.neighbors.blocks import check_matrix, check_rows, check_same_width, float32_rows
-from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.neighbors.fingerprint import fingerprint_of
 from paired_index_assets.neighbors.workers import Workspace, workers
 from paired_index_assets.progress import Progress, silent
@@ -120,9 +120,10 @@ def _train(
     if state is None:
         start = first_centroids(images, nlist, seed)
         state = _State(start, [], start, -1)
+    assigner, lists = Assigner(("images", "centroids")), None
     for number in range(len(state.history), niter + (validation is not None)):
         began = perf_counter()
-        lists = assign(images, state.centroids, device=device, names=("images", "centroids"))
+        lists = assigner(images, state.centroids, before=lists, device=device)
         sizes = np.bincount(lists, minlength=nlist)
         if validation is not None and number:
             state = _judged(state, coverage(validation, state.centroids, sizes, device=device))

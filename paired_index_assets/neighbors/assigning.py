@@ -59,37 +59,40 @@ DENSE = Way()
 class Assigner:
     """`assign` for block after block, or iteration after iteration of k-means: what was measured and made once serves all."""
 
-    device: str | None = None
     names: tuple[str, str] = ("vectors", "centroids")
-    way: Way | None = None  # None: to be measured once the work is worth it
+    ways: dict[bool, Way] = field(default_factory=dict)  # with and without lists from before: what was chosen, once the work was worth it
     _worked: float = 0.0
     _directions: Float64 | None = None
     _made: tuple[Float32, Way, PrunedSearch] | None = None  # of the last centroids
     costs: dict[Way, float] = field(default_factory=dict)  # CPU seconds a row, of each way that was tried
 
-    def __call__(self, vectors: Rows, centroids: Float32, *, before: Int64 | None = None, progress: Progress = silent) -> Int64:
+    def __call__(
+        self, vectors: Rows, centroids: Float32, *, before: Int64 | None = None, device: str | None = None, progress: Progress = silent
+    ) -> Int64:
         """(n,) int64: as exact.assign, with its errors. `before` (n,): a list of each row that is probably near, as the last iteration's."""
         check_matrix(vectors, self.names[0])
         check_matrix(centroids, self.names[1])
         check_same_width(vectors, self.names[0], centroids, self.names[1])
         self._worked += float(len(vectors)) * centroids.size
-        if self.way is None and self._worked >= WORTH_PROBING:
-            self.way = self._fastest(vectors, centroids, before)
-        if self.way is None or self.way.dense or len(vectors) < LEAST_PROBED:
-            return assign(vectors, centroids, device=self.device, names=self.names, progress=progress)
-        return self._pruned(self._prepared(vectors, centroids, self.way, before is None), vectors, centroids, before, progress)
+        known = before is not None
+        on_cpu = not torch.cuda.is_available() if device is None else device.startswith("cpu")
+        if on_cpu and known not in self.ways and self._worked >= WORTH_PROBING and len(vectors) >= LEAST_PROBED:
+            self.ways[known] = self._fastest(vectors, centroids, before)
+        way = self.ways.get(known, DENSE)
+        if way.dense or not on_cpu or len(vectors) < LEAST_PROBED:
+            return assign(vectors, centroids, device=device, names=self.names, progress=progress)
+        return self._pruned(self._prepared(vectors, centroids, way, grouped=not known), vectors, centroids, before, progress)
 
     def _fastest(self, vectors: Rows, centroids: Float32, before: Int64 | None) -> Way:
-        on_gpu = torch.cuda.is_available() if self.device is None else not self.device.startswith("cpu")
-        if on_gpu or len(centroids) < LEAST_LISTS:
+        if len(centroids) < LEAST_LISTS:
             return DENSE
         count = int(np.clip(PROBE_SHARE * len(vectors), LEAST_PROBED, MOST_PROBED))
-        step = max(1, len(vectors) // count)
-        sample = np.ascontiguousarray(vectors[: count * step : step], dtype=np.float32)
-        guess = None if before is None else np.ascontiguousarray(before[: count * step : step])
+        chosen = spread_rows(len(vectors), count)
+        sample = np.ascontiguousarray(vectors[chosen], dtype=np.float32)
+        guess = None if before is None else before[chosen]
         tried: dict[Way, Callable[[], object]] = {DENSE: partial(assign, sample, centroids, device="cpu", names=self.names)}
         for way in ways(sample.shape[1]):
-            search = self._prepared(sample, centroids, way, before is None)
+            search = self._prepared(sample, centroids, way, grouped=before is None)
             rows = torch.from_numpy(sample[:FEW])
             few = None if guess is None else torch.from_numpy(guess[:FEW])
             _, undecided = search.nearest(rows, torch.linalg.vector_norm(rows, dim=1), few, Workspace())
@@ -98,10 +101,9 @@ class Assigner:
         self.costs = {way: _cpu_seconds(work) / len(sample) for way, work in tried.items()}
         return min(self.costs, key=lambda way: self.costs[way])
 
-    def _prepared(self, vectors: Rows, centroids: Float32, way: Way, grouped: bool) -> PrunedSearch:
+    def _prepared(self, vectors: Rows, centroids: Float32, way: Way, *, grouped: bool) -> PrunedSearch:
         if self._directions is None:
-            step = max(1, len(vectors) // DIRECTION_ROWS)
-            self._directions = directions(np.asarray(vectors[: DIRECTION_ROWS * step : step], dtype=np.float32), centroids)
+            self._directions = directions(np.asarray(vectors[spread_rows(len(vectors), DIRECTION_ROWS)], dtype=np.float32), centroids)
         if self._made is None or self._made[0] is not centroids or self._made[1] != way:
             wide = np.ascontiguousarray(centroids, dtype=np.float32)
             groups = (
@@ -165,6 +167,11 @@ def grouped_by_heads(centroids: Float32) -> Groups:
 def ungrouped(centroids: Float32) -> Groups:
     """For rows whose list is known nearly: nothing has to be found in groups."""
     return group_centroids(centroids, np.zeros(len(centroids), np.int64), centroids[:1])
+
+
+def spread_rows(rows: int, count: int) -> Int64:
+    """Numbers of at most `count` rows, evenly spread."""
+    return np.arange(0, rows, max(1, rows // count), dtype=np.int64)[:count]
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:

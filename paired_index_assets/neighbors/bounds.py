@@ -24,8 +24,11 @@ from paired_index_assets.rows import Float32
 
 Float64 = npt.NDArray[np.float64]
 
+LEAST_LEFT = 1e-9  # of a second moment
 BALANCING = 3  # rounds in which the two residuals are weighed against each other
 MEAN_WEIGHT = 100.0  # of the direction of the mean row, which is long and must not be left to the residual
+MOST_COLUMNS = 16  # of the residual in int8
+BEYOND = 2e9  # no product of int8 is so large
 COLUMN_MULTIPLE = 8  # int8 GEMMs want the depth so
 
 
@@ -45,20 +48,20 @@ class Basis:
 def directions(rows: Float32, centroids: Float32) -> Float64:
     """(d, d) float64, orthogonal: the first e columns leave the least |x'| |b'| over `rows` (a sample, (n, d)) and centroids.
 
-    The sum of both second moments, each by what is left of it beyond half the dimensions, so that neither is served alone.
+    The sum of both second moments, each by what is left of it beyond a quarter of the dimensions, so that neither is served alone.
     """
     x, b = rows.astype(np.float64), centroids.astype(np.float64)
     b = b - b.mean(0)
     mean = x.mean(0)
     of_rows = x.T @ x / len(x) + MEAN_WEIGHT * np.outer(mean, mean)
     of_centroids = b.T @ b / len(b)
-    least = np.finfo(np.float64).tiny
-    left_rows, left_centroids = (max(float(np.trace(moment)), least) for moment in (of_rows, of_centroids))
+    of_rows, of_centroids = (moment / max(float(np.trace(moment)), np.finfo(np.float64).tiny) for moment in (of_rows, of_centroids))
+    left_rows = left_centroids = 1.0
     for _ in range(BALANCING):
         _, vectors = np.linalg.eigh(of_rows / left_rows + of_centroids / left_centroids)
         vectors = vectors[:, ::-1]
         rest = vectors[:, len(vectors) // 4 :]
-        left_rows, left_centroids = (max(float(np.sum(rest * (moment @ rest))), least) for moment in (of_rows, of_centroids))
+        left_rows, left_centroids = (max(float(np.sum(rest * (moment @ rest))), LEAST_LEFT) for moment in (of_rows, of_centroids))
     return np.ascontiguousarray(vectors)
 
 
@@ -92,7 +95,7 @@ class ProjectedRows:
         """(n,) in the type of products: the least product of a centroid whose score may reach `low` (n,) float32."""
         cut = (low - self.mean - self.margin) / self.unit
         if self.values.dtype == torch.int8:
-            return (torch.floor(cut) - 1).to(torch.int32)
+            return (torch.floor(cut) - 1).clamp(-BEYOND, BEYOND).to(torch.int32)
         return cut
 
     def upper(self, query: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
@@ -141,7 +144,8 @@ class Bounds:
             values = np.column_stack([projected, residual]).astype(np.float32)
             moved = FLOAT32_ROUNDOFF * reach
             return cls(basis, torch.from_numpy(mean), torch.from_numpy(values), 0, 1.0, 1, norm, reach, float(residual.max()), moved)
-        step = max(float(np.abs(projected).max()) / levels, 1e-30)
+        largest = max(float(np.abs(projected).max()), float(residual.max()) / np.sqrt(MOST_COLUMNS))
+        step = max(largest / levels * (1 + 1e-9), 1e-30)
         stored = np.rint(projected / step)
         moved = float(np.linalg.norm(projected - stored * step, axis=1).max())
         columns = max(1, int(np.ceil((float(residual.max()) / (levels * step)) ** 2)))

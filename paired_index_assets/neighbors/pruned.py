@@ -119,6 +119,7 @@ class PrunedSearch:
         guess = torch.zeros(n, dtype=torch.int64)
         winner = score == best[query]
         guess[query[winner]] = base[winner]
+        best = torch.where(best == NOTHING, rows @ self.centroids[0], best)  # all probed groups were empty
         return guess, best
 
     def _reaching(

@@ -22,7 +22,7 @@ from upath import UPath
 from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import as_path, atomic_file, digest_of, digest_of_parts, is_local, read_json, write_json
-from paired_index_assets.neighbors.exact import assign
+from paired_index_assets.neighbors.assigning import Assigner
 from paired_index_assets.rows import Float32, Int64, UInt8, usable_rows
 from paired_index_assets.trained.coarse import Groups, probe, quantizer_of
 
@@ -76,9 +76,13 @@ class TrainedIndex:
         codes = np.zeros((len(vectors), self.codec.code_size), np.uint8)
         kept = np.ascontiguousarray(vectors if usable.all() else vectors[usable], dtype=np.float32)
         if len(kept):
-            lists[usable] = assign(kept, self.centroids, device=device)
+            lists[usable] = self._assigner(kept, self.centroids, device=device)
             codes[usable] = self.codec.encode(kept, device=None if device == "cpu" else device)
         return lists, codes
+
+    @cached_property
+    def _assigner(self) -> Assigner:
+        return Assigner()
 
     @property
     def probed_by(self) -> Float32:

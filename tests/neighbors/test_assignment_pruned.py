@@ -1,0 +1,161 @@
+"""Bounds may only rule out what is not the nearest: every list is the dense search's, whatever the vectors."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from neighbor_cases import plain_neighbors, towers
+
+from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
+from paired_index_assets.neighbors import assigning, bounds, pruned
+from paired_index_assets.neighbors.assigning import DENSE, Assigner, Way, grouped_by_heads, ungrouped
+from paired_index_assets.neighbors.bounds import Bounds, basis_of, directions, int8_levels
+from paired_index_assets.neighbors.exact import assign
+from paired_index_assets.neighbors.pruned import PrunedSearch
+from paired_index_assets.neighbors.workers import Workspace
+
+LEVELS = [0, 63, *([127] if int8_levels() == 127 else [])]
+
+
+def search_of(vectors, centroids, width, levels, grouped):
+    groups = grouped_by_heads(centroids) if grouped else ungrouped(centroids)
+    basis = basis_of(directions(vectors, centroids), width, spread=levels > 0)
+    return PrunedSearch.of(centroids, Bounds.of(centroids, groups.order.numpy(), basis, levels), groups)
+
+
+def check(vectors, centroids, *, width, levels, before=None):
+    """The lists that bounds decide are those of all scores in float64; returns how many rows they left undecided."""
+    rows = torch.from_numpy(vectors)
+    guess = None if before is None else torch.from_numpy(before)
+    search = search_of(vectors, centroids, width, levels, before is None)
+    ids, undecided = search.nearest(rows, torch.linalg.vector_norm(rows, dim=1), guess, Workspace())
+    decided = np.setdiff1d(np.arange(len(vectors)), undecided.numpy())
+    expected = plain_neighbors(vectors, centroids, 1)[1][:, 0]
+    np.testing.assert_array_equal(ids.numpy()[decided], expected[decided])
+    return len(undecided)
+
+
+def spectrum(rng, n, d, kind):
+    x = rng.standard_normal((n, d))
+    if kind == "steep":
+        x *= np.arange(1, d + 1) ** -1.5
+    elif kind == "one huge tail":
+        x[:, :-1] *= 1e-3
+        x[:: max(1, n // 7), -1] *= 1e3
+    elif kind == "two clusters":
+        x = 0.05 * x + np.where(np.arange(n)[:, None] % 2 == 0, 1.0, -1.0)
+    elif kind == "all equal":
+        x = np.repeat(x[:1], n, axis=0)
+    elif kind == "duplicates":
+        x = x[rng.integers(0, max(1, n // 10), n)]
+    elif kind == "many lengths":
+        x *= 10.0 ** rng.integers(-6, 7, (n, 1))
+    return np.ascontiguousarray(x, dtype=np.float32)
+
+
+KINDS = ["flat", "steep", "one huge tail", "two clusters", "all equal", "duplicates", "many lengths"]
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from(KINDS), st.sampled_from(KINDS), st.integers(1, 90), st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32),
+    st.booleans(), st.floats(0.05, 1.0),
+)  # fmt: skip
+def test_no_vectors_make_a_bound_rule_out_the_nearest(levels, rows, lists, n, k, d, seed, known, share):
+    rng = np.random.default_rng(seed)
+    vectors, centroids = spectrum(rng, n, d, rows), spectrum(rng, k, d, lists)
+    before = rng.integers(0, k, n) if known else None
+    check(vectors, centroids, width=max(1, int(share * d)), levels=levels, before=before)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 12))
+def test_ties_of_small_integers_go_to_the_lower_list(levels, seed, d):
+    rng = np.random.default_rng(seed)
+    vectors, centroids = (rng.integers(-3, 4, (size, d)).astype(np.float32) for size in (60, 250))
+    check(vectors, centroids, width=max(1, d // 2), levels=levels)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_on_towers_almost_every_row_is_decided_and_from_a_few_dimensions(levels):
+    images, _ = towers(20_000, 1, 96, concepts=300)
+    centroids = train_kmeans(images, 1024, niter=2).centroids
+    assert check(images[:2_000], centroids, width=32, levels=levels) <= 20
+    before = assign(images[:2_000], centroids)
+    assert check(images[:2_000], centroids, width=32, levels=levels, before=before) <= 20
+
+
+def test_rows_with_a_crowd_of_candidates_are_handed_back(monkeypatch):
+    monkeypatch.setattr(pruned, "CROWD", 4)
+    rng = np.random.default_rng(5)
+    vectors, centroids = spectrum(rng, 200, 24, "flat"), spectrum(rng, 500, 24, "flat")
+    assert check(vectors, centroids, width=2, levels=0) > 100
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("crowd", [0, 256])
+def test_an_assigner_finds_the_lists_of_assign_block_after_block(monkeypatch, known, dtype, crowd):
+    monkeypatch.setattr(pruned, "CROWD", crowd)  # with 0 every row ends in the dense search
+    images, _ = towers(9_000, 1, 64, dtype=dtype)
+    centroids = train_kmeans(images, 1024, niter=1).centroids
+    assigner = Assigner(ways={known: Way(16, int8_levels())})
+    for start in (0, 5_000):
+        block = images[start : start + 4_500]
+        expected = assign(block, centroids)
+        np.testing.assert_array_equal(assigner(block, centroids, before=expected if known else None, device="cpu"), expected)
+
+
+def test_the_way_is_chosen_by_measuring_once_the_work_is_worth_it(monkeypatch):
+    images, _ = towers(6_000, 1, 64)
+    centroids = train_kmeans(images, 1024, niter=1).centroids
+    assigner = Assigner()
+    assigner(images, centroids, device="cpu")
+    assert not assigner.ways
+    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    assigner(images, centroids, device="cpu")
+    assert assigner.ways[False] == min(assigner.costs, key=assigner.costs.get)
+    assert len(assigner.costs) > 1
+    assert DENSE in assigner.costs
+
+
+def test_few_lists_are_never_ruled_out_one_by_one(monkeypatch):
+    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    images, _ = towers(4_000, 1, 32)
+    assigner = Assigner()
+    assigner(images, images[:100], device="cpu")
+    assert assigner.ways == {False: DENSE}
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_training_with_bounds_makes_the_centroids_of_training_without(monkeypatch, paired):
+    images, captions = towers(12_000, 12_000, 64)
+
+    def trained():
+        return train_paired_kmeans(images, captions, 1024, niter=4) if paired else train_kmeans(images, 1024, niter=4)
+
+    expected = trained().centroids
+    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    monkeypatch.setattr(Assigner, "_fastest", lambda *_: Way(16, int8_levels()))
+    np.testing.assert_array_equal(trained().centroids, expected)
+
+
+def test_int8_products_are_used_only_as_far_as_they_add_up_rightly(monkeypatch):
+    def saturating(largest):
+        def multiply(a, b, out):
+            pairs = (a.int()[:, None, :] * b.int()[None]).unflatten(2, (-1, 2)).sum(3).clamp(-largest, largest)
+            out.copy_(pairs.sum(2))
+
+        return multiply
+
+    for largest, levels in ((2**31, 127), (2**15 - 1, 127), (2 * 63 * 63, 63), (100, 0)):
+        monkeypatch.setattr(bounds, "multiply_int8", saturating(largest))
+        int8_levels.cache_clear()
+        assert int8_levels() == (levels if largest != 2**15 - 1 else 127)
+    monkeypatch.setattr(bounds, "multiply_int8", lambda *_: (_ for _ in ()).throw(AttributeError("_int_mm")))
+    int8_levels.cache_clear()
+    assert int8_levels() == 0
+    int8_levels.cache_clear()
