@@ -6,10 +6,8 @@ picture (a decoder's crash) costs that picture only.
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,29 +18,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from paired_index_assets.embeddings.encoders import Encoder
-from paired_index_assets.readers.sample import HeldImage, ImageFile
+from paired_index_assets.embeddings.rendering import UNDECODABLE, BadPicture, picture_of
+from paired_index_assets.readers.captions import OK
+from paired_index_assets.readers.sample import TOO_LARGE, Picture, Refused
 
-OK = "ok"
 NO_IMAGE = "no image"
 MISSING_FILE = "missing file"
 UNREADABLE_FILE = "unreadable file"
-ZERO_BYTES = "zero bytes"
-NOT_AN_IMAGE = "not an image"
-TRUNCATED = "truncated image"
-BOMB = "decompression bomb"
-TOO_LARGE = "file too large"
-UNDECODABLE = "image can not be decoded"
 CRASHED = "decoder crashed"
 
-MAX_PIXELS = 1 << 27  # 134 million, 400 MB as RGB: a 12k x 11k scan passes, a bomb does not
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS and PDF, which call programs
 CHUNK = 64  # pictures sent to a worker together: 10 MB of 224 x 224 RGB on the way back
 AHEAD = 2  # chunks a worker has waiting
 
-Picture = HeldImage | ImageFile | None
 Chunk = Sequence[Picture]
 Prepared = tuple[npt.NDArray[Any] | None, list[str]]  # the good pictures stacked (None: there is none), the outcome of each picture
 
@@ -51,6 +40,8 @@ def prepare_image(encoder: Encoder, picture: Picture) -> tuple[npt.NDArray[Any] 
     """One picture as the encoder wants it, or None and the reason."""
     if picture is None:
         return None, NO_IMAGE
+    if isinstance(picture, Refused):
+        return None, picture.why
     try:
         content = picture.read()
     except FileNotFoundError:
@@ -59,24 +50,11 @@ def prepare_image(encoder: Encoder, picture: Picture) -> tuple[npt.NDArray[Any] 
         return None, TOO_LARGE
     except Exception:  # a directory, no permission, a refused URL: each file system has its own
         return None, UNREADABLE_FILE
-    if not content:
-        return None, ZERO_BYTES
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # size is judged below; the rest is about metadata
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    return None, BOMB
-                image.load()
-                return encoder.prepare_image(image), OK
-    except Image.DecompressionBombError:
-        return None, BOMB
-    except UnidentifiedImageError:
-        return None, NOT_AN_IMAGE
-    except (EOFError, OSError) as error:
-        cut = isinstance(error, EOFError) or "truncated" in str(error) or "unrecognized data stream" in str(error)
-        return None, TRUNCATED if cut else UNDECODABLE
-    except Exception:  # decoders raise SyntaxError, ValueError, struct.error, MemoryError, ...
+        return encoder.prepare_image(picture_of(content)), OK
+    except BadPicture as bad:
+        return None, bad.outcome
+    except Exception:  # an encoder's own transform, on a picture it did not expect
         return None, UNDECODABLE
 
 

@@ -15,7 +15,7 @@ from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.npy import read_header
 from paired_index_assets.files.storage import read_parquet
-from paired_index_assets.readers.sample import Sample
+from paired_index_assets.readers.sample import Sample, name_of
 
 BASE = pa.schema([("key", pa.string()), ("caption", pa.string()), ("outcome", pa.string())])
 FINGERPRINT = b"paired_index.fingerprint"
@@ -71,4 +71,7 @@ def read_metadata(embeddings: EmbeddingSet, columns: list[str] | None = None) ->
 
 
 def _counts(table: pa.Table) -> Counter[str]:
-    return Counter({str(c["values"]): int(c["counts"].as_py()) for c in table["outcome"].value_counts()})
+    found: Counter[str] = Counter()
+    for counted in table["outcome"].value_counts():
+        found[name_of(str(counted["values"]))] += int(counted["counts"].as_py())
+    return found

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from paired_index_assets.embeddings.decoding import OK
 from paired_index_assets.embeddings.encoders import Encoder
 from paired_index_assets.embeddings.metadata import FLUSH_ROWS, MetadataWriter
 from paired_index_assets.errors import BadInput, PairedIndexError
 from paired_index_assets.files.npy import StreamedNpy
 from paired_index_assets.files.storage import atomic_file
-from paired_index_assets.readers.sample import Modality, Sample, Source, SourcePart
+from paired_index_assets.readers.captions import OK
+from paired_index_assets.readers.sample import Modality, Sample, Source, SourcePart, name_of
 from paired_index_assets.rows import Float32
 
 Block = tuple[list[Sample], list[str], Any]  # samples without pictures, their outcomes, what the encoder takes of the good ones (or None)
@@ -64,7 +64,7 @@ class PartWriter:
                     block[good] = _checked(future.result(), int(good.sum()), self.encoder)
                 npy.append(block)
                 table.append(samples, reasons)
-                outcomes.update(reasons)
+                outcomes.update(map(name_of, reasons))
                 tell(len(samples))
 
             for samples, reasons, pieces in self._batches(part):

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
-from paired_index_assets.embeddings.decoding import CHUNK, OK, ImagePool, default_workers
+from paired_index_assets.embeddings.decoding import CHUNK, ImagePool, default_workers
 from paired_index_assets.embeddings.encoders import Encoder
 from paired_index_assets.embeddings.metadata import finished_outcomes
 from paired_index_assets.embeddings.part import Block, PartWriter
@@ -28,14 +28,12 @@ from paired_index_assets.files.locks import one_of_writers, only_writer
 from paired_index_assets.files.storage import digest_of_parts
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
+from paired_index_assets.readers.captions import MAX_CAPTION as MAX_CAPTION
+from paired_index_assets.readers.captions import OK, caption_outcome
 from paired_index_assets.readers.sample import DEFAULT_PART_ROWS, Modality, Sample, Source, SourcePart
 from paired_index_assets.shares import WHOLE, Share
 
-FORMAT = "1"  # change it when the same input gives other files
-NO_CAPTION = "no caption"
-EMPTY_CAPTION = "empty caption"
-LONG_CAPTION = "caption too long"
-MAX_CAPTION = 2000  # characters; a caption of more is a page, of which a model's 77 tokens see the head only
+FORMAT = "2"  # change it when the same input gives other files
 DEFAULT_BATCH = 256
 
 
@@ -126,14 +124,6 @@ def embed_captions(
 
     writer = PartWriter("captions", source, encoder, batch_size, blocks, _joined_texts, encoder.encode_texts)
     return _Run(writer, root, share, progress).make(part_rows)
-
-
-def caption_outcome(caption: str | None) -> str:
-    if caption is None:
-        return NO_CAPTION
-    if not caption.strip():
-        return EMPTY_CAPTION
-    return LONG_CAPTION if len(caption) > MAX_CAPTION else OK
 
 
 T = TypeVar("T")

@@ -13,7 +13,8 @@ import pyarrow as pa
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path, digest_of_parts
-from paired_index_assets.readers.sample import IMAGE_SUFFIXES, ImageFile, Modality, Sample, SourcePart, decoded, located
+from paired_index_assets.readers.captions import decoded
+from paired_index_assets.readers.sample import IMAGE_SUFFIXES, ImageFile, Modality, Sample, SourcePart, located
 from paired_index_assets.readers.text import TextSource
 
 

@@ -28,6 +28,8 @@ from paired_index_assets.readers.sample import IMAGE_SUFFIXES, Modality, Sample,
 from paired_index_assets.readers.text import SavedListSource, TextSource
 from paired_index_assets.readers.webdataset import WebdatasetSource
 
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+
 
 @dataclass(frozen=True)
 class PairedSource:
@@ -72,7 +74,13 @@ class _Zip:
 
     def __call__(self, images: bool) -> Iterator[Sample]:
         for picture, caption in zip(self.images.read(images), self.captions.read(False), strict=True):
-            yield Sample(picture.key, picture.image, caption.caption, picture.columns)
+            skipped = picture.skipped + caption.skipped
+            yield Sample(picture.key, picture.image, caption.caption, picture.columns, picture.problem or caption.problem, skipped)
+
+
+def kind_of(file: ListedFile) -> str:
+    """The suffix that says how a file is read: ``.tar`` also for one that is compressed."""
+    return ".tar" if file.name.lower().endswith(COMPRESSED_TARS) else file.suffix
 
 
 def open_source(spec: str, modality: Modality) -> Source:
@@ -90,10 +98,10 @@ def open_source(spec: str, modality: Modality) -> Source:
         (frozenset({".txt"}), {"images": PathListSource, "captions": TextSource}),
     )
     files = list_files(spec)
-    suffixes = {file.suffix for file in files}
+    suffixes = {kind_of(file) for file in files}
     for known, readers in kinds:
         if known & suffixes:
-            mine = files if known is IMAGE_SUFFIXES and is_folder(spec) else [f for f in files if f.suffix in known]
+            mine = files if known is IMAGE_SUFFIXES and is_folder(spec) else [f for f in files if kind_of(f) in known]
             if modality not in readers:
                 break
             source = readers[modality](spec, mine)

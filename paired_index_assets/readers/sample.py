@@ -10,10 +10,19 @@ import pyarrow as pa
 
 from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path, digest_of_parts
+from paired_index_assets.readers.captions import whole
 
 Modality = Literal["images", "captions"]
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+# Pictures all the same, which nothing here decodes: they keep their row and say so.
+UNSUPPORTED_SUFFIXES = frozenset(
+    {".heic", ".heif", ".jxl", ".svg", ".svgz", ".psd", ".ico", ".tga", ".exr", ".hdr", ".eps", ".ai", ".wmf", ".emf", ".jxr", ".xcf"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
+)
+UNSUPPORTED = "unsupported picture format"
+TOO_LARGE = "file too large"
 MAX_IMAGE_BYTES = 256 << 20  # a larger file is refused unread: one picture must not fill the memory
 DEFAULT_PART_ROWS = 50_000  # 77 MB of float16 at d=768: what a crash can cost
 
@@ -43,14 +52,43 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """A picture that is not to be decoded; `why` is its outcome."""
+
+    why: str
+
+
+Picture = HeldImage | ImageFile | Refused | None
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One pair, or half of one. `columns` are further facts for the metadata (url, license, ...); a `problem` makes the sample bad."""
+    """One pair, or half of one. `columns` are further facts for the metadata (url, license, ...); a `problem` makes the sample bad.
+
+    A problem is a name, or ``name: where``; outcomes are counted by their names (`name_of`). `skipped` names what the source held before
+    this sample (or after it, if it is the last) that belongs to no sample.
+    """
 
     key: str
-    image: HeldImage | ImageFile | None = None
+    image: Picture = None
     caption: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Whatever a reader found: text that no file can hold stops at the sample, and costs this one only.
+        object.__setattr__(self, "key", whole(self.key))
+        if self.caption is not None:
+            object.__setattr__(self, "caption", whole(self.caption))
+        if any(isinstance(value, str) and not value.isascii() for value in self.columns.values()):
+            cleaned = {name: whole(value) if isinstance(value, str) else value for name, value in self.columns.items()}
+            object.__setattr__(self, "columns", cleaned)
+
+
+def name_of(outcome: str) -> str:
+    """The name of an outcome, by which it is counted: what stands before the colon."""
+    return outcome.partition(": ")[0]
 
 
 @dataclass(frozen=True)
@@ -105,8 +143,3 @@ def stamp_of_pieces(pieces: list[tuple[ListedFile, int, int]], *more: str) -> st
 def located(path: str, folder: str) -> str:
     """`path` itself if absolute or a URL, else inside `folder`."""
     return path if "://" in path or path.startswith(("/", "~")) else str(as_path(folder) / path)
-
-
-def decoded(line: bytes) -> str:
-    """UTF-8; a byte that is not becomes U+FFFD, so that no line is lost. Line ends and a byte order mark are taken off."""
-    return line.removeprefix(BYTE_ORDER_MARK).rstrip(b"\r\n").decode("utf-8", "replace")

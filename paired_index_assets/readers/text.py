@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from typing import BinaryIO
 
 import pyarrow as pa
 import torch
@@ -13,19 +15,28 @@ import torch
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path
-from paired_index_assets.readers.sample import Modality, Sample, SourcePart, cut, decoded, stamp_of_pieces
+from paired_index_assets.readers.captions import MARK_BYTES, encoding_of
+from paired_index_assets.readers.sample import Modality, Sample, SourcePart, cut, stamp_of_pieces
+
+READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class _Lines:
+    """Consecutive lines of one file, the first of them `offset` bytes into it."""
+
     file: ListedFile
-    offset: int  # bytes before the first line of the part
+    encoding: str
+    offset: int
     first: int
     rows: int
 
 
 class TextSource:
-    """A caption a line, split at newline bytes only (a caption may hold U+2028 and still be one row). The key is the line's number."""
+    """A caption a line, split at newlines only (a caption may hold U+2028 and still be one row). The key is the line's number.
+
+    UTF-8, or what a byte order mark says: Windows writes UTF-16.
+    """
 
     columns = pa.schema([])
     has: frozenset[Modality] = frozenset({"captions"})
@@ -35,32 +46,62 @@ class TextSource:
         self._files = files
 
     def parts(self, part_rows: int) -> list[SourcePart]:
-        """One pass over the bytes counts lines and notes where parts start; parts of several files do not share lines."""
-        parts: list[SourcePart] = []
-        before = 0
+        """One pass over the bytes counts lines and notes where parts start; a part goes on in the next file."""
+        pieces: list[_Lines] = []
+        row = 0
         for file in self._files:
-            starts, offset, rows = [0], 0, 0
             with as_path(file.url).open("rb") as stream:
-                for line in stream:
-                    if rows and rows % part_rows == 0:
-                        starts.append(offset)
-                    rows += 1
+                encoding, offset = encoding_of(stream.read(MARK_BYTES))
+                stream.seek(offset)
+                first, start = row, offset
+                for line in _lines(stream, encoding):
+                    if row > first and row % part_rows == 0:
+                        pieces.append(_Lines(file, encoding, start, first, row - first))
+                        first, start = row, offset
+                    row += 1
                     offset += len(line)
-            for number, start in enumerate(starts):
-                count = min(part_rows, rows - number * part_rows)
-                if count:
-                    lines = _Lines(file, start, before + number * part_rows, count)
-                    stamp = stamp_of_pieces([(file, lines.first, lines.first + count)])
-                    parts.append(SourcePart(count, stamp, partial(_read_lines, lines)))
-            before += rows
-        return parts
+                if row > first:
+                    pieces.append(_Lines(file, encoding, start, first, row - first))
+        parts = [list(of_part) for _, of_part in groupby(pieces, lambda piece: piece.first // part_rows)]
+        return [
+            SourcePart(
+                sum(piece.rows for piece in part),
+                stamp_of_pieces([(piece.file, piece.first, piece.first + piece.rows) for piece in part]),
+                partial(_read_lines, part),
+            )
+            for part in parts
+        ]
 
 
-def _read_lines(lines: _Lines, images: bool) -> Iterator[Sample]:
-    with as_path(lines.file.url).open("rb") as stream:
-        stream.seek(lines.offset)
-        for number, line in enumerate(islice(stream, lines.rows), lines.first):
-            yield Sample(str(number), caption=decoded(line))
+def _read_lines(pieces: list[_Lines], images: bool) -> Iterator[Sample]:
+    for piece in pieces:
+        with as_path(piece.file.url).open("rb") as stream:
+            stream.seek(piece.offset)
+            for number, line in enumerate(islice(_lines(stream, piece.encoding), piece.rows), piece.first):
+                text = line.removeprefix(BOM_UTF8) if piece.encoding == "utf-8" else line  # files with marks, put one after another
+                yield Sample(str(number), caption=text.decode(piece.encoding, "replace").rstrip("\r\n"))
+
+
+def _lines(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
+    newline = "\n".encode(encoding)
+    width = len(newline)
+    if width == 1:
+        yield from stream
+        return
+    held = b""
+    while block := stream.read(READ_BYTES):
+        held += block
+        start = at = 0
+        while (at := held.find(newline, at)) >= 0:
+            if at % width:  # half of one character and half of the next
+                at += 1
+                continue
+            at += width
+            yield held[start:at]
+            start = at
+        held = held[start:]
+    if held:
+        yield held
 
 
 class SavedListSource:

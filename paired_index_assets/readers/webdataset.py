@@ -5,55 +5,33 @@ Tars are read as streams, front to back, and nothing is ever extracted: member n
 
 from __future__ import annotations
 
-import json
-import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import PurePosixPath
-from typing import Any
 
 import pyarrow as pa
 
 from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path
-from paired_index_assets.readers.sample import (
-    IMAGE_SUFFIXES,
-    MAX_IMAGE_BYTES,
-    HeldImage,
-    Modality,
-    Sample,
-    SourcePart,
-    decoded,
-    stamp_of_pieces,
-)
+from paired_index_assets.readers.members import JSON_COLUMNS, Group, split_name
+from paired_index_assets.readers.sample import Modality, Sample, SourcePart, stamp_of_pieces
+from paired_index_assets.readers.sidecar import Recorded, recorded_beside, stamps_beside
+from paired_index_assets.readers.tar import Member, TarBroken, walk
 
-MAX_TEXT_BYTES = 1 << 20
-KNOWN_SUFFIXES = IMAGE_SUFFIXES | {".txt", ".json"}
 BROKEN_TAR = "broken tar"
-BUFFER_BYTES = 1 << 20
-# What img2dataset and LAION write into the .json of a sample, and is worth keeping.
-JSON_COLUMNS = pa.schema(
-    [
-        ("url", pa.string()),
-        ("license", pa.string()),
-        ("LICENSE", pa.string()),
-        ("NSFW", pa.string()),
-        ("similarity", pa.float64()),
-        ("original_width", pa.int64()),
-        ("original_height", pa.int64()),
-        ("md5", pa.string()),
-        ("sha256", pa.string()),
-    ]
-)
-CASTS: dict[pa.DataType, Any] = {pa.string(): str, pa.float64(): float, pa.int64(): int}
+KEY_TWICE = "key comes twice"
+NO_SAMPLES = "no samples in a tar"
+MISSING = "missing from its tar"
 
 
 class WebdatasetSource:
-    """Tars in order of their names; the sample's caption is ``.txt``, else ``caption`` in ``.json``."""
+    """Tars in order of their names; the sample's caption is ``.txt``, else ``caption`` in ``.json``.
 
-    columns = JSON_COLUMNS
+    A tar that can not be read to its end has a row that says where reading ended; what img2dataset recorded beside a tar as downloaded,
+    and the tar does not hold, has a row each. A key whose members do not follow each other is a row that says so: sort such a tar by name.
+    """
+
+    columns: pa.Schema = JSON_COLUMNS
     has: frozenset[Modality] = frozenset({"images", "captions"})
 
     def __init__(self, name: str, files: list[ListedFile]) -> None:
@@ -61,65 +39,84 @@ class WebdatasetSource:
         self._files = files
 
     def parts(self, part_rows: int) -> list[SourcePart]:
-        return [SourcePart(None, stamp_of_pieces([(file, 0, 0)]), partial(_read, file)) for file in self._files]
+        beside = stamps_beside(self._files)
+        return [
+            SourcePart(None, stamp_of_pieces([(file, 0, 0)], *beside.get(file.url, ())), partial(_read, file, bool(beside.get(file.url))))
+            for file in self._files
+        ]
 
 
-def _read(file: ListedFile, images: bool) -> Iterator[Sample]:
-    key: str | None = None
-    members: dict[str, bytes | None] = {}
-    problem = None
+def _read(file: ListedFile, recorded: bool, images: bool) -> Iterator[Sample]:
+    made = _Made(file.name)
     with as_path(file.url).open("rb") as raw:
+        group = Group()
         try:
-            with tarfile.open(fileobj=raw, mode="r|", bufsize=BUFFER_BYTES) as tar:
-                for member in tar:
-                    folder, _, base = member.name.rpartition("/")
-                    stem, _, suffix = base.partition(".")
-                    suffix = f".{suffix.lower()}"
-                    if not (member.isfile() and stem and suffix in KNOWN_SUFFIXES):
-                        continue
-                    here = f"{folder}/{stem}" if folder else stem
-                    if here != key:
-                        if key is not None:
-                            yield _sample(key, members)
-                        key, members = here, {}
-                    if suffix not in members:
-                        members[suffix] = _content(tar, member, images or suffix not in IMAGE_SUFFIXES)
-        except (tarfile.TarError, EOFError):
-            problem = BROKEN_TAR  # what came before is good; the rest is one row that says so
-            key = key or file.name
-    if key is not None:
-        yield replace(_sample(key, members), problem=problem)
+            for member in walk(raw):
+                if member.kind == "folder":
+                    continue
+                folder, stem, suffix = split_name(member.name)
+                base = f"{folder}{stem.partition('.')[0]}"
+                if base != group.base:
+                    yield from made.samples(group.finished())
+                    group = Group(base)
+                made.skipped += group.take(member, folder + stem, suffix, images)
+                yield from made.samples(group.overflowing())
+            yield from made.samples(group.finished())
+        except TarBroken as broken:
+            yield from made.broken(group, broken)
+    yield from made.end(recorded_beside(file) if recorded else None)
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, wanted: bool) -> bytes | None:
-    limit = MAX_IMAGE_BYTES if PurePosixPath(member.name).suffix.lower() in IMAGE_SUFFIXES else MAX_TEXT_BYTES
-    stream = tar.extractfile(member) if wanted and member.size <= limit else None
-    if stream is None:
-        return None
-    content = stream.read()
-    if len(content) != member.size:
-        raise EOFError(member.name)
-    return content
+class _Made:
+    """The samples of one tar, one behind, so that what is skipped after the last can still be told with it."""
 
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.skipped: list[str] = []
+        self._last: Sample | None = None
+        self._shape: frozenset[str] | None = None
+        self._seen: set[str] = set()
+        self._rows = 0
 
-def _sample(key: str, members: dict[str, bytes | None]) -> Sample:
-    picture = next((content for suffix, content in members.items() if suffix in IMAGE_SUFFIXES), None)
-    facts: dict[str, Any] = {}
-    with suppress(ValueError):  # a broken .json costs its facts, not the sample
-        found = json.loads(members.get(".json") or b"{}")
-        facts = found if isinstance(found, dict) else {}
-    text = members.get(".txt")
-    caption = decoded(text) if text is not None else facts.get("caption")
-    return Sample(
-        key,
-        HeldImage(picture) if picture is not None else None,
-        caption if isinstance(caption, str) else None,
-        {column.name: _cast(facts.get(column.name), column.type) for column in JSON_COLUMNS},
-    )
+    def samples(self, stems: Iterator[tuple[Sample | None, frozenset[str], list[str]]]) -> Iterator[Sample]:
+        for sample, suffixes, names in stems:
+            if sample is None:
+                self.skipped += names
+                continue
+            self._shape = suffixes
+            if sample.key in self._seen:
+                sample = replace(sample, problem=sample.problem or KEY_TWICE)
+            self._seen.add(sample.key)
+            self._rows += 1
+            yield from self._next(sample)
 
+    def broken(self, group: Group, broken: TarBroken) -> Iterator[Sample]:
+        """The sample that the end of reading cut, or, where it lies between two whole ones, a row of its own."""
+        problem = f"{BROKEN_TAR}: {broken}"
+        if broken.member:
+            folder, stem, suffix = split_name(broken.member)
+            base = f"{folder}{stem.partition('.')[0]}"
+            if base != group.base:
+                yield from self.samples(group.finished())
+                group = Group(base)
+            marked = group.mark(Member(broken.member, "file", 0), folder + stem, suffix, problem)
+        else:
+            marked = group.mark_unless(self._shape, problem)
+        yield from self.samples(group.finished())
+        if not marked:
+            yield from self._next(Sample(self.name, problem=problem))
 
-def _cast(value: Any, kind: pa.DataType) -> Any:
-    try:
-        return None if value is None else CASTS[kind](value)
-    except (TypeError, ValueError, OverflowError):
-        return None
+    def end(self, recorded: Recorded | None) -> Iterator[Sample]:
+        if recorded is not None:
+            for key in recorded.missing(self._seen, self._rows):
+                yield from self._next(Sample(key or self.name, problem=MISSING))
+        if self._last is None and self.skipped:
+            self._last = Sample(self.name, problem=NO_SAMPLES)
+        if self._last is not None:
+            yield replace(self._last, skipped=(*self._last.skipped, *self.skipped))
+
+    def _next(self, sample: Sample) -> Iterator[Sample]:
+        if self._last is not None:
+            yield self._last
+        self._last = replace(sample, skipped=tuple(self.skipped))
+        self.skipped = []

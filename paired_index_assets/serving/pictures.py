@@ -14,7 +14,7 @@ from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.files.listing import list_files
 from paired_index_assets.readers.open import open_source
 from paired_index_assets.readers.parquet import KNOWN_COLUMNS, ParquetSource
-from paired_index_assets.readers.sample import Source, SourcePart
+from paired_index_assets.readers.sample import HeldImage, ImageFile, Source, SourcePart
 from paired_index_assets.serving.metadata import Metadata
 
 PART_ROWS = 64  # read to reach one picture, at most
@@ -89,7 +89,7 @@ def _read(part: SourcePart, rows: list[int], first: int) -> dict[int, bytes]:
     wanted = set(rows)
     try:
         for row, sample in enumerate(islice(part.read(True), max(rows) + 1)):
-            if row in wanted and sample.image is not None:
+            if row in wanted and isinstance(sample.image, HeldImage | ImageFile):
                 try:
                     found[first + row] = sample.image.read()
                 except (OSError, ValueError):
