@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paired_index_assets.embeddings.listing import ListedFile
-from paired_index_assets.files.listing import list_entries
+from paired_index_assets.files.listing import ListedFile, list_entries
 from paired_index_assets.files.storage import as_path
 
 MAX_MISSING = 1_000_000  # rows that a record may add: img2dataset writes tars of ten thousand
