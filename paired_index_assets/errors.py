@@ -1,5 +1,7 @@
 """What can go wrong, grouped by who can fix it. Every message names the file or value, what was expected, what was found and what to do."""
 
+import errno
+
 
 class PairedIndexError(Exception):
     """Anything this project raises on purpose. The command line prints it as one line and exits with 1."""
@@ -34,3 +36,29 @@ class SourceUnavailable(Transient):
 
 class OutOfDisk(PairedIndexError):
     """The disk, or the budget set for it, is full. Nothing that was finished is lost."""
+
+
+_CURES = {
+    errno.EACCES: "make it readable and writable for this user, or choose another place",
+    errno.EPERM: "make it readable and writable for this user, or choose another place",
+    errno.EROFS: "the disk can only be read: choose another place",
+    errno.ENOSPC: "free some space and start again, finished files are kept",
+    errno.EDQUOT: "free some space and start again, finished files are kept",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a piece of the path is a file: check the path",
+    errno.EISDIR: "expected a file: check the path",
+    errno.EEXIST: "something else has that name: check the path",
+    errno.ELOOP: "a link leads to itself: check the path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EIO: "the disk cannot read or write it: check the disk",
+}
+
+
+def of_the_system(error: BaseException) -> PairedIndexError | None:
+    """What the operating system refuses of a file, as an error of this project in one line; None for anything else."""
+    if not isinstance(error, OSError) or error.errno not in _CURES:
+        return None
+    what = f"{error.filename}: " if error.filename is not None else ""
+    kind = OutOfDisk if error.errno in (errno.ENOSPC, errno.EDQUOT) else BadInput
+    return kind(f"{what}{(error.strerror or type(error).__name__).lower()}; {_CURES[error.errno]}")

@@ -1,5 +1,6 @@
 """Pictures and captions as unit vectors in one space: row i of both is pair i."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,16 +12,20 @@ from paired_index_assets.assets.partitions import share_of, share_partitions
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.builds.opened import caption_set, image_set, write_catalog
 from paired_index_assets.embeddings.encoders import load_encoder
+from paired_index_assets.embeddings.fates import Fates
 from paired_index_assets.embeddings.features import adopt_features
 from paired_index_assets.embeddings.run import EmbedSummary, embed_captions, embed_images
 from paired_index_assets.embeddings.sets import EmbeddingSet, write_set
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress
+from paired_index_assets.readers.captions import OK
 from paired_index_assets.readers.open import PairedSource, open_source
 from paired_index_assets.readers.sample import Modality, Source
 from paired_index_assets.settings import Settings
 from paired_index_assets.shares import WHOLE, Share
 
+NOT_FINITE = "not finite or zero"
+IN_WORDS = "not_used"  # the metadata that `paired-index build` prints
 UNIT_TOLERANCE = 1e-2  # half precision moves a norm by about 1e-3 (as in LAION's embeddings); ten times that is another kind of vector
 
 
@@ -34,11 +39,11 @@ def image_embeddings(
     exist already are checked and used where they lie.
     """
     read, watch = settings.read(), Stopwatch()
-    bad = or_fail(lambda: _make("images", read, progress.of(context)))
+    fates = or_fail(lambda: _make("images", read, progress.of(context)))
     catalog = or_fail(lambda: write_catalog(read))
     return dg.MaterializeResult(
         metadata={
-            **_facts(image_set(read), bad, watch.seconds),
+            **_facts(image_set(read), fates, watch.seconds),
             "files_to_index": len(catalog),
             "rows_to_index": catalog.total_rows,
             "catalog": path(read.build_root.catalog),
@@ -56,9 +61,9 @@ def caption_embeddings(
     An empty or over-long caption keeps its row, zero, with the reason beside it: nothing is learned from it.
     """
     read, watch = settings.read(), Stopwatch()
-    bad = or_fail(lambda: _make("captions", read, progress.of(context)))
+    fates = or_fail(lambda: _make("captions", read, progress.of(context)))
     return dg.MaterializeResult(
-        metadata=_facts(caption_set(read), bad, watch.seconds), data_version=dg.DataVersion(caption_set(read).fingerprint)
+        metadata=_facts(caption_set(read), fates, watch.seconds), data_version=dg.DataVersion(caption_set(read).fingerprint)
     )
 
 
@@ -94,16 +99,19 @@ def caption_embeddings_are_usable(settings: SettingsResource) -> dg.AssetCheckRe
     return _usable(settings.read(), caption_set)
 
 
-def _make(modality: Modality, settings: Settings, progress: Progress) -> dict[str, int]:
-    """Embed, or take over the features given; how many rows were refused, by reason."""
+def _make(modality: Modality, settings: Settings, progress: Progress) -> Fates:
+    """Embed, or take over the features given; what became of their rows."""
     root = settings.build_root
     features = settings.image_features if modality == "images" else settings.caption_features
     if features is not None:
         json_path = root.image_set if modality == "images" else root.caption_set
         made = adopt_features(json_path, features.split(","), modality=modality, cache=root.cache, progress=progress)
         facts = _with_model_named(made, settings).facts(progress=progress)
-        return {"not finite or zero": facts.invalid} if facts.invalid else {}
-    return _embed(modality, settings, progress).bad
+        fates = Fates(Counter({OK: facts.rows - facts.invalid}))
+        if facts.invalid:
+            fates.outcomes[NOT_FINITE], fates.refused = facts.invalid, [f"row {facts.first_invalid}: {NOT_FINITE}"]
+        return fates
+    return _embed(modality, settings, progress).fates
 
 
 def _embed(modality: Modality, settings: Settings, progress: Progress, share: Share = WHOLE) -> EmbedSummary:
@@ -128,18 +136,25 @@ def _with_model_named(made: EmbeddingSet, settings: Settings) -> EmbeddingSet:
     return write_set(made.source, made.parts, model=encoder.identity, modality=made.modality, cache=made.cache)
 
 
-def _facts(made: EmbeddingSet, bad: dict[str, int], seconds: float) -> dict[str, Any]:
+def _facts(made: EmbeddingSet, fates: Fates, seconds: float) -> dict[str, Any]:
     facts: dict[str, Any] = {
         **rows_and_rate(len(made), seconds),
         "dimensions": made.dimensions,
         "bytes": sum(part.path.stat().st_size for part in made.parts),
         "parts": len(made.parts),
         "model": made.model or "not named",
-        "refused": sum(bad.values()),
+        "refused": sum(fates.bad.values()),
+        "skipped": fates.skipped.total(),
         "path": path(made.source),
     }
-    if bad:
-        facts["refused_by_reason"] = markdown_table(["reason", "rows"], list(bad.items()))
+    if fates.bad:
+        facts["refused_by_reason"] = markdown_table(["reason", "rows"], list(fates.bad.items()))
+        facts["first_refused"] = "; ".join(fates.refused)
+    if fates.skipped:
+        facts["skipped_by_kind"] = markdown_table(["kind", "files or members"], fates.skipped.most_common())
+        facts["first_skipped"] = "; ".join(fates.left)
+    if words := fates.in_words():
+        facts[IN_WORDS] = ". ".join(words)
     return facts
 
 

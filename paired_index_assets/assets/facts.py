@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import dagster as dg
 from upath import UPath
 
-from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.errors import PairedIndexError, of_the_system
 
 Result = TypeVar("Result")
 
@@ -53,3 +53,7 @@ def or_fail(work: Callable[[], Result]) -> Result:
         return work()
     except PairedIndexError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
+    except OSError as error:
+        if (named := of_the_system(error)) is None:
+            raise
+        raise dg.Failure(description=str(named), allow_retries=False) from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
 from dagster_project.definitions import assemble
+from paired_index_assets.assets.embeddings import IN_WORDS
 from paired_index_assets.assets.landing import landed_shards, report_landed
 from paired_index_assets.assets.lost_runs import this_process
 from paired_index_assets.assets.partitions import shard_key
@@ -21,15 +23,20 @@ AFTER_SHARDS = ("index_manifest", "recall_report")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def build_all(settings: Settings, instance: dg.DagsterInstance, progress: Progress, say: Callable[[str], None]) -> None:
+def build_all(
+    settings: Settings, instance: dg.DagsterInstance, progress: Progress, say: Callable[[str], None], tell: Callable[[str], None]
+) -> None:
     """Materialise every asset, and every shard whose files have landed, in order; the instance records each run.
+
+    `say` gets the name of each asset before it is made, `tell` what of the input it did not use.
 
     Raises the PairedIndexError that stopped a run. What was finished stays, and a second call goes on from there.
     """
     job = assemble(settings, ForwardedProgress(progress)).resolve_implicit_global_asset_job_def()
     for asset in BEFORE_SHARDS:
         say(asset)
-        _run(job, instance, asset)
+        if left := _run(job, instance, asset).get(IN_WORDS):
+            tell(str(left.value))
     settings.save()  # only settings that made a trained index are worth remembering
     report_landed(settings, instance)
     shards = landed_shards(settings)
@@ -42,7 +49,10 @@ def build_all(settings: Settings, instance: dg.DagsterInstance, progress: Progre
         _run(job, instance, asset)
 
 
-def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, asset: str, partition: str | None = None) -> None:
+def _run(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, asset: str, partition: str | None = None
+) -> Mapping[str, dg.MetadataValue[Any]]:
+    """Materialise one asset; the metadata of its materialisation."""
     done = job.execute_in_process(
         instance=instance,
         asset_selection=[dg.AssetKey(asset)],
@@ -53,6 +63,8 @@ def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, asset: str, partit
     )
     if not done.success:
         raise PairedIndexError(_why(done.all_events) or f"{asset}: the run failed; its log is in the Dagster UI")
+    made = [event for event in done.all_events if event.is_step_materialization]
+    return made[-1].step_materialization_data.materialization.metadata if made else {}
 
 
 def _why(events: Sequence[dg.DagsterEvent]) -> str | None:

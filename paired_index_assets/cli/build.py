@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from paired_index_assets.cli.options import takes_settings
-from paired_index_assets.cli.terminal import bars, console
+from paired_index_assets.cli.stopping import stop_if_asked
+from paired_index_assets.cli.terminal import bars, say
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.files.storage import as_path, is_local
 from paired_index_assets.settings import Settings, absolute, load_settings
@@ -29,9 +30,15 @@ def build(
     from paired_index_assets.assets.in_process import build_all
     from paired_index_assets.assets.instance import instance_of
 
+    def begin(asset: str) -> None:
+        stop_if_asked()
+        say(asset, "bold")
+
     with instance_of(settings) as instance, bars() as progress:
-        build_all(settings, instance, progress, lambda asset: console.print(f"[bold]{asset}[/]"))
-    console.print(f"\nDone. Files of the build: {settings.root}", highlight=False)
+        build_all(settings, instance, progress, begin, lambda left: say(f"  {left}"))
+    stop_if_asked()
+    say("")
+    say(f"Done. Files of the build: {settings.root}")
 
 
 def _resolved(settings: Settings, sample: bool) -> Settings:

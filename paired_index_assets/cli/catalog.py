@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from paired_index_assets.cli.options import takes_settings
-from paired_index_assets.cli.terminal import bars, console, table
+from paired_index_assets.cli.terminal import bars, say, table
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.storage import as_path, is_local, nearest_folder
 from paired_index_assets.landing.catalog import Catalog
@@ -26,10 +26,7 @@ def scan(
     with bars() as progress:
         catalog = Catalog.scan(url, shards=shards, progress=progress)
     catalog.save(out)
-    console.print(
-        f"wrote {out}: {len(catalog):,} files, {catalog.total_rows:,} rows of {catalog.dimensions}, {catalog.shards} shards",
-        highlight=False,
-    )
+    say(f"wrote {out}: {len(catalog):,} files, {catalog.total_rows:,} rows of {catalog.dimensions}, {catalog.shards} shards")
 
 
 @app.command()

@@ -1,12 +1,14 @@
 """`paired-index`: the same core and the same assets as the Dagster UI, from a terminal."""
 
 import sys
+from typing import NoReturn
 
 import typer
 
 from paired_index_assets.cli import build, catalog, doctor, report, search, serve, takedown, ui
-from paired_index_assets.cli.terminal import fail
-from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.cli.stopping import STATUS, stoppable
+from paired_index_assets.cli.terminal import errors, fail
+from paired_index_assets.errors import PairedIndexError, of_the_system
 
 app = typer.Typer(
     name="paired-index",
@@ -27,12 +29,25 @@ app.command()(ui.ui)
 
 
 def main() -> None:
-    """Run the command; a mistake that has a name is one line on standard error and exit code 1."""
-    try:
-        app()
-    except PairedIndexError as error:
-        fail(" ".join(str(error).split()))
-        sys.exit(1)
+    """Run the command; a mistake that has a name is one line on standard error and exit code 1, a command that is stopped exits by its
+    signal."""
+    with stoppable() as signals:
+        try:
+            app(obj=signals)
+        except BaseException as error:
+            if (number := signals.number()) is not None:
+                fail_stopped(number)
+            named = error if isinstance(error, PairedIndexError) else of_the_system(error)
+            if named is None:
+                raise
+            fail(" ".join(str(named).split()))
+            sys.exit(1)
+
+
+def fail_stopped(number: int) -> NoReturn:
+    goes_on = "; what is finished is kept, and the same command goes on from there" if sys.argv[1:2] == ["build"] else ""
+    errors.print(f"stopped{goes_on}", soft_wrap=True)
+    sys.exit(STATUS + number)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`paired-index report`: the recall report of a build."""
 
 from paired_index_assets.cli.options import takes_settings
-from paired_index_assets.cli.terminal import console, table
+from paired_index_assets.cli.terminal import say, table
 from paired_index_assets.errors import MissingInput
 from paired_index_assets.quality.report import CandidateReport, RecallReport
 from paired_index_assets.settings import Settings
@@ -30,7 +30,7 @@ def report(settings: Settings) -> None:
         ["index", *(f"nprobe {nprobe:g}" for nprobe in nprobes)],
         [[_name(found, c), *(_cell(c, nprobe=int(nprobe)) for nprobe in nprobes)] for c in found.candidates],
     )
-    console.print(f"The whole report: {folder / 'recall.md'} .json .png", highlight=False, soft_wrap=True)
+    say(f"The whole report: {folder / 'recall.md'} .json .png")
 
 
 def _name(found: RecallReport, candidate: CandidateReport) -> str:

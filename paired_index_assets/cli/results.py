@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from paired_index_assets.cli.terminal import console, fail, table
+from paired_index_assets.cli.terminal import fail, say, table
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
@@ -31,4 +31,4 @@ def show(settings: Settings, queries: list[str], scores: Float32, ids: Int64, ou
                 rows = [[rank, f"{score:.4f}", row_id, caption] for rank, score, row_id, caption in table_rows(answer)]
                 table(answer.query, ["", "score", "id", "caption"], rows)
     if out is not None:
-        console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+        say(f"wrote {out}")

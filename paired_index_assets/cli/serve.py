@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from paired_index_assets.cli.options import takes_settings
-from paired_index_assets.cli.terminal import console
+from paired_index_assets.cli.terminal import say
 from paired_index_assets.settings import Settings
 
 
@@ -26,8 +26,6 @@ def serve(
     service = SearchService.of_build(
         settings.build_root, encoder, partial=partial, texts=settings.caption_texts, images=settings.images, nprobe=settings.nprobe
     )
-    console.print(
-        f"Search page: http://{host}:{port}/   knn-service: http://{host}:{port}/knn-service   (Ctrl-C stops it)", highlight=False
-    )
+    say(f"Search page: http://{host}:{port}/   knn-service: http://{host}:{port}/knn-service   (Ctrl-C stops it)")
     app = server.make_app(service) if host in server.OWN_NAMES else server.make_app(service, allowed_hosts=["*"])
     server.serve(app, service.limits, host, port)

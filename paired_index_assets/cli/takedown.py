@@ -8,7 +8,7 @@ import numpy as np
 import typer
 
 from paired_index_assets.cli.options import takes_settings
-from paired_index_assets.cli.terminal import bars, console
+from paired_index_assets.cli.terminal import bars, say
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.rows import Int64
 from paired_index_assets.settings import Settings
@@ -34,8 +34,8 @@ def takedown(
     rows = _whole_numbers(file, lines) if kind == "ids" else _matched(settings, kind, lines)
     total = Catalog.load(settings.build_root.catalog).total_rows
     new = add_removed(settings.build_root, rows, why, when=datetime.now(UTC), source=file.name, total_rows=total)
-    console.print(f"{len(rows):,} rows named, {new:,} newly removed. Searches leave them out from now on;", highlight=False)
-    console.print("the nightly rebuild, or `paired-index build`, takes them out of the shards.")
+    say(f"{len(rows):,} rows named, {new:,} newly removed. Searches leave them out from now on;")
+    say("the nightly rebuild, or `paired-index build`, takes them out of the shards.")
 
 
 def _lines(file: Path) -> list[str]:
@@ -65,5 +65,5 @@ def _matched(settings: Settings, column: str, values: list[str]) -> Int64:
     with bars() as progress:
         rows, unknown = ids_of([(file.url, file.start) for file in metadata.files], column, values, progress=progress)
     if unknown:
-        console.print(f"{len(unknown):,} of {len(values):,} are in no metadata, the first: {unknown[0]}", highlight=False, soft_wrap=True)
+        say(f"{len(unknown):,} of {len(values):,} are in no metadata, the first: {unknown[0]}")
     return rows

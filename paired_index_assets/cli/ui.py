@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from paired_index_assets.cli.options import takes_settings
-from paired_index_assets.cli.terminal import console
+from paired_index_assets.cli.terminal import say
 from paired_index_assets.settings import Settings, absolute, load_settings
 
 
@@ -28,6 +28,6 @@ def ui(
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # `dagster dev` is marked as superseded by `dg dev`, which wants a project folder; an installed package has none.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
-    console.print(f"Dagster UI on {settings.root}: http://{host}:{port}  (Ctrl-C stops it)", highlight=False)
+    say(f"Dagster UI on {settings.root}: http://{host}:{port}  (Ctrl-C stops it)")
     sys.stdout.flush()
     os.execvp("dagster", ["dagster", "dev", "-m", "dagster_project.definitions", "-h", host, "-p", str(port)])

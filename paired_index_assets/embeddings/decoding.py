@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -70,6 +71,7 @@ _encoder: Encoder | None = None  # of a worker process: unpickled once, not with
 def _start_worker(encoder: Encoder) -> None:
     global _encoder
     _encoder = encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal: the run ends its workers itself
     Thread(target=_end_with_the_parent, daemon=True).start()
 
 

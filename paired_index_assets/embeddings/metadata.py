@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,14 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from paired_index_assets.embeddings.fates import Fates
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.npy import read_header
 from paired_index_assets.files.storage import read_parquet
-from paired_index_assets.readers.sample import Sample, name_of
+from paired_index_assets.readers.sample import Sample
 
 BASE = pa.schema([("key", pa.string()), ("caption", pa.string()), ("outcome", pa.string())])
 FINGERPRINT = b"paired_index.fingerprint"
+SKIPPED = b"paired_index.skipped"  # what the source held that is part of no sample: {"counts": {kind: n}, "first": [names]}
 FLUSH_ROWS = 10_000  # rows held in memory, and of one row group
 
 
@@ -29,9 +32,12 @@ class MetadataWriter:
         self._schema = pa.schema([*BASE, *columns]).with_metadata({FINGERPRINT: fingerprint.encode()})
         self._writer = pq.ParquetWriter(path, self._schema)
         self._rows: list[dict[str, Any]] = []
+        self.fates = Fates()
 
     def append(self, samples: Sequence[Sample], outcomes: Sequence[str]) -> None:
+        self.fates.add_rows((sample.key for sample in samples), outcomes)
         for sample, outcome in zip(samples, outcomes, strict=True):
+            self.fates.add_skipped(sample.skipped)
             self._rows.append({**sample.columns, "key": sample.key, "caption": sample.caption, "outcome": outcome})
         while len(self._rows) >= FLUSH_ROWS:
             self._write(FLUSH_ROWS)
@@ -46,20 +52,24 @@ class MetadataWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None and self._rows:
             self._write(len(self._rows))
+        if kind is None and self.fates.skipped:
+            self._writer.add_key_value_metadata({SKIPPED: json.dumps({"counts": self.fates.skipped, "first": self.fates.left}).encode()})
         self._writer.close()
 
 
-def finished_outcomes(vectors: UPath, metadata: UPath, fingerprint: str) -> Counter[str] | None:
-    """How many rows of a finished part have which outcome; None if the part is not complete or was made from something else."""
+def finished_part(vectors: UPath, metadata: UPath, fingerprint: str) -> Fates | None:
+    """What became of the samples of a finished part; None if the part is not complete or was made from something else."""
     if not (vectors.exists() and metadata.exists()):
         return None
     try:
-        table = read_parquet(metadata, ["outcome"])
-        if (table.schema.metadata or {}).get(FINGERPRINT) != fingerprint.encode():
+        table, said = read_parquet(metadata, ["key", "outcome"]), _said(metadata)
+        if said.get(FINGERPRINT) != fingerprint.encode():
             return None
-        found = _counts(table)
-        return found if read_header(vectors).rows == found.total() else None
-    except (pa.ArrowException, BadInput, OSError):
+        skipped = json.loads(said.get(SKIPPED, b"{}"))
+        found = Fates(skipped=Counter(skipped.get("counts", {})), left=list(skipped.get("first", [])))
+        found.add_rows(table["key"].to_pylist(), table["outcome"].to_pylist())
+        return found if read_header(vectors).rows == found.rows else None
+    except (pa.ArrowException, BadInput, OSError, ValueError):
         return None  # damaged: it will be made again
 
 
@@ -70,8 +80,7 @@ def read_metadata(embeddings: EmbeddingSet, columns: list[str] | None = None) ->
             yield read_parquet(part.metadata, columns)
 
 
-def _counts(table: pa.Table) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for counted in table["outcome"].value_counts():
-        found[name_of(str(counted["values"]))] += int(counted["counts"].as_py())
-    return found
+def _said(path: UPath) -> dict[bytes, bytes]:
+    """What the writer put into the file's own metadata at its end: a schema shows only what was there at the start."""
+    with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
+        return dict(parquet.metadata.metadata or {})

@@ -5,7 +5,7 @@ sample -> prepared picture (or caption) -> batch -> unit rows -> img_emb/img_emb
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ import numpy as np
 from upath import UPath
 
 from paired_index_assets.embeddings.encoders import Encoder
+from paired_index_assets.embeddings.fates import Fates
 from paired_index_assets.embeddings.metadata import FLUSH_ROWS, MetadataWriter
 from paired_index_assets.errors import BadInput, PairedIndexError
 from paired_index_assets.files.npy import StreamedNpy
 from paired_index_assets.files.storage import atomic_file
 from paired_index_assets.readers.captions import OK
-from paired_index_assets.readers.sample import Modality, Sample, Source, SourcePart, name_of
+from paired_index_assets.readers.sample import Modality, Sample, Source, SourcePart
 from paired_index_assets.rows import Float32
 
 Block = tuple[list[Sample], list[str], Any]  # samples without pictures, their outcomes, what the encoder takes of the good ones (or None)
@@ -39,14 +40,13 @@ class PartWriter:
     join: Callable[[list[Any]], Any]
     encode: Callable[[Any], Float32]
 
-    def write(self, part: SourcePart, vectors: UPath, metadata: UPath, fingerprint: str, tell: Callable[[int], None]) -> Counter[str]:
-        """Embed one part into (rows, dimensions) float16; how many rows had which outcome. `tell` gets the rows of each written batch.
+    def write(self, part: SourcePart, vectors: UPath, metadata: UPath, fingerprint: str, tell: Callable[[int], None]) -> Fates:
+        """Embed one part into (rows, dimensions) float16; what became of its samples. `tell` gets the rows of each written batch.
 
         A thread (or `lanes` of them) encodes batch n while batch n+1 is being read and decoded. Raises BadInput if the source has not the
         rows it promised, PairedIndexError if the encoder gives other shapes or NaN, OutOfDisk.
         """
         lanes: int = getattr(self.encoder, "lanes", 1)
-        outcomes: Counter[str] = Counter()
         with (
             atomic_file(metadata) as metadata_file,
             atomic_file(vectors) as vector_file,
@@ -64,7 +64,6 @@ class PartWriter:
                     block[good] = _checked(future.result(), int(good.sum()), self.encoder)
                 npy.append(block)
                 table.append(samples, reasons)
-                outcomes.update(map(name_of, reasons))
                 tell(len(samples))
 
             for samples, reasons, pieces in self._batches(part):
@@ -75,7 +74,7 @@ class PartWriter:
                 write()
             if part.rows is not None and npy.rows != part.rows:
                 raise BadInput(f"{self.source.name}: expected {part.rows} rows, found {npy.rows}; it changed while being read, start again")
-        return outcomes
+        return table.fates
 
     def _batches(self, part: SourcePart) -> Iterator[tuple[list[Sample], list[str], list[Any]]]:
         """Blocks joined until `batch_size` good samples are together; a part's border ends a batch, so resuming repeats the same ones."""

@@ -8,7 +8,7 @@ before the first: a crash at any point leaves nothing that looks finished and is
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,7 +20,8 @@ from upath import UPath
 
 from paired_index_assets.embeddings.decoding import CHUNK, ImagePool, default_workers
 from paired_index_assets.embeddings.encoders import Encoder
-from paired_index_assets.embeddings.metadata import finished_outcomes
+from paired_index_assets.embeddings.fates import Fates
+from paired_index_assets.embeddings.metadata import finished_part
 from paired_index_assets.embeddings.part import Block, PartWriter
 from paired_index_assets.embeddings.sets import SetPart, write_set
 from paired_index_assets.errors import BadInput
@@ -61,7 +62,11 @@ class EmbedSummary:
     bytes: int
     seconds: float
     rows_per_s: float
-    bad: dict[str, int] = field(default_factory=dict)
+    fates: Fates = field(default_factory=Fates)
+
+    @property
+    def bad(self) -> dict[str, int]:
+        return self.fates.bad
 
     @property
     def bad_rows(self) -> int:
@@ -173,19 +178,18 @@ class _Run:
         numbers = self.share.pieces(len(all_parts))
         mine = [all_parts[number] for number in numbers]
         parts: list[SetPart] = []
-        found: Counter[str] = Counter()
+        found = Fates()
         reused = 0
         for number, part in zip(numbers, mine, strict=True):
             self.total = _estimate(mine, [p.rows for p in parts])
-            made, outcomes, kept = self._part(number, part)
+            made, fates, kept = self._part(number, part)
             parts.append(made)
-            found += outcomes
+            found.add(fates)
             reused += kept
         if self.share == WHOLE:
             self._describe(parts)
-        rows, seconds = found.total(), time.monotonic() - self.started
+        rows, seconds = found.rows, time.monotonic() - self.started
         self.progress(f"embedding {modality}", rows, rows)
-        del found[OK]
         return EmbedSummary(
             modality,
             encoder.identity,
@@ -196,24 +200,24 @@ class _Run:
             bytes=sum(p.path.stat().st_size for p in parts),
             seconds=seconds,
             rows_per_s=self.made / seconds if seconds else 0.0,
-            bad=dict(found.most_common()),
+            fates=found,
         )
 
-    def _part(self, number: int, part: SourcePart) -> tuple[SetPart, Counter[str], bool]:
-        """Part `number`, its rows by outcome, and whether it was there already."""
+    def _part(self, number: int, part: SourcePart) -> tuple[SetPart, Fates, bool]:
+        """Part `number`, what became of its samples, and whether it was there already."""
         names, folder = NAMES[self.writer.modality], self.root.embeddings
         vectors = folder / names.vectors / f"{names.vectors}_{number:04d}.npy"
         metadata = folder / names.metadata / f"{names.metadata}_{number:04d}.parquet"
         fingerprint = self._fingerprint(part)
-        outcomes = finished_outcomes(vectors, metadata, fingerprint)
-        if kept := outcomes is not None:
-            self.done += outcomes.total()
+        fates = finished_part(vectors, metadata, fingerprint)
+        if kept := fates is not None:
+            self.done += fates.rows
             self.progress(f"embedding {self.writer.modality}", self.done, max(self.total, self.done))
         else:
             self._description.unlink(missing_ok=True)
             metadata.unlink(missing_ok=True)
-            outcomes = self.writer.write(part, vectors, metadata, fingerprint, self._tell)
-        return SetPart(vectors, outcomes.total(), fingerprint, metadata), outcomes, kept
+            fates = self.writer.write(part, vectors, metadata, fingerprint, self._tell)
+        return SetPart(vectors, fates.rows, fingerprint, metadata), fates, kept
 
     def _describe(self, parts: list[SetPart]) -> None:
         names, folder = NAMES[self.writer.modality], self.root.embeddings

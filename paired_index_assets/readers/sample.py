@@ -23,6 +23,7 @@ UNSUPPORTED_SUFFIXES = frozenset(
 )
 UNSUPPORTED = "unsupported picture format"
 TOO_LARGE = "file too large"
+KEY_TWICE = "key comes twice"
 MAX_IMAGE_BYTES = 256 << 20  # a larger file is refused unread: one picture must not fill the memory
 DEFAULT_PART_ROWS = 50_000  # 77 MB of float16 at d=768: what a crash can cost
 

@@ -14,12 +14,11 @@ import pyarrow as pa
 from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path
 from paired_index_assets.readers.members import JSON_COLUMNS, Group, split_name
-from paired_index_assets.readers.sample import Modality, Sample, SourcePart, stamp_of_pieces
+from paired_index_assets.readers.sample import KEY_TWICE, Modality, Sample, SourcePart, stamp_of_pieces
 from paired_index_assets.readers.sidecar import Recorded, recorded_beside, stamps_beside
 from paired_index_assets.readers.tar import Member, TarBroken, walk
 
 BROKEN_TAR = "broken tar"
-KEY_TWICE = "key comes twice"
 NO_SAMPLES = "no samples in a tar"
 MISSING = "missing from its tar"
 

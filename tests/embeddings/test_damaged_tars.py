@@ -326,3 +326,19 @@ def test_the_tars_of_img2dataset_are_read_whole(tmp_path, pairs):
     found = samples(pack_tars(tmp_path / "in", pairs[:50], per_tar=20))
     assert [s.key for s in found] == [p["key"] for p in pairs[:50]]
     assert not any(s.skipped or s.problem for s in found)
+
+
+def test_what_is_skipped_and_what_is_refused_is_counted_and_named(tmp_path, tiny):
+    members = [(f"{i}.{rest}", png() if rest == "png" else b"7") for i in range(3) for rest in ("cls", "png", "txt")]
+    tar_of(tmp_path / "a.tar", [*members, ("9.heic", b"x"), ("notes", b"x")])
+    tar_of(tmp_path / "b.tar", members)
+    source = open_source(str(tmp_path / "*.tar"), "images")
+    root = BuildRoot.at(tmp_path / "root")
+    for fates in (embed_images(source, tiny, root, workers=0).fates, embed_images(source, tiny, root, workers=0).fates):  # made, and found
+        assert fates.skipped == {".cls": 6, "no suffix": 1}
+        assert fates.left == ["0.cls", "1.cls", "2.cls", "notes", "0.cls", "1.cls", "2.cls"]
+        assert fates.refused == ["9: unsupported picture format .heic"]
+        assert fates.in_words() == [
+            "1 of 7 rows refused: unsupported picture format .heic 1; the first: 9: unsupported picture format .heic",
+            "7 files or members are of no sample: .cls 6, no suffix 1; the first: 0.cls",
+        ]
