@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from stat import S_ISREG
 from typing import Any
 
+from fsspec.utils import glob_translate
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
@@ -19,6 +20,7 @@ from paired_index_assets.files.stamp import stamp_of_local, stamp_of_remote
 from paired_index_assets.files.storage import as_path, is_local
 
 LOOKS_AT_ONCE = 16
+GLOB = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -74,14 +76,29 @@ def list_files(spec: str) -> list[ListedFile]:
     `spec`: a file, a folder (searched to the bottom), a glob (``*``, ``?``, ``[]``, ``**``) or ``name{0000..0057}.tar``.
     Raises MissingInput if there is none.
     """
-    found = [entry for one in _braces(spec) for entry in _one(one)]
+    spelled = [spec] if _exists_here(spec) else list(_braces(spec))
+    found = [entry for one in spelled for entry in _one(one)]
     if not found:
         raise MissingInput(f"{spec}: no such file; expected a file, a folder with files, or a pattern that matches some")
     return found
 
 
 def is_folder(spec: str) -> bool:
-    return not any(c in spec for c in "*?[{") and as_path(spec).is_dir()
+    """An existing folder, whatever is in its name; never a pattern that matches some."""
+    return _exists_here(spec) and as_path(spec).is_dir() if is_local(as_path(spec)) else not GLOB.search(spec) and as_path(spec).is_dir()
+
+
+def is_there(spec: str) -> bool:
+    """Whether a user's `spec` names at least one file or folder, as `list_files` would find it."""
+    try:
+        return _exists_here(spec) or bool(list_files(spec))
+    except MissingInput:
+        return False
+
+
+def _exists_here(spec: str) -> bool:
+    path = as_path(spec)
+    return is_local(path) and os.path.exists(path.path)
 
 
 def _local_file(path: str, name: str) -> ListedFile | None:
@@ -103,9 +120,59 @@ def _remote_file(fs: Any, item: dict[str, Any], name: str | None = None) -> List
 
 def _one(spec: str) -> list[ListedFile]:
     path = as_path(spec)
+    files = (_local_matches if is_local(path) else _remote_matches)(path)
+    return sorted(files, key=lambda file: natural_order(file.name))
+
+
+def _local_matches(path: UPath) -> list[ListedFile]:
+    text = os.path.abspath(path.path)
+    if os.path.exists(text):  # an existing name wins over its reading as a pattern: `set [v2]/i.npy`
+        root, depth, wanted = (text, None, None) if os.path.isdir(text) else (os.path.dirname(text), 0, re.compile(re.escape(text) + r"\Z"))
+    elif pattern := GLOB.search(text):
+        root = text[: pattern.start()].rpartition("/")[0] or "/"
+        depth = None if "**" in text else text[len(root) :].strip("/").count("/")
+        wanted = re.compile(glob_translate(text))
+    else:
+        return []
+    files = []
+    for place in _walk(root, depth):
+        name = place.removeprefix(root.rstrip("/") + "/")
+        if wanted is None or wanted.match(place):
+            files.append(_local_file(place, name))
+            if files[-1] is None and os.path.islink(place):  # it leads nowhere: whoever reads it says so
+                files[-1] = ListedFile(place, name, 0, "")
+    return [file for file in files if file]
+
+
+def _walk(root: str, depth: int | None) -> Iterator[str]:
+    """What is no folder under `root`, hidden names left out; links to folders are followed, each folder once, by its own name if it is there.
+
+    `depth` is that of the deepest folder looked into, None for all.
+    """
+    seen: set[tuple[int, int]] = set()
+    links = [(root, 0)]
+    while links:
+        folders, links = sorted(links, reverse=True), []
+        while folders:
+            folder, level = folders.pop()
+            facts = os.stat(folder)
+            if (facts.st_dev, facts.st_ino) in seen:
+                continue
+            seen.add((facts.st_dev, facts.st_ino))
+            with os.scandir(folder) as found:
+                for item in found:
+                    if item.name.startswith("."):
+                        continue
+                    if not item.is_dir():
+                        yield item.path
+                    elif depth is None or level < depth:
+                        (links if item.is_symlink() else folders).append((item.path, level + 1))
+
+
+def _remote_matches(path: UPath) -> list[ListedFile]:
     fs, text = path.fs, path.path
-    if any(c in text for c in "*?["):
-        root = text[: re.search(r"[*?\[]", text).start()].rpartition("/")[0]  # type: ignore[union-attr]
+    if pattern := GLOB.search(text):
+        root = text[: pattern.start()].rpartition("/")[0]
         entries = {name: info for name, info in fs.glob(text, detail=True).items() if info["type"] == "file"}
     elif path.is_dir():
         root, entries = text, fs.find(text, detail=True)
@@ -114,14 +181,12 @@ def _one(spec: str) -> list[ListedFile]:
     else:
         return []
     root = root.rstrip("/") + "/"
-    files = []
-    for place, info in entries.items():
-        relative = place.removeprefix(root)
-        if not any(piece.startswith(".") for piece in relative.split("/")):
-            files.append(_local_file(place, relative) if is_local(path) else _remote_file(fs, info, relative))
-            if files[-1] is None and os.path.islink(place):  # it leads nowhere: whoever reads it says so
-                files[-1] = ListedFile(place, relative, 0, "")
-    return sorted((file for file in files if file), key=lambda file: natural_order(file.name))
+    names = {place: place.removeprefix(root) for place in entries}
+    return [_remote_file(fs, info, names[place]) for place, info in entries.items() if not _hidden(names[place])]
+
+
+def _hidden(name: str) -> bool:
+    return any(piece.startswith(".") for piece in name.split("/"))
 
 
 def _braces(spec: str) -> Iterator[str]:

@@ -14,7 +14,19 @@ from paired_index_assets.errors import BadInput
 from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path, digest_of_parts
 from paired_index_assets.readers.captions import decoded
-from paired_index_assets.readers.sample import IMAGE_SUFFIXES, ImageFile, Modality, Sample, SourcePart, located
+from paired_index_assets.readers.sample import (
+    IMAGE_SUFFIXES,
+    MAX_TEXT_BYTES,
+    UNSUPPORTED,
+    UNSUPPORTED_SUFFIXES,
+    ImageFile,
+    Modality,
+    Picture,
+    Refused,
+    Sample,
+    SourcePart,
+    located,
+)
 from paired_index_assets.readers.text import TextSource
 
 
@@ -36,17 +48,22 @@ class FolderSource:
 
     def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name
-        texts = {f.name.removesuffix(".txt"): f for f in files if f.suffix == ".txt"}
-        pictures = [f for f in files if f.suffix in IMAGE_SUFFIXES]
+        pictures = [f for f in files if f.suffix in IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES]
         stems = Counter(_stem(f) for f in pictures)
+        texts: dict[str, ListedFile] = {}
+        for file in files:
+            if file.suffix == ".txt":
+                texts.setdefault(_stem(file), file)
         self._entries = [_Entry(_stem(f) if stems[_stem(f)] == 1 else f.name, f, texts.get(_stem(f))) for f in pictures]
         if any(stem in stems for stem in texts):  # captions lie beside pictures: then one alone is half a sample, not some README.txt
             self._entries += [_Entry(stem, None, f) for stem, f in texts.items() if stem not in stems]
-            self._entries.sort(key=lambda e: e.key)
+            self._entries.sort(key=lambda entry: entry.key)
             self.has: frozenset[Modality] = frozenset({"images", "captions"})
         else:
             self._entries = [_Entry(e.key, e.image, None) for e in self._entries]
             self.has = frozenset({"images"})
+        used = {f.url for entry in self._entries for f in (entry.image, entry.caption) if f}
+        self.unread = [f.name for f in files if f.url not in used]
 
     def parts(self, part_rows: int) -> list[SourcePart]:
         chunks = [self._entries[a : a + part_rows] for a in range(0, len(self._entries), part_rows)]
@@ -64,10 +81,21 @@ def _stamp(entry: _Entry) -> str:
 def _read(entries: list[_Entry], images: bool) -> Iterator[Sample]:
     for entry in entries:
         try:
-            caption = decoded(as_path(entry.caption.url).read_bytes()) if entry.caption else None
+            caption = _caption(entry.caption) if entry.caption else None
         except OSError:
             caption = None
-        yield Sample(entry.key, ImageFile(entry.image.url) if entry.image else None, caption)
+        yield Sample(entry.key, _picture(entry.image), caption)
+
+
+def _picture(file: ListedFile | None) -> Picture:
+    if file is None:
+        return None
+    return Refused(f"{UNSUPPORTED} {file.suffix}") if file.suffix in UNSUPPORTED_SUFFIXES else ImageFile(file.url)
+
+
+def _caption(file: ListedFile) -> str:
+    with as_path(file.url).open("rb") as stream:
+        return decoded(stream.read(MAX_TEXT_BYTES))  # of a longer one, enough to see that it is
 
 
 class PathListSource:

@@ -18,6 +18,7 @@ from paired_index_assets.readers.captions import decoded
 from paired_index_assets.readers.sample import (
     IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
     TOO_LARGE,
     UNSUPPORTED,
     UNSUPPORTED_SUFFIXES,
@@ -28,7 +29,6 @@ from paired_index_assets.readers.sample import (
 )
 from paired_index_assets.readers.tar import Member
 
-MAX_TEXT_BYTES = 1 << 20
 MAX_STEMS = 16  # of one group held in memory: a sample has a few annotations, dates of one year are not its annotations
 PICTURE_SUFFIXES = IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES
 KNOWN_SUFFIXES = PICTURE_SUFFIXES | {".txt", ".json"}

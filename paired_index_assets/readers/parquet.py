@@ -17,7 +17,22 @@ from paired_index_assets.readers.sample import HeldImage, ImageFile, Modality, S
 
 # Tried in this order.
 KNOWN_COLUMNS = {
-    "image": ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "image_path", "path", "file", "filename", "filepath"),
+    "image": (
+        "image",
+        "jpg",
+        "jpeg",
+        "png",
+        "webp",
+        "img",
+        "image_bytes",
+        "bytes",
+        "image_path",
+        "path",
+        "file",
+        "filename",
+        "filepath",
+        "file_name",
+    ),
     "caption": ("caption", "text", "TEXT", "txt", "prompt", "alt"),
     "key": ("key", "__key__", "id", "uid", "row_id", "image_path", "name"),
 }
@@ -27,30 +42,29 @@ IMAGE_BATCH_ROWS = 64  # pictures of megabytes each must not be held by the thou
 
 
 class ParquetSource:
-    """Rows of one or many Parquet files of one schema. All scalar columns but the picture's are kept for the metadata."""
+    """Rows of one or many Parquet files. The scalar columns that all of them have alike are kept for the metadata."""
 
     def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name
         self._counts: list[tuple[ListedFile, int]] = []
-        schema: pa.Schema | None = None
-        for file in files:
-            found, rows = _opened(file)
-            schema = found if schema is None else schema
-            for field in schema:
-                if field.name not in found.names or found.field(field.name).type != field.type:
-                    other = found.field(field.name).type if field.name in found.names else "no such column"
-                    raise BadInput(f"{file.url}: expected column {field.name!r} of {field.type} as in {files[0].url}, found {other}")
-            self._counts.append((file, rows))
-        if schema is None:
+        opened = [(file, *_opened(file)) for file in files]
+        if not opened:
             raise MissingInput(f"{name}: expected Parquet files, found none")
-        self._image = _column(schema, "image", _holds_image)
-        self._caption = _column(schema, "caption", _holds_text)
-        self._key = _column(schema, "key", _is_scalar)
+        self._counts += [(file, rows) for file, _, rows in opened]
+        # A part without rows, as Spark writes them, says nothing about the others.
+        schemas = [(file, schema) for file, schema, rows in opened if rows] or [opened[0][:2]]
+        self._image = _column(schemas, "image", _holds_image)
+        self._caption = _column(schemas, "caption", _holds_text)
+        self._key = _column(schemas, "key", _is_scalar)
         roles: dict[Modality, str | None] = {"images": self._image, "captions": self._caption}
         self.has: frozenset[Modality] = frozenset(modality for modality, column in roles.items() if column)
-        kept = [f for f in schema if f.name not in (self._image, self._caption) and f.name not in RESERVED and _is_scalar(f.type)]
-        self.columns = pa.schema([pa.field(f.name, f.type) for f in kept])
-        self._by_path = self._image is not None and _holds_text(schema.field(self._image).type)
+        taken = {self._image, self._caption, *RESERVED}
+        kept = [field for field in schemas[0][1] if field.name not in taken and _is_scalar(field.type)]
+        # Only what all files have alike can be a column of the metadata; a column that is not used may be of any type, or missing.
+        others = [schema for _, schema in schemas[1:]]
+        alike = [field for field in kept if all(_same(field, other) for other in others)]
+        self.columns = pa.schema([(field.name, pa.string() if pa.types.is_temporal(field.type) else field.type) for field in alike])
+        self._by_path = self._image is not None and all(_holds_text(schema.field(self._image).type) for _, schema in schemas)
 
     def parts(self, part_rows: int) -> list[SourcePart]:
         roles = f"{self._image} {self._caption} {self._key}"
@@ -66,7 +80,7 @@ class ParquetSource:
             folder = str(as_path(file.url).parent)
             number = start
             for batch in _batches(file, start, stop, sorted(needed), IMAGE_BATCH_ROWS if held else BATCH_ROWS):
-                for row in batch.to_pylist():
+                for row in _rows(batch):
                     yield self._sample(row, f"{file.name}:{number}", folder)
                     number += 1
 
@@ -97,7 +111,9 @@ def _damage_named(file: ListedFile) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk or the network, not the file: Arrow raises OSError without number for damaged pages
-        raise BadInput(f"{file.url}: expected a Parquet file, found one that can not be read ({str(error).strip()[:160]})") from error
+        raise BadInput(
+            f"{file.url}: expected a Parquet file, found one that can not be read ({' '.join(str(error).split())[:160]})"
+        ) from error
 
 
 def _batches(file: ListedFile, start: int, stop: int, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -118,17 +134,61 @@ def _batches(file: ListedFile, start: int, stop: int, columns: list[str], batch_
             first += rows
 
 
-def _column(schema: pa.Schema, role: str, fits: Callable[[pa.DataType], bool]) -> str | None:
-    """The first of the known names of a role that is there, and holds such a thing."""
-    return next((name for name in KNOWN_COLUMNS[role] if name in schema.names and fits(schema.field(name).type)), None)
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    columns = [_values(column) for column in batch.columns]
+    for values in zip(*columns, strict=True) if columns else [()] * batch.num_rows:
+        yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.string())  # a date that Python has not stays one
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError):  # one of them is no UTF-8
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return scalar.as_buffer().to_pybytes().decode("utf-8", "replace") if hasattr(scalar, "as_buffer") else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _column(schemas: list[tuple[ListedFile, pa.Schema]], role: str, fits: Callable[[pa.DataType], bool]) -> str | None:
+    """The first known name whose column fits `role` in every file, or is null throughout.
+
+    Raises BadInput naming a file where the pictures or captions that others have do not fit.
+    """
+    for name in KNOWN_COLUMNS[role]:
+        types = [(file, schema.field(name).type if name in schema.names else None) for file, schema in schemas]
+        fitting = [(file, kind) for file, kind in types if kind is not None and fits(kind)]
+        others = [(file, kind) for file, kind in types if kind is None or not (fits(kind) or pa.types.is_null(kind))]
+        if fitting and not others:
+            return name
+        if fitting and role != "key":
+            (like, wanted), (file, found) = fitting[0], others[0]
+            raise BadInput(f"{file.url}: expected column {name!r} of {wanted} as in {like.url}, found {found or 'no such column'}")
+    return None
+
+
+def _same(field: pa.Field, schema: pa.Schema) -> bool:
+    return field.name in schema.names and schema.field(field.name).type == field.type
 
 
 def _holds_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if pa.types.is_dictionary(kind):
+        return _holds_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind)
+    )
 
 
 def _holds_image(kind: pa.DataType) -> bool:
@@ -138,4 +198,7 @@ def _holds_image(kind: pa.DataType) -> bool:
 
 
 def _is_scalar(kind: pa.DataType) -> bool:
-    return not (pa.types.is_nested(kind) or _is_bytes(kind) or pa.types.is_dictionary(kind))
+    """What a column of the metadata, or a key, can be made of."""
+    plain = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    dates = pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_time(kind)
+    return plain or dates or (_holds_text(kind) and not pa.types.is_dictionary(kind))

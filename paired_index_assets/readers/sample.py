@@ -25,6 +25,7 @@ UNSUPPORTED = "unsupported picture format"
 TOO_LARGE = "file too large"
 KEY_TWICE = "key comes twice"
 MAX_IMAGE_BYTES = 256 << 20  # a larger file is refused unread: one picture must not fill the memory
+MAX_TEXT_BYTES = 1 << 20  # of a caption or of facts in a file of their own
 DEFAULT_PART_ROWS = 50_000  # 77 MB of float16 at d=768: what a crash can cost
 
 

@@ -44,14 +44,14 @@ def stamps_beside(files: list[ListedFile]) -> dict[str, list[str]]:
             except Exception:  # a server without listings, a folder that may not be read: each file system has its own
                 folders[str(parent)] = {}
         there = folders[str(parent)]
-        found[file.url] = [there[name] for name in _names(file) if name in there]
+        found[file.url] = [there[name] for name in record_names(file) if name in there]
     return found
 
 
 def recorded_beside(file: ListedFile) -> Recorded | None:
     """None where nothing is recorded, or nothing that can be read."""
     tar = as_path(file.url)
-    parquet, stats = (tar.parent / name for name in _names(file))
+    parquet, stats = (tar.parent / name for name in record_names(file))
     try:
         with parquet.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
             if {"key", "status"} <= set(table.schema_arrow.names):
@@ -68,7 +68,7 @@ def recorded_beside(file: ListedFile) -> Recorded | None:
         return None
 
 
-def _names(file: ListedFile) -> tuple[str, str]:
+def record_names(file: ListedFile) -> tuple[str, str]:
     base = as_path(file.url).name
     stem = base[: base.lower().index(".t")] if ".t" in base.lower() else base  # .tar, .tar.gz, .tgz
     return f"{stem}.parquet", f"{stem}_stats.json"

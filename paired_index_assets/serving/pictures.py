@@ -33,7 +33,7 @@ class Pictures:
     def of(cls, images: str, rows: int | None = None) -> Pictures | None:
         """Pictures of an input as given to a build; None if it can not be read by row, or is not of `rows` samples, those of the index."""
         source = open_source(images, "images")
-        if isinstance(source, ParquetSource):
+        if isinstance(getattr(source, "source", source), ParquetSource):  # maybe with files beside it that nothing reads
             files = [file.url for file in list_files(images) if file.suffix == ".parquet"]
             held = Metadata.in_order(files)
             column = next((name for name in KNOWN_COLUMNS["image"] if name in held.bytes_columns), None)
