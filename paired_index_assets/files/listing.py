@@ -73,11 +73,13 @@ def entry_at(path: UPath) -> ListedFile:
 def list_files(spec: str) -> list[ListedFile]:
     """The files `spec` names, hidden ones left out, sorted by name (numbers by value).
 
-    `spec`: a file, a folder (searched to the bottom), a glob (``*``, ``?``, ``[]``, ``**``) or ``name{0000..0057}.tar``.
+    `spec`: a file, a folder (searched to the bottom), a glob (``*``, ``?``, ``[]``, ``**``), ``name{0000..0057}.tar``, or
+    several of them with commas between.
     Raises MissingInput if there is none.
     """
-    spelled = [spec] if _exists_here(spec) else list(_braces(spec))
-    found = [entry for one in spelled for entry in _one(one)]
+    found = []
+    for single in several(spec):
+        found += [entry for one in ([single] if _exists_here(single) else _braces(single)) for entry in _one(one)]
     if not found:
         raise MissingInput(f"{spec}: no such file; expected a file, a folder with files, or a pattern that matches some")
     return found
@@ -86,6 +88,16 @@ def list_files(spec: str) -> list[ListedFile]:
 def is_folder(spec: str) -> bool:
     """An existing folder, whatever is in its name; never a pattern that matches some."""
     return _exists_here(spec) and as_path(spec).is_dir() if is_local(as_path(spec)) else not GLOB.search(spec) and as_path(spec).is_dir()
+
+
+def several(spec: str) -> list[str]:
+    """The paths or patterns of a list ``a.npy,b.npy``; a comma that is part of an existing name separates nothing."""
+    pieces, found = spec.split(","), []
+    while pieces:
+        length = next((n for n in range(len(pieces), 1, -1) if _exists_here(",".join(pieces[:n]))), 1)
+        found.append(",".join(pieces[:length]))
+        del pieces[:length]
+    return [one.strip() if len(found) > 1 else one for one in found if one.strip()] or [spec]
 
 
 def is_there(spec: str) -> bool:

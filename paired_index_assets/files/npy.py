@@ -6,7 +6,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -40,36 +40,49 @@ class NpyHeader:
         return self.header_bytes + self.rows * self.row_bytes
 
 
-def header_of(head: bytes, name: str) -> NpyHeader:
-    """The header in the first bytes of a file (HEAD_BYTES of them, or the whole file if it is shorter).
+def described(stream: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """(shape, whether in Fortran order, dtype, bytes before the first value) of a .npy file of any kind but objects.
 
-    Raises BadInput naming `name` for anything but a C-ordered matrix of little-endian float16 or float32, which may have no rows.
+    Raises BadInput naming `name`.
     """
+    head = stream.read(HEAD_BYTES)
     if not head:
         raise BadInput(f"{name}: expected a .npy file, found an empty file; copy or download it again")
     if head[: len(npy.MAGIC_PREFIX)] != npy.MAGIC_PREFIX:
         found = "an HTML or XML page" if head.lstrip().lower().startswith(_HTML) else f"one that begins with {head[:8]!r}"
         raise BadInput(f"{name}: expected a .npy file, found {found}; copy or download it again, or save it with numpy.save")
-    stream = io.BytesIO(head)
+    start = io.BytesIO(head)
     try:
-        version = npy.read_magic(stream)
+        version = npy.read_magic(start)
         if version not in ((1, 0), (2, 0)):
             raise BadInput(f"{name}: expected .npy format version 1.0 or 2.0, found {version}; save it again with numpy.save")
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
+        shape, fortran, dtype = read(start)
     except BadInput:
         raise
-    except (ValueError, EOFError) as error:
-        raise BadInput(f"{name}: expected a .npy file, found a damaged header ({error}); copy or download it again") from error
+    except Exception as error:  # numpy evaluates the header: ValueError, EOFError, TypeError, tokenize's and the parser's own
+        reason = " ".join(str(error).split())[:160]
+        raise BadInput(f"{name}: expected a .npy file, found a damaged header ({reason}); copy or download it again") from error
     if dtype.hasobject:
         raise BadInput(f"{name}: expected float16 or float32, found an object array (a pickle, never loaded); save it as float16")
+    if any(length < 0 for length in shape):
+        raise BadInput(f"{name}: expected a .npy file, found a damaged header (shape {shape}); copy or download it again")
+    return shape, fortran, dtype, start.tell()
+
+
+def header_of(head: bytes, name: str) -> NpyHeader:
+    """The header in the first bytes of a file (HEAD_BYTES of them, or the whole file if it is shorter).
+
+    Raises BadInput naming `name` for anything but a C-ordered matrix of little-endian float16 or float32, which may have no rows.
+    """
+    shape, fortran, dtype, offset = described(io.BytesIO(head), name)
     if dtype not in EMBEDDING_DTYPES:
         raise BadInput(f"{name}: expected dtype float16 or float32 (little-endian), found {dtype.str}; save it with .astype('float16')")
     if len(shape) != 2 or shape[1] == 0:
         raise BadInput(f"{name}: expected a matrix of shape (rows, dimensions), found shape {shape}")
     if fortran and min(shape) > 1:
         raise BadInput(f"{name}: expected rows in C order, found Fortran order; save it with numpy.ascontiguousarray")
-    return NpyHeader(int(shape[0]), int(shape[1]), dtype, stream.tell())
+    return NpyHeader(int(shape[0]), int(shape[1]), dtype, offset)
 
 
 def whole_header(head: bytes, size: int, name: str) -> NpyHeader:

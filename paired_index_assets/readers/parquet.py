@@ -100,25 +100,24 @@ class ParquetSource:
 
 
 def _opened(file: ListedFile) -> tuple[pa.Schema, int]:
-    with _damage_named(file), as_path(file.url).open("rb") as stream, pq.ParquetFile(stream) as parquet:
+    with damage_named(file.url), as_path(file.url).open("rb") as stream, pq.ParquetFile(stream) as parquet:
         return parquet.schema_arrow.remove_metadata(), parquet.metadata.num_rows
 
 
 @contextmanager
-def _damage_named(file: ListedFile) -> Iterator[None]:
+def damage_named(name: str) -> Iterator[None]:
+    """Whatever Arrow says of a file it can not read, as BadInput in one line."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk or the network, not the file: Arrow raises OSError without number for damaged pages
-        raise BadInput(
-            f"{file.url}: expected a Parquet file, found one that can not be read ({' '.join(str(error).split())[:160]})"
-        ) from error
+        raise BadInput(f"{name}: expected a Parquet file, found one that can not be read ({' '.join(str(error).split())[:160]})") from error
 
 
 def _batches(file: ListedFile, start: int, stop: int, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Rows start..stop of one file: row groups before them are skipped unread."""
-    with _damage_named(file), as_path(file.url).open("rb") as stream, pq.ParquetFile(stream) as parquet:
+    with damage_named(file.url), as_path(file.url).open("rb") as stream, pq.ParquetFile(stream) as parquet:
         first = 0
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
