@@ -8,7 +8,7 @@ import warnings
 
 from PIL import Image
 
-from paired_index_assets.embeddings.decoding import FORMATS
+from paired_index_assets.embeddings.rendering import FORMATS
 from paired_index_assets.serving.limits import Limits
 from paired_index_assets.serving.requests import BadRequest
 
