@@ -30,7 +30,6 @@ from paired_index_assets.codes.codec import TrainedCodec, train_codec
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
-from paired_index_assets.search.merging import merge_shards
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import read_lengths, write_manifest
@@ -126,24 +125,6 @@ def latencies(root: Path, queries: Float32, k: int) -> None:
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def merged(root: Path, queries: Float32, k: int, rounds: int) -> None:
-    """What one file instead of many would give: stock faiss on the merged index, lists mapped, nprobe 8."""
-    out = root / "merged" / "all.index"
-    took = seconds(partial(merge_shards, root, out))
-    stock = faiss.read_index(str(out), faiss.IO_FLAG_ONDISK_SAME_DIR)
-    stock.nprobe = 8
-    with ShardedIndex.open(root) as index:
-        for batch in (1, 1000):
-            these, repeat = queries[:batch], max(1, 200 // batch)
-            pairs = [[seconds(partial(repeated, partial(search, these, k), repeat)) / repeat for search in (stock.search, index.search)]
-                     for _ in range(rounds)]  # fmt: skip
-            one, many = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
-            print(
-                f"merged in {took:.1f} s; batch {batch}: stock faiss on the merged file {one:.3g} ms, sharded index {many:.3g} ms",
-                flush=True,
-            )
-
-
 def growth(images: Float32, captions: Float32, queries: Float32, *, shards: int, k: int, rounds: int, folder: Path) -> None:
     import matplotlib
 
@@ -233,7 +214,6 @@ def main() -> None:
             print(f"{len(images)} rows, {given.lists} lists, {shards} shards, nprobe 8, k {given.k}")
             compare(root, queries, k=given.k, nprobe=8, rounds=given.rounds)
             latencies(root, queries, given.k)
-        merged(folder / f"shards{given.shards}", queries, given.k, given.rounds)
         if given.growth:
             growth(images, captions, queries, shards=given.shards, k=given.k, rounds=given.rounds, folder=folder)
 

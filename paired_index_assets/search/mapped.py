@@ -1,40 +1,46 @@
-"""The inverted lists of a shard file, mapped: 24 bytes of memory a list, whatever the lists hold.
+"""The inverted lists of a shard file, mapped: 16 bytes of memory a list, whatever the lists hold.
 
 faiss's own flags fall short at 58 shards of 131,072 lists: IO_FLAG_MMAP reads each shard's quantizer into memory (23 GB), and
 IO_FLAG_MMAP_IFC keeps two vector objects a list (more than 1 GB). So the table of list sizes is found from the end of the file, where
-faiss writes it (`write_InvertedLists`, unchanged since 2018), and handed to faiss's `OnDiskInvertedLists`, which maps the rest:
+faiss writes it (`write_InvertedLists`, unchanged since 2018), and the rest of the file is mapped:
 
-    "IwSq" or "IxPT" (behind a transform) | d int32 | ntotal int64 | ... | "ilar" | nlist | code size | "full" or "sprs" | sizes | codes and ids, list after list
+    "IwSq" | d int32 | ntotal int64 | ... | "ilar" | nlist | code size | "full" or "sprs" | sizes | codes and ids, list after list
+
+A file with a transform before the lists begins with "IxPT", and goes on alike.
 """
 
 from __future__ import annotations
 
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.files.cache import LocalFile
-from paired_index_assets.rows import Int64
+from paired_index_assets.rows import Int64, UInt8
 
 ID_BYTES = 8
 HEADER = struct.Struct("<4siq")  # kind, d of the embeddings, ntotal
 SCALAR_IVF = (b"IwSq", b"IxPT")  # plain, or behind a transform: the IVF, and so its lists, come last
 WORD = np.dtype("<u8")
-ONE_LIST = np.dtype([("size", WORD), ("capacity", WORD), ("offset", WORD)])  # faiss::OnDiskOneList
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MappedLists:
-    """`lists` is a faiss.OnDiskInvertedLists over the file; the mapping outlives a file that is replaced or deleted."""
+    """`starts` (nlist,) int64: the address of the codes of each list, its ids (int64, not aligned) behind them; `sizes` (nlist,) int64.
+
+    `content` is the mapped file, which outlives one that is replaced or deleted; addresses hold while this object is there.
+    """
 
     path: Path
-    d: int
+    d: int  # of the file: the width of what queries are before a transform
     ntotal: int
-    lists: faiss.OnDiskInvertedLists
+    starts: Int64
+    sizes: Int64
+    content: UInt8
     held: LocalFile | None = None  # so that a copy stays while it is searched
 
 
@@ -54,6 +60,7 @@ def map_lists(path: Path, nlist: int, code_size: int) -> MappedLists:
             tail = len(_mark(nlist, code_size, b"full")) + WORD.itemsize * (nlist + 1)
             stream.seek(max(0, body - tail))
             sizes = _sizes(stream.read(min(tail, body)), nlist, code_size)
+            content = np.frombuffer(mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_READ), np.uint8)
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: no such shard; build it, or open the index with partial=True") from error
     except (struct.error, ValueError) as error:
@@ -62,7 +69,9 @@ def map_lists(path: Path, nlist: int, code_size: int) -> MappedLists:
     if sizes.sum() != ntotal:
         found = f"{int(sizes.sum())} vectors in its lists, {ntotal} in its header"
         raise DamagedArtifact(f"{path}: {found}; delete the file and build the shard again")
-    return MappedLists(path, d, ntotal, _on_disk(path, length, body, sizes, code_size))
+    bytes_of = sizes * (code_size + ID_BYTES)
+    starts = content.ctypes.data + body + np.cumsum(bytes_of) - bytes_of
+    return MappedLists(path, d, ntotal, starts, sizes, content)
 
 
 def _mark(nlist: int, code_size: int, kind: bytes) -> bytes:
@@ -87,17 +96,3 @@ def _sizes(tail: bytes, nlist: int, code_size: int) -> Int64:
             sizes[lists] = counts
             return sizes
     raise ValueError("no table of these list sizes before the lists")
-
-
-def _on_disk(path: Path, length: int, body: int, sizes: Int64, code_size: int) -> faiss.OnDiskInvertedLists:
-    table = np.empty(len(sizes), ONE_LIST)
-    table["size"] = table["capacity"] = sizes
-    table["offset"] = body + np.concatenate([[0], np.cumsum(sizes[:-1] * (code_size + ID_BYTES))])
-    lists = faiss.OnDiskInvertedLists()
-    lists.nlist, lists.code_size = len(sizes), code_size
-    lists.filename, lists.totsize, lists.read_only = str(path), length, True
-    lists.prefetch_nthread = 0  # 32 threads a shard for each search cost more than the page faults they save
-    lists.lists.resize(len(sizes))
-    faiss.memcpy(lists.lists.data(), faiss.swig_ptr(table.view(np.uint8)), table.nbytes)
-    lists.do_mmap()
-    return lists

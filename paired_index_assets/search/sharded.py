@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 from upath import UPath
@@ -13,10 +14,10 @@ from paired_index_assets.errors import BadInput, PairedIndexError
 from paired_index_assets.files.cache import LocalFile
 from paired_index_assets.layout import BuildRoot, ShardPlace
 from paired_index_assets.rows import Float32, Int64
-from paired_index_assets.search.coarse import CoarseSearch
 from paired_index_assets.search.mapped import MappedLists
+from paired_index_assets.search.plan import Plan
+from paired_index_assets.search.scanning import Scan, nothing
 from paired_index_assets.search.shardset import map_shard, served_index
-from paired_index_assets.search.stack import NO_ID, Stack
 from paired_index_assets.search.unwanted import RemovedIds
 from paired_index_assets.search.workers import Workers
 from paired_index_assets.trained.artifact import TrainedIndex
@@ -43,17 +44,16 @@ class ShardedIndex:
         self.model, self.d, self.nlist = trained.model, trained.d, trained.nlist
         self.method, self.codec, self.fingerprint = trained.method, trained.codec.name, trained.fingerprint
         self.nprobe = trained.nprobe
-        self._transform_queries = trained.codec.transform_queries
         self.shards = tuple(sorted(shard.number for shard in shards))
         self.missing = missing
         self.mapped = shards
         self._removed = removed
         self._workers = Workers()
-        self._coarse = CoarseSearch(file, self._workers)
         self.ntotal = sum(mapped.ntotal for mapped in shards.values())
+        self._file = file  # a copy stays while it is searched
         if self.ntotal:
-            quantizer = trained.codec.format.quantizer(trained.codec.vmin, trained.codec.vdiff)
-            self._stack = Stack(list(shards.values()), trained.nlist, quantizer, self._workers)
+            index = faiss.read_index(str(file.path), faiss.IO_FLAG_MMAP_IFC)
+            self._scan = Scan(Plan(index, list(shards.values())), self._workers)
 
     @classmethod
     def open(cls, root: str | Path | UPath | BuildRoot, *, partial: bool = False, verify: bool = False) -> ShardedIndex:
@@ -89,17 +89,10 @@ class ShardedIndex:
         """
         vectors = checked_queries(queries, self.d)
         k, nprobe = _whole("k", k, K_MAX), self.nprobe if nprobe is None else _whole("nprobe", nprobe, None)
-        selector = self._removed.selector(exclude)
+        removed = self._removed.also(exclude)
         if len(vectors) == 0 or self.ntotal == 0:
-            return np.full((len(vectors), k), -np.inf, np.float32), np.full((len(vectors), k), NO_ID, np.int64)
-        vectors = self._transform_queries(vectors)
-        lists = self._coarse.lists(vectors, min(nprobe, self.nlist))
-        within = min(k, self.ntotal)
-        scores, ids = self._stack.search(vectors, lists, within, selector)
-        if within == k:
-            return scores, ids
-        rest = ((0, 0), (0, k - within))
-        return np.pad(scores, rest, constant_values=-np.inf), np.pad(ids, rest, constant_values=NO_ID)
+            return nothing(len(vectors), k)
+        return self._scan.search(vectors, k, min(nprobe, self.nlist), removed)
 
     def close(self) -> None:
         """Stop the search threads. What is mapped is unmapped when the last reference to the index goes."""
@@ -113,23 +106,18 @@ class ShardedIndex:
 
 
 def checked_queries(queries: npt.ArrayLike, d: int) -> Float32:
-    """(nq, d) float32, contiguous. Raises BadInput for another shape, type or width, or for values that are not finite."""
+    """(nq, d) float32, contiguous. Raises BadInput for another shape, type or width; that they are finite is looked at by the search."""
     try:
         given: npt.NDArray[Any] = np.asarray(queries)
     except ValueError as error:
         raise BadInput(f"queries: expected an array (n, {d}) of float32 or float16, found {error}") from error
-    if not np.issubdtype(given.dtype, np.floating):
+    if given.dtype.kind != "f":
         raise BadInput(f"queries: expected float32 or float16, found {given.dtype}")
     rows = given[None] if given.ndim == 1 else given
     if rows.ndim != 2 or rows.shape[1] != d:
         raise BadInput(f"queries: expected shape (n, {d}), found {given.shape}; embed them with the model of the index")
     with np.errstate(over="ignore"):
-        vectors = np.ascontiguousarray(rows, dtype=np.float32)
-        finite = np.isfinite(np.einsum("ij,ij->i", vectors, vectors))
-    if not finite.all():
-        row = int(np.flatnonzero(~finite)[0])
-        raise BadInput(f"queries: expected finite vectors, found NaN, infinite values or an infinite length in row {row}")
-    return vectors
+        return np.ascontiguousarray(rows, dtype=np.float32)
 
 
 def _whole(name: str, value: int, most: int | None) -> int:

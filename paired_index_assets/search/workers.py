@@ -1,9 +1,4 @@
-"""The threads a search uses, whatever the library under it would like to use.
-
-faiss and BLAS bring OpenMP, whose threads wait for each other by spinning: on two busy cores, choosing the lists of ten queries took
-20 ms with OpenMP and 0.2 ms without (benchmarks/search.py). So work is cut into tasks here, OpenMP has one thread in each worker, and
-however many clients there are, no more tasks run at once than there are cores.
-"""
+"""The threads a batch is searched on: as many as there are cores, however many clients there are."""
 
 from __future__ import annotations
 
@@ -12,17 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import faiss
-
 Task = TypeVar("Task")
 Done = TypeVar("Done")
 
 
 class Workers:
-    """As many threads as there are cores, started when first needed."""
+    """Started when first needed."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(cores(), "search", faiss.omp_set_num_threads, (1,))
+        self._pool = ThreadPoolExecutor(cores(), "search")
 
     def run(self, work: Callable[[Task], Done], tasks: Sequence[Task]) -> Iterable[Done]:
         """The results in the order of the tasks; one task alone runs on the calling thread."""
