@@ -16,6 +16,7 @@ from paired_index_assets.search.mapped import map_lists
 from paired_index_assets.search.plan import Plan
 from paired_index_assets.search.scanning import Scan, bitmap
 from paired_index_assets.search.workers import Workers
+from paired_index_assets.trained.coarse import probe
 
 NLIST, GROUPS, ROWS = 40, 6, 1500
 
@@ -62,7 +63,7 @@ def by_float64(index, ivf, queries, k, nprobe, without=(), only=None):
     """Every code of the probed lists decoded and multiplied in float64; equal scores by id."""
     seen = index.chain.at(0).apply(queries) if isinstance(index, faiss.IndexPreTransform) else queries
     scores, ids = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1)
-    for row, lists in enumerate(ivf.quantizer.search(seen, nprobe)[1]):
+    for row, lists in enumerate(probe(ivf.quantizer, seen, nprobe)[1]):
         found = []
         for number in lists[lists >= 0]:
             size = ivf.invlists.list_size(int(number))

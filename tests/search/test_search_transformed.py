@@ -6,7 +6,6 @@ import pytest
 from search_builds import NLIST
 from test_search_sharded import shard_by_shard
 
-from paired_index_assets.search.merging import merge_shards
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.shards.build import build_shard
 
@@ -41,15 +40,6 @@ def test_a_shard_says_how_it_is_to_be_searched(transformed):
     assert (index.d, ivf.nlist, ivf.code_size) == (transformed.trained.d, NLIST, transformed.trained.d // 2)
     assert ivf.nprobe == transformed.trained.nprobe
     assert faiss.downcast_index(ivf.quantizer).nprobe == transformed.trained.groups.nprobe
-
-
-def test_the_merged_index_is_searched_the_same_way(transformed, tmp_path):
-    merge_shards(transformed.root.root, tmp_path / "all.index")
-    merged = faiss.read_index(str(tmp_path / "all.index"), faiss.IO_FLAG_ONDISK_SAME_DIR)
-    queries = transformed.captions[:60]
-    mine = ShardedIndex.open(transformed.root.root).search(queries, 15)
-    np.testing.assert_allclose(merged.search(queries, 15)[0], mine[0], atol=1e-6)
-    assert merged.ntotal == len(transformed.images)
 
 
 def test_building_again_changes_no_byte(transformed):
