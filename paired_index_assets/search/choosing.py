@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from paired_index_assets.search.compiling import compiled
 from paired_index_assets.search.dots import dot_bytes, float32_at, float64_at, int64_at
-from paired_index_assets.search.ranking import NOTHING, compiled, lead, promising
+from paired_index_assets.search.ranking import NOTHING, lead, promising
 
 LARGEST_WEIGHT = 127 * 256 + 127
 LARGEST_SUM = 2**31 - 2**16

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from paired_index_assets.search.choosing import SPARE, choose, transform, weigh
+from paired_index_assets.search.compiling import compiled
 from paired_index_assets.search.dots import bytes_at, dot_bytes, dot_nibbles, float64_at, int64_at
-from paired_index_assets.search.ranking import NOTHING, compiled, in_order, promising
+from paired_index_assets.search.ranking import NOTHING, in_order, promising
 
 
 @compiled

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-SUMS_IN_ANY_ORDER = {"reassoc", "contract", "nsz"}  # one order a machine: the same for one query and in a batch
+from paired_index_assets.search.compiling import compiled
+
 NOTHING = np.iinfo(np.int32).min
-
-compiled: Any = njit(nogil=True, cache=True, fastmath=SUMS_IN_ANY_ORDER)
 
 
 @compiled

@@ -1,0 +1,47 @@
+"""How the functions of this room are compiled (numba), and where what was compiled is kept.
+
+numba looks at the file of a function only to see whether its kept machine code is old, not at the files of what it calls. So the folder is
+named by the content of all files with compiled functions: a change in one of them compiles all again (some ten seconds, once).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core import config
+
+from paired_index_assets.files.cache import CACHE_FOLDER
+from paired_index_assets.files.storage import digest_of_parts
+
+SUMS_IN_ANY_ORDER = {"reassoc", "contract", "nsz"}  # one order a machine: the same for one query and in a batch
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """`function` as machine code that releases the GIL and is kept from one process to the next."""
+    before, config.CACHE_DIR = config.CACHE_DIR, str(_FOLDER)  # read by the decorator, and by it only
+    try:
+        return njit(nogil=True, cache=True, fastmath=SUMS_IN_ANY_ORDER)(function)
+    finally:
+        config.CACHE_DIR = before
+
+
+def _folder() -> Path:
+    """Under the user's cache; of this process alone where that can not be written (what is kept is trusted: no folder that others may)."""
+    sources = sorted(file for file in Path(__file__).parent.glob("*.py") if b"compiled" in file.read_bytes())
+    name = digest_of_parts(*(file.read_bytes() for file in sources))[:16]
+    folder = Path(CACHE_FOLDER).expanduser() / "compiled" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="paired-index-"))
+
+
+_FOLDER = _folder()
