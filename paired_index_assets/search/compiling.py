@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.core import config
+from numba.core import config as _config
 
 from paired_index_assets.files.cache import CACHE_FOLDER
 from paired_index_assets.files.storage import digest_of_parts
@@ -23,6 +23,7 @@ SUMS_IN_ANY_ORDER = {"reassoc", "contract", "nsz"}  # one order a machine: the s
 
 def compiled(function: Callable[..., Any]) -> Any:
     """`function` as machine code that releases the GIL and is kept from one process to the next."""
+    config: Any = _config
     before, config.CACHE_DIR = config.CACHE_DIR, str(_FOLDER)  # read by the decorator, and by it only
     try:
         return njit(nogil=True, cache=True, fastmath=SUMS_IN_ANY_ORDER)(function)
