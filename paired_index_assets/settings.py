@@ -158,11 +158,13 @@ class _LastBuild(PydanticBaseSettingsSource):
         return None, field_name, False  # abstract in pydantic, and never called on a source with its own __call__
 
     def __call__(self) -> dict[str, Any]:
+        given = set(self.current_state)
+        if given >= Settings.model_fields.keys():  # as a run is handed them: nothing is left for the root to say
+            return {}
         root = BuildRoot.at(self.current_state.get("root", DEFAULT_ROOT))
         require_reachable(root.root)  # the first look at it: what is wrong with it is said here
         file = root.settings
         remembered = read_json(file) if file.exists() else {}
-        given = set(self.current_state)
         # another kind of input replaces the remembered one whole
         if given & {"images", "image_features"}:
             remembered = {k: v for k, v in remembered.items() if k not in {"images", "captions", "image_features", "caption_features"}}

@@ -1,28 +1,24 @@
 """Pictures and captions as unit vectors in one space: row i of both is pair i."""
 
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from paired_index_assets.assets.facts import Stopwatch, markdown_table, or_fail, path, rows_and_rate
-from paired_index_assets.assets.partitions import share_of, share_partitions
+from paired_index_assets.assets.facts import Stopwatch, failing_in_one_line, markdown_table, path, rows_and_rate
+from paired_index_assets.assets.partitions import share_of
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
-from paired_index_assets.builds.opened import caption_set, image_set, write_catalog
-from paired_index_assets.embeddings.encoders import load_encoder
 from paired_index_assets.embeddings.fates import Fates
-from paired_index_assets.embeddings.features import adopt_features
-from paired_index_assets.embeddings.run import EmbedSummary, embed_captions, embed_images
-from paired_index_assets.embeddings.sets import EmbeddingSet, write_set
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress
 from paired_index_assets.readers.captions import OK
-from paired_index_assets.readers.open import PairedSource, open_source
-from paired_index_assets.readers.sample import Modality, Source
 from paired_index_assets.settings import Settings
 from paired_index_assets.shares import WHOLE, Share
+
+if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
+    from paired_index_assets.embeddings.run import EmbedSummary
+    from paired_index_assets.embeddings.sets import EmbeddingSet
+    from paired_index_assets.readers.sample import Modality, Source
 
 NOT_FINITE = "not finite or zero"
 IN_WORDS = "not_used"  # the metadata that `paired-index build` prints
@@ -30,6 +26,7 @@ UNIT_TOLERANCE = 1e-2  # half precision moves a norm by about 1e-3 (as in LAION'
 
 
 @dg.asset(group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator")
+@failing_in_one_line()
 def image_embeddings(
     context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
 ) -> dg.MaterializeResult:
@@ -38,21 +35,24 @@ def image_embeddings(
     A picture that can not be used keeps its row, zero, with the reason beside it: it is never paired and never found. Features that
     exist already are checked and used where they lie.
     """
-    read, watch = settings.read(), Stopwatch()
-    fates = or_fail(lambda: _make("images", read, progress.of(context)))
-    catalog = or_fail(lambda: write_catalog(read))
+    from paired_index_assets.builds.opened import write_catalog
+
+    build, watch = settings.open(), Stopwatch()
+    fates = _make("images", build.settings, progress.of(context))
+    catalog = write_catalog(build)
     return dg.MaterializeResult(
         metadata={
-            **_facts(image_set(read), fates, watch.seconds),
+            **_facts(build.images, fates, watch.seconds),
             "files_to_index": len(catalog),
             "rows_to_index": catalog.total_rows,
-            "catalog": path(read.build_root.catalog),
+            "catalog": path(build.root.catalog),
         },
-        data_version=dg.DataVersion(image_set(read).fingerprint),
+        data_version=dg.DataVersion(build.images.fingerprint),
     )
 
 
 @dg.asset(group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator")
+@failing_in_one_line()
 def caption_embeddings(
     context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
 ) -> dg.MaterializeResult:
@@ -60,25 +60,25 @@ def caption_embeddings(
 
     An empty or over-long caption keeps its row, zero, with the reason beside it: nothing is learned from it.
     """
-    read, watch = settings.read(), Stopwatch()
-    fates = or_fail(lambda: _make("captions", read, progress.of(context)))
+    build, watch = settings.open(), Stopwatch()
+    fates = _make("captions", build.settings, progress.of(context))
     return dg.MaterializeResult(
-        metadata=_facts(caption_set(read), fates, watch.seconds), data_version=dg.DataVersion(caption_set(read).fingerprint)
+        metadata=_facts(build.captions, fates, watch.seconds), data_version=dg.DataVersion(build.captions.fingerprint)
     )
 
 
 @dg.op(pool="accelerator", out=dg.Out(dg.Nothing))
+@failing_in_one_line()
 def embed_part(context: dg.OpExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]) -> None:
     """This run's share of the parts of both sets, pictures first; a part that is there is left alone."""
     read, report = settings.read(), progress.of(context)
     share = share_of(context.partition_key, read)
     modalities: tuple[Modality, ...] = ("images", "captions")
     for modality in modalities:
-        made = or_fail(partial(_embed, modality, read, report, share))
+        made = _embed(modality, read, report, share)
         context.log.info(f"{made.parts - made.reused_parts} of {made.parts} parts of the {modality} written, the others were there")
 
 
-@dg.job(partitions_def=share_partitions)
 def embed_in_parts() -> None:
     """Embedding shared out to several runs, one a partition: on several GPUs or machines, before the two embeddings are materialised.
 
@@ -88,22 +88,28 @@ def embed_in_parts() -> None:
 
 
 @dg.asset_check(asset=image_embeddings, blocking=True)
+@failing_in_one_line()
 def image_embeddings_are_usable(settings: SettingsResource) -> dg.AssetCheckResult:
     """Few pictures were refused, and every other row is a finite unit vector."""
-    return _usable(settings.read(), image_set)
+    build = settings.open()
+    return _usable(build.images, build.settings)
 
 
 @dg.asset_check(asset=caption_embeddings, blocking=True)
+@failing_in_one_line()
 def caption_embeddings_are_usable(settings: SettingsResource) -> dg.AssetCheckResult:
     """Few captions were refused, and every other row is a finite unit vector."""
-    return _usable(settings.read(), caption_set)
+    build = settings.open()
+    return _usable(build.captions, build.settings)
 
 
-def _make(modality: Modality, settings: Settings, progress: Progress) -> Fates:
+def _make(modality: "Modality", settings: Settings, progress: Progress) -> Fates:
     """Embed, or take over the features given; what became of their rows."""
     root = settings.build_root
     features = settings.image_features if modality == "images" else settings.caption_features
     if features is not None:
+        from paired_index_assets.embeddings.features import adopt_features
+
         json_path = root.image_set if modality == "images" else root.caption_set
         made = adopt_features(json_path, features.split(","), modality=modality, cache=root.cache, progress=progress)
         facts = _with_model_named(made, settings).facts(progress=progress)
@@ -114,7 +120,11 @@ def _make(modality: Modality, settings: Settings, progress: Progress) -> Fates:
     return _embed(modality, settings, progress).fates
 
 
-def _embed(modality: Modality, settings: Settings, progress: Progress, share: Share = WHOLE) -> EmbedSummary:
+def _embed(modality: "Modality", settings: Settings, progress: Progress, share: Share = WHOLE) -> "EmbedSummary":
+    from paired_index_assets.embeddings.encoders import load_encoder
+    from paired_index_assets.embeddings.run import embed_captions, embed_images
+    from paired_index_assets.readers.open import PairedSource, open_source
+
     if settings.images is None:
         if settings.image_features:
             raise BadInput("nothing to embed: image_features are embeddings already; materialise image_embeddings and caption_embeddings")
@@ -128,15 +138,18 @@ def _embed(modality: Modality, settings: Settings, progress: Progress, share: Sh
     return embed_captions(source, encoder, settings.build_root, share=share, progress=progress, **sizes)
 
 
-def _with_model_named(made: EmbeddingSet, settings: Settings) -> EmbeddingSet:
+def _with_model_named(made: "EmbeddingSet", settings: Settings) -> "EmbeddingSet":
     """Features carry no model's name: they are taken to be of the model in the settings if their width is its width."""
+    from paired_index_assets.embeddings.encoders import load_encoder
+    from paired_index_assets.embeddings.sets import write_set
+
     encoder = load_encoder(settings.model, settings.pretrained, settings.device)
     if encoder.dimensions != made.dimensions:
         return made
     return write_set(made.source, made.parts, model=encoder.identity, modality=made.modality, cache=made.cache)
 
 
-def _facts(made: EmbeddingSet, fates: Fates, seconds: float) -> dict[str, Any]:
+def _facts(made: "EmbeddingSet", fates: Fates, seconds: float) -> dict[str, Any]:
     facts: dict[str, Any] = {
         **rows_and_rate(len(made), seconds),
         "dimensions": made.dimensions,
@@ -158,8 +171,8 @@ def _facts(made: EmbeddingSet, fates: Fates, seconds: float) -> dict[str, Any]:
     return facts
 
 
-def _usable(settings: Settings, of: Callable[[Settings], EmbeddingSet]) -> dg.AssetCheckResult:
-    facts = of(settings).facts()
+def _usable(made: "EmbeddingSet", settings: Settings) -> dg.AssetCheckResult:
+    facts = made.facts()
     share = facts.invalid / max(facts.rows, 1)
     unit = facts.norm_max <= 1 + UNIT_TOLERANCE and facts.norm_min >= 1 - UNIT_TOLERANCE
     said = f"{facts.invalid} of {facts.rows} rows refused ({share:.2%}, at most {settings.max_bad_share:.2%}); norms {facts.norm_min:.4f} to {facts.norm_max:.4f}"

@@ -2,16 +2,15 @@
 
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import dagster as dg
 from upath import UPath
 
-from paired_index_assets.errors import PairedIndexError, of_the_system
-
-Result = TypeVar("Result")
+from paired_index_assets.errors import PairedIndexError, Transient, of_the_system
 
 
 class Stopwatch:
@@ -47,13 +46,17 @@ def column_schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:
     return dg.TableSchema([dg.TableColumn(name, kind, description) for name, (kind, description) in columns.items()])
 
 
-def or_fail(work: Callable[[], Result]) -> Result:
-    """The result of `work`; a mistake with a name becomes a failure that says it in one line and is not retried: it will not get better."""
+@contextmanager
+def failing_in_one_line() -> Iterator[None]:
+    """Around the body of an asset, op or check: an error of this project fails it with its one line.
+
+    What is `Transient` is tried again where the asset has a retry policy; a mistake or damage is not: it will not get better by itself.
+    """
     try:
-        return work()
+        yield
     except PairedIndexError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        raise dg.Failure(description=str(error), allow_retries=isinstance(error, Transient)) from error
     except OSError as error:
         if (named := of_the_system(error)) is None:
             raise
-        raise dg.Failure(description=str(named), allow_retries=False) from error
+        raise dg.Failure(description=str(named), allow_retries=isinstance(named, Transient)) from error

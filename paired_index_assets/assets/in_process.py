@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_project.definitions import assemble
+from paired_index_assets.assets.code_location import assemble
 from paired_index_assets.assets.embeddings import IN_WORDS
 from paired_index_assets.assets.landing import landed_shards, report_landed
 from paired_index_assets.assets.lost_runs import this_process

@@ -10,7 +10,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import dagster as dg
-import requests
 
 from paired_index_assets.assets.lost_runs import end_lost_runs
 from paired_index_assets.errors import BadInput, PairedIndexError, SourceUnavailable
@@ -33,7 +32,7 @@ def dagster_home(settings: Settings) -> Path:
     home = (Path(given) if given else Path(settings.root) / "dagster").absolute()
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "dagster.yaml").exists():
-        (home / "dagster.yaml").write_text(files("dagster_project").joinpath("dagster.yaml").read_text())
+        (home / "dagster.yaml").write_text(files("paired_index_assets.assets").joinpath("dagster.yaml").read_text())
     return home
 
 
@@ -77,6 +76,8 @@ def reach_launcher(instance: dg.DagsterInstance) -> str:
     address = getattr(launcher, "address", None)
     if address is None:
         return f"{type(launcher).__name__}: runs are processes of this machine"
+    import requests
+
     try:
         answer = requests.get(f"{address}/api/version", timeout=LAUNCHER_SECONDS)
         answer.raise_for_status()

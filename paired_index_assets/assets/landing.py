@@ -9,27 +9,22 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from paired_index_assets.assets.partitions import shard_key, shard_partitions
+from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.assets.resources import SettingsResource
-from paired_index_assets.builds.opened import append_landed, available, catalog_of
 from paired_index_assets.errors import MissingInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import LandedFile, Listing, complete_shards, landed_by_shard, version_of
-from paired_index_assets.settings import Settings, load_settings
-
-TICK_SECONDS = load_settings().tick_seconds
+from paired_index_assets.settings import Settings
 
 landed_embeddings = dg.AssetSpec(
     "landed_embeddings",
-    partitions_def=shard_partitions,
     group_name="landing",
     kinds={"numpy"},
     description="The embedding files of each shard, once all of them have arrived. Reported by `landed_embeddings_sensor`; nothing runs here.",
 )
 
 
-@dg.sensor(minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
-def landed_embeddings_sensor(
+def report_quiet_shards(
     context: dg.SensorEvaluationContext, settings: dg.ResourceParam[SettingsResource]
 ) -> dg.SensorResult | dg.SkipReason:
     """Report each shard all of whose files are there with the catalog's sizes, and whose listing did not change since the last tick.
@@ -38,14 +33,17 @@ def landed_embeddings_sensor(
     name are appended to its last shard, once they are quiet too. The cursor holds what was reported and what waits, so a restarted daemon
     reports nothing twice and forgets nothing.
     """
-    read = settings.read()
+    from paired_index_assets.builds.opened import append_landed
+
+    build = settings.open()
     state = {"reported": {}, "waiting": {}, "unknown": {}} | json.loads(context.cursor or "{}")
     try:
-        appended = append_landed(read, state["unknown"])
+        appended = append_landed(build, state["unknown"])
     except MissingInput as error:
         return dg.SkipReason(str(error))
     catalog = appended.catalog
-    complete = _complete(available(read, catalog), catalog)
+    build.catalog = catalog
+    complete = _complete(build.available, catalog)
     versions = {shard_key(shard): version_of(files) for shard, files in complete.items()}
     changed = {key: version for key, version in versions.items() if state["reported"].get(key) != version}
     settled = {key: version for key, version in changed.items() if state["waiting"].get(key) == version}
@@ -64,23 +62,33 @@ def landed_embeddings_sensor(
         found = (
             f"{len(changed)} shards changed, waiting one tick for quiet"
             if changed
-            else f"nothing new in {read.landing or read.build_root.image_set}: {len(complete)} of {catalog.shards} shards are complete"
+            else f"nothing new in {build.settings.landing or build.root.image_set}: {len(complete)} of {catalog.shards} shards are complete"
         )
         return dg.SkipReason("; not appended: ".join([found, *appended.refused.values()]))
     events = [event for shard, files in complete.items() if shard_key(shard) in settled for event in _report(shard, files)]
     return dg.SensorResult(asset_events=events, cursor=cursor)
 
 
+def landed_embeddings_sensor(tick_seconds: int) -> dg.SensorDefinition:
+    """`report_quiet_shards`, asked every `tick_seconds`."""
+    named = dg.sensor(name="landed_embeddings_sensor", minimum_interval_seconds=tick_seconds, default_status=dg.DefaultSensorStatus.RUNNING)
+    return named(report_quiet_shards)
+
+
 def landed_shards(settings: Settings) -> list[int]:
     """The shards whose files are all there."""
-    catalog = catalog_of(settings)
-    return complete_shards(available(settings, catalog), catalog)
+    from paired_index_assets.builds.opened import OpenBuild
+
+    build = OpenBuild(settings)
+    return complete_shards(build.available, build.catalog)
 
 
 def report_landed(settings: Settings, instance: dg.DagsterInstance) -> None:
     """Report every complete shard at once: for builds without a daemon. A version that was reported before is reported again, harmlessly."""
-    catalog = catalog_of(settings)
-    for shard, files in _complete(available(settings, catalog), catalog).items():
+    from paired_index_assets.builds.opened import OpenBuild
+
+    build = OpenBuild(settings)
+    for shard, files in _complete(build.available, build.catalog).items():
         for event in _report(shard, files):
             instance.report_runless_asset_event(event)
 

@@ -14,7 +14,8 @@ import socket
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.storage.runs import SqliteRunStorage
+
+from paired_index_assets.assets.dagster_internals import keeps_records_on_this_machine
 
 PROCESS_TAG = "paired_index/process"  # of a run inside `paired-index build`: host, process id, its start
 SERVER_TAG = ".dagster/grpc_info"  # Dagster's own, of a run inside a code server
@@ -31,7 +32,7 @@ def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
 
     Only on one machine's own instance (SQLite): the sockets and process ids of a shared one may be another machine's.
     """
-    if not isinstance(instance.run_storage, SqliteRunStorage):
+    if not keeps_records_on_this_machine(instance):
         return []
     lost = [run for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)) if _is_lost(run)]
     for run in lost:

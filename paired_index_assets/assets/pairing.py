@@ -1,21 +1,20 @@
 """Which image each training caption is closest to: the table the paper's centroids are made from (arXiv 2402.04416, Algorithm 1)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import dagster as dg
-import numpy as np
-import pyarrow.compute as pc
 
 from paired_index_assets.assets.embeddings import caption_embeddings, image_embeddings
-from paired_index_assets.assets.facts import Stopwatch, column_schema, or_fail, path, rows_and_rate
-from paired_index_assets.assets.partitions import share_of, share_partitions
+from paired_index_assets.assets.facts import Stopwatch, column_schema, failing_in_one_line, path, rows_and_rate
+from paired_index_assets.assets.partitions import share_of
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
-from paired_index_assets.builds.opened import aligned_sets, caption_texts, image_set
-from paired_index_assets.pairing.pairs import BLOCK_ROWS, MatchedImages, block_count, read_pairs, write_blocks, write_pairs
-from paired_index_assets.pairing.split import Split, split_by_concept
 from paired_index_assets.progress import Progress
-from paired_index_assets.rows import Bool, Rows, Selected
-from paired_index_assets.settings import Settings
+
+if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
+    from paired_index_assets.builds.opened import OpenBuild
+    from paired_index_assets.pairing.split import Split
+    from paired_index_assets.rows import Bool, Rows
 
 COLUMNS = column_schema(
     {
@@ -34,6 +33,7 @@ COLUMNS = column_schema(
     deps=[image_embeddings, caption_embeddings],
     metadata={"dagster/column_schema": COLUMNS},
 )
+@failing_in_one_line()
 def caption_image_pairs(
     context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
 ) -> dg.MaterializeResult:
@@ -41,20 +41,20 @@ def caption_image_pairs(
 
     One Parquet file a block of captions, each written once: a killed run goes on at the next block.
     """
-    read, report, watch = settings.read(), progress.of(context), Stopwatch()
-    sides = or_fail(lambda: _sides(read, report))
+    from paired_index_assets.pairing.pairs import write_pairs
+
+    build, report, watch = settings.open(), progress.of(context), Stopwatch()
+    sides = _sides(build, report)
     split = sides.split
-    split.save(read.build_root.split)
-    summary = or_fail(
-        lambda: write_pairs(
-            read.build_root.pairs,
-            sides.captions,
-            split.train,
-            sides.images,
-            image_valid=sides.image_valid,
-            device=read.device,
-            progress=report,
-        )
+    split.save(build.root.split)
+    summary = write_pairs(
+        build.root.pairs,
+        sides.captions,
+        split.train,
+        sides.images,
+        image_valid=sides.image_valid,
+        device=build.settings.device,
+        progress=report,
     )
     return dg.MaterializeResult(
         metadata={
@@ -66,25 +66,26 @@ def caption_image_pairs(
             "validation_captions": len(split.validation),
             "test_captions": len(split.test),
             "concepts": split.concepts,
-            "path": path(read.build_root.pairs),
+            "path": path(build.root.pairs),
         },
     )
 
 
 @dg.op(pool="accelerator", out=dg.Out(dg.Nothing))
+@failing_in_one_line()
 def pair_part(context: dg.OpExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]) -> None:
     """This run's share of the blocks of the pairs table; a block that is there is left alone."""
-    read, report = settings.read(), progress.of(context)
-    sides = or_fail(lambda: _sides(read, report))
-    blocks = share_of(context.partition_key, read).pieces(block_count(len(sides.captions), BLOCK_ROWS))
+    from paired_index_assets.pairing.pairs import BLOCK_ROWS, MatchedImages, block_count, write_blocks
+
+    build, report = settings.open(), progress.of(context)
+    sides = _sides(build, report)
+    blocks = share_of(context.partition_key, build.settings).pieces(block_count(len(sides.captions), BLOCK_ROWS))
     matched = MatchedImages.of(sides.images, sides.image_valid)
-    written = or_fail(
-        lambda: write_blocks(read.build_root.pairs, blocks, sides.captions, sides.split.train, matched, device=read.device, progress=report)
-    )
+    device = build.settings.device
+    written = write_blocks(build.root.pairs, blocks, sides.captions, sides.split.train, matched, device=device, progress=report)
     context.log.info(f"{written} of {len(blocks)} blocks written, the others were there")
 
 
-@dg.job(partitions_def=share_partitions)
 def pair_in_parts() -> None:
     """Pairing shared out to several runs, one a partition: on several GPUs or machines, before `caption_image_pairs` is materialised.
 
@@ -95,18 +96,21 @@ def pair_in_parts() -> None:
 
 @dataclass(frozen=True)
 class _Sides:
-    images: Rows
-    image_valid: Bool
-    captions: Rows  # those that train
-    split: Split
+    images: "Rows"
+    image_valid: "Bool"
+    captions: "Rows"  # those that train
+    split: "Split"
 
 
-def _sides(read: Settings, report: Progress) -> _Sides:
-    images, captions = aligned_sets(read)
+def _sides(build: "OpenBuild", report: Progress) -> _Sides:
+    from paired_index_assets.pairing.split import split_by_concept
+    from paired_index_assets.rows import Selected
+
+    read, (images, captions) = build.settings, build.pairs
     split = split_by_concept(
         captions,
         images,
-        texts=caption_texts(read),
+        texts=build.caption_texts,
         validation=read.validation_captions,
         test=read.test_captions,
         seed=read.seed,
@@ -116,11 +120,18 @@ def _sides(read: Settings, report: Progress) -> _Sides:
 
 
 @dg.asset_check(asset=caption_image_pairs, blocking=True)
+@failing_in_one_line()
 def pairs_are_whole(settings: SettingsResource) -> dg.AssetCheckResult:
     """Every training caption has exactly one image, every id exists, every similarity is a number."""
-    read = settings.read()
-    pairs, split = read_pairs(read.build_root.pairs), Split.load(read.build_root.split)
-    images = len(image_set(read))
+    import numpy as np
+    import pyarrow.compute as pc
+
+    from paired_index_assets.pairing.pairs import read_pairs
+    from paired_index_assets.pairing.split import Split
+
+    build = settings.open()
+    pairs, split = read_pairs(build.root.pairs), Split.load(build.root.split)
+    images = len(build.images)
     same_captions = np.array_equal(np.sort(pairs["caption_id"].to_numpy()), split.train)
     known_images = pairs.num_rows > 0 and pc.min(pairs["image_id"]).as_py() >= 0 and pc.max(pairs["image_id"]).as_py() < images
     finite = pc.all(pc.is_finite(pairs["similarity"])).as_py()

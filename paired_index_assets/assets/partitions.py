@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from paired_index_assets.settings import Settings, load_settings
+from paired_index_assets.settings import Settings
 from paired_index_assets.shares import Share
 
 
@@ -18,7 +18,9 @@ def share_of(key: str, settings: Settings) -> Share:
     return Share(int(key.removeprefix("part_")), settings.parallel_runs)
 
 
-# Read once at import, as Dagster needs it: another count of shards or runs is another code location.
-_settings = load_settings()
-shard_partitions = dg.StaticPartitionsDefinition([shard_key(number) for number in range(_settings.shards)])
-share_partitions = dg.StaticPartitionsDefinition([f"part_{number:02d}" for number in range(_settings.parallel_runs)])
+def shard_partitions(settings: Settings) -> dg.StaticPartitionsDefinition:
+    return dg.StaticPartitionsDefinition([shard_key(number) for number in range(settings.shards)])
+
+
+def share_partitions(settings: Settings) -> dg.StaticPartitionsDefinition:
+    return dg.StaticPartitionsDefinition([f"part_{number:02d}" for number in range(settings.parallel_runs)])

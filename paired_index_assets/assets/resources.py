@@ -1,7 +1,7 @@
 """What assets are handed: the settings, and a way to say how far they are."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import create_model
@@ -9,6 +9,9 @@ from pydantic.fields import FieldInfo
 
 from paired_index_assets.progress import Progress
 from paired_index_assets.settings import Settings
+
+if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
+    from paired_index_assets.builds.opened import OpenBuild
 
 LOG_EVERY_SECONDS = 10.0
 
@@ -22,6 +25,11 @@ class SettingsResource(_SettingsFields):  # type: ignore[misc]  # its base is ma
 
     def read(self) -> Settings:
         return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+
+    def open(self) -> "OpenBuild":
+        from paired_index_assets.builds.opened import OpenBuild
+
+        return OpenBuild(self.read())
 
 
 def settings_resource(settings: Settings) -> SettingsResource:

@@ -1,23 +1,15 @@
 """The 58 shard indices, the manifest that lists them, and when they are rebuilt."""
 
 import dagster as dg
-import faiss
 
 from paired_index_assets.assets.automation import follow_when_quiet, rebuild_on_change
-from paired_index_assets.assets.facts import Stopwatch, column_schema, markdown_table, or_fail, path, rows_and_rate
-from paired_index_assets.assets.landing import TICK_SECONDS, landed_embeddings
-from paired_index_assets.assets.partitions import shard_key, shard_number, shard_partitions
+from paired_index_assets.assets.facts import Stopwatch, column_schema, failing_in_one_line, markdown_table, path, rows_and_rate
+from paired_index_assets.assets.landing import landed_embeddings
+from paired_index_assets.assets.partitions import shard_key, shard_number
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.assets.training import trained_index
-from paired_index_assets.builds.opened import catalog_of, listing_of, supply_of
 from paired_index_assets.errors import MissingInput, PairedIndexError
 from paired_index_assets.landing.landed import landed_by_shard, version_of
-from paired_index_assets.shards.build import build_shard, data_version
-from paired_index_assets.shards.generations import sweep_generations
-from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
-from paired_index_assets.shards.record import finished_shards, shard_file, verify_shard
-from paired_index_assets.shards.state import shard_states, stale_shards
-from paired_index_assets.trained.promotion import promoted_index
 
 
 @dg.asset(
@@ -25,12 +17,12 @@ from paired_index_assets.trained.promotion import promoted_index
     kinds={"faiss"},
     code_version="1",
     pool="shards",
-    partitions_def=shard_partitions,
     deps=[landed_embeddings, trained_index],
     automation_condition=rebuild_on_change,
     # Only what may get better by itself is tried again (a child process that was killed): mistakes with a name fail at once.
     retry_policy=dg.RetryPolicy(max_retries=2, delay=30, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
 )
+@failing_in_one_line()
 def shard_index(
     context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
 ) -> dg.MaterializeResult:
@@ -39,12 +31,12 @@ def shard_index(
     Each file is encoded once and kept as a segment, so that a killed run loses at most one file; unchanged files are not read again and
     an unchanged shard is not touched.
     """
-    read, watch, shard = settings.read(), Stopwatch(), shard_number(context.partition_key)
-    trained, catalog = or_fail(lambda: promoted_index(read.build_root)), or_fail(lambda: catalog_of(read))
-    listing = listing_of(read, catalog)
+    from paired_index_assets.shards.build import build_shard, data_version
+
+    build, watch, shard = settings.open(), Stopwatch(), shard_number(context.partition_key)
+    trained, catalog, listing = build.promoted, build.catalog, build.listing
     report = progress.of(context)
-    supply = supply_of(read, listing, report)
-    made = or_fail(lambda: build_shard(read.build_root, trained, catalog, shard, listing, supply=supply, progress=report))
+    made = build_shard(build.root, trained, catalog, shard, listing, supply=build.supply(report), progress=report)
     version = version_of(landed_by_shard(listing, catalog).get(shard, []))
     return dg.MaterializeResult(
         metadata={
@@ -63,9 +55,14 @@ def shard_index(
     )
 
 
-@dg.asset_check(asset=shard_index, blocking=True, partitions_def=shard_partitions)
+@failing_in_one_line()
 def shard_reads_back(context: dg.AssetCheckExecutionContext, settings: SettingsResource) -> dg.AssetCheckResult:
     """The file on disk is the one its record describes: its sha256, and as many vectors, by stock faiss, as its files have rows."""
+    import faiss
+
+    from paired_index_assets.shards.record import shard_file, verify_shard
+    from paired_index_assets.trained.promotion import promoted_index
+
     read, shard = settings.read(), shard_number(context.partition_key)
     root = read.build_root
     try:
@@ -82,54 +79,69 @@ def shard_reads_back(context: dg.AssetCheckExecutionContext, settings: SettingsR
     )
 
 
+def shard_checks(partitions: dg.StaticPartitionsDefinition) -> list[dg.AssetChecksDefinition]:
+    """The checks of `shard_index`, each partition showing the result of its own."""
+    return [dg.asset_check(asset=shard_index, blocking=True, partitions_def=partitions)(shard_reads_back)]
+
+
 @dg.asset(
     group_name="index",
     kinds={"parquet"},
     code_version="1",
     automation_condition=follow_when_quiet,
     deps=[dg.AssetDep(shard_index, partition_mapping=dg.AllPartitionMapping())],
-    metadata={"dagster/column_schema": column_schema({f.name: (str(f.type), "") for f in MANIFEST_SCHEMA})},
 )
+@failing_in_one_line()
 def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
     """One row a landed file: where its rows are, how many can be found, what was left out and why, what made its shard."""
-    read = settings.read()
-    catalog = or_fail(lambda: catalog_of(read))
-    trained = or_fail(lambda: promoted_index(read.build_root))
-    table, fingerprint = write_manifest(read.build_root, trained, catalog), trained.fingerprint
-    states = shard_states(read.build_root, read.codec, fingerprint, catalog, listing_of(read, catalog))
+    from paired_index_assets.shards.generations import sweep_generations
+    from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, write_manifest
+    from paired_index_assets.shards.record import finished_shards
+    from paired_index_assets.shards.state import shard_states
+
+    build = settings.open()
+    read, root, fingerprint = build.settings, build.root, build.promoted.fingerprint
+    table = write_manifest(root, build.promoted, build.catalog)
+    states = shard_states(root, read.codec, fingerprint, build.catalog, build.listing)
     unfinished = [[shard_key(s.shard), s.state, s.why] for s in states if s.state != "current"]
     metadata = {
         "dagster/row_count": table.num_rows,
+        "dagster/column_schema": column_schema({f.name: (str(f.type), "") for f in MANIFEST_SCHEMA}),
         "shards": f"{len(states) - len(unfinished)} of {len(states)} current",
         "rows_indexed": sum(n or 0 for n in table["indexed"].to_pylist()),
         "rows_left_out": sum(n or 0 for n in table["left_out"].to_pylist()),
-        "bytes": sum(record.bytes for record in finished_shards(read.build_root.generation(fingerprint), read.codec, len(states)).values()),
-        "path": path(read.build_root.manifest),
+        "bytes": sum(record.bytes for record in finished_shards(root.generation(fingerprint), read.codec, len(states)).values()),
+        "path": path(root.manifest),
     }
-    sweep_generations(read.build_root, fingerprint)
+    sweep_generations(root, fingerprint)
     if unfinished:
         metadata["unfinished"] = markdown_table(["shard", "state", "why"], unfinished)
     return dg.MaterializeResult(metadata=metadata)
 
 
 @dg.asset_check(asset=index_manifest)
+@failing_in_one_line()
 def every_shard_is_current(settings: SettingsResource) -> dg.AssetCheckResult:
     """Every shard is there, and made by the promoted trained index from the files that are there."""
-    read = settings.read()
-    shards = catalog_of(read).shards
-    manifest, fingerprint = read_manifest(read.build_root), promoted_index(read.build_root).fingerprint
+    from paired_index_assets.shards.manifest import read_manifest
+
+    build = settings.open()
+    shards, manifest, fingerprint = build.catalog.shards, read_manifest(build.root), build.promoted.fingerprint
     made = {s for s, trained in zip(manifest["shard"].to_pylist(), manifest["trained"].to_pylist(), strict=True) if trained == fingerprint}
     return dg.AssetCheckResult(
         passed=len(made) == shards, severity=dg.AssetCheckSeverity.WARN, description=f"{len(made)} of {shards} shards are of {fingerprint}"
     )
 
 
-index_automation = dg.AutomationConditionSensorDefinition(
-    "index_automation",
-    target=dg.AssetSelection.groups("index", "quality"),
-    minimum_interval_seconds=TICK_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-)
+def index_automation(tick_seconds: int) -> dg.AutomationConditionSensorDefinition:
+    """Asks the automation conditions of the shards, the manifest and the report every `tick_seconds`."""
+    return dg.AutomationConditionSensorDefinition(
+        "index_automation",
+        target=dg.AssetSelection.groups("index", "quality"),
+        minimum_interval_seconds=tick_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+
 
 rebuild_shards = dg.define_asset_job(
     "rebuild_shards", selection=dg.AssetSelection.assets(shard_index), description="Shards by partition; unchanged ones are left alone."
@@ -144,12 +156,14 @@ def nightly_rebuild(
 
     A shard is stale if its files, its trained index or the rows taken down are not those it was made from. One run a shard.
     """
-    read = settings.read()
+    from paired_index_assets.shards.state import stale_shards
+
+    build = settings.open()
     try:
-        catalog, trained = catalog_of(read), promoted_index(read.build_root)
+        catalog, trained = build.catalog, build.promoted
     except MissingInput as error:
         return dg.SkipReason(str(error))
-    stale = stale_shards(read.build_root, trained.codec.name, trained.fingerprint, catalog, listing_of(read, catalog))
+    stale = stale_shards(build.root, trained.codec.name, trained.fingerprint, catalog, build.listing)
     night = f"{context.scheduled_execution_time:%Y-%m-%d}"
     if not stale:
         return dg.SkipReason(f"all {catalog.shards} shards are current or wait for files")

@@ -1,31 +1,25 @@
 """Centroids from pairs, and the trained index that every shard shares: chosen by evidence, on captions kept aside."""
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import numpy as np
 
-from paired_index_assets.assets.facts import Stopwatch, markdown_table, or_fail, path, picture
+from paired_index_assets.assets.facts import Stopwatch, failing_in_one_line, markdown_table, path, picture
 from paired_index_assets.assets.pairing import caption_image_pairs
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
-from paired_index_assets.builds.opened import aligned_sets, catalog_of
-from paired_index_assets.clustering.clusters import Clustering
-from paired_index_assets.clustering.course import course_png
-from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
-from paired_index_assets.contest.contestants import BASELINE, make_and_judge
-from paired_index_assets.contest.measuring import validation_of
-from paired_index_assets.pairing.pairs import read_pairs
-from paired_index_assets.pairing.split import Split
 from paired_index_assets.progress import Progress
-from paired_index_assets.rows import Selected
 from paired_index_assets.settings import Settings
-from paired_index_assets.trained.promotion import Promotion, promote, read_promotion
+
+if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
+    from paired_index_assets.builds.opened import OpenBuild
+    from paired_index_assets.clustering.clusters import Clustering
 
 ALL_METHODS = ("kmeans", "paired_kmeans")
 
 
 @dg.asset(group_name="training", kinds={"torch"}, code_version="1", pool="accelerator", deps=[caption_image_pairs])
+@failing_in_one_line()
 def paired_centroids(
     context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
 ) -> dg.MaterializeResult:
@@ -34,8 +28,10 @@ def paired_centroids(
     The iteration that covers most of the validation captions is kept: the objective is not monotone. A checkpoint after every iteration:
     a killed run goes on to the identical result.
     """
-    read, watch = settings.read(), Stopwatch()
-    made = or_fail(lambda: _clusterings(read, progress.of(context)))
+    from paired_index_assets.clustering.course import course_png
+
+    build, watch = settings.open(), Stopwatch()
+    made = _clusterings(build, progress.of(context))
     rows = [
         [method, number, f"{step.objective:.4f}", f"{step.recall:.4f}", f"{step.imbalance:.2f}", step.split, f"{step.seconds:.1f}"]
         for method, clustering in made.items()
@@ -50,14 +46,19 @@ def paired_centroids(
             "best_iteration": ", ".join(f"{method} {clustering.best_iteration}" for method, clustering in made.items()),
             "course": picture(course_png({method: c.history for method, c in made.items()}), "objective and imbalance by iteration"),
             "iterations": markdown_table(["method", "iteration", "objective", "coverage", "imbalance", "lists split", "seconds"], rows),
-            "path": path(read.build_root.clusters("*")),
+            "path": path(build.root.clusters("*")),
         }
     )
 
 
 @dg.asset_check(asset=paired_centroids, blocking=True)
+@failing_in_one_line()
 def centroids_are_unit_and_distinct(settings: SettingsResource) -> dg.AssetCheckResult:
     """Every centroid is a finite unit vector, and no two are equal."""
+    import numpy as np
+
+    from paired_index_assets.clustering.clusters import Clustering
+
     read = settings.read()
     faults = {}
     for method in _methods(read):
@@ -69,6 +70,7 @@ def centroids_are_unit_and_distinct(settings: SettingsResource) -> dg.AssetCheck
 
 
 @dg.asset(group_name="training", kinds={"faiss"}, code_version="1", pool="accelerator", deps=[paired_centroids])
+@failing_in_one_line()
 def trained_index(
     context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
 ) -> dg.MaterializeResult:
@@ -76,24 +78,27 @@ def trained_index(
 
     Every candidate is measured on the same captions at an equal share of vectors scanned; what won, and by how much, is recorded with it.
     """
-    read, watch, report, root = settings.read(), Stopwatch(), progress.of(context), settings.read().build_root
-    images, captions = aligned_sets(read)
+    from paired_index_assets.clustering.clusters import Clustering
+    from paired_index_assets.contest.contestants import make_and_judge
+    from paired_index_assets.pairing.split import Split
+    from paired_index_assets.trained.promotion import Promotion, promote
+
+    build, watch, report = settings.open(), Stopwatch(), progress.of(context)
+    read, root, (images, captions) = build.settings, build.root, build.pairs
     clusters = {method: Clustering.load(root.clusters(method)) for method in _methods(read)}
-    judged = or_fail(
-        lambda: make_and_judge(
-            images,
-            captions,
-            Split.load(root.split),
-            clusters,
-            images.valid(),
-            codec=read.codec,
-            rounding=read.rounding,
-            routings=_routings(read),
-            model=images.model,
-            seed=read.seed,
-            device=read.device,
-            progress=report,
-        )
+    judged = make_and_judge(
+        images,
+        captions,
+        Split.load(root.split),
+        clusters,
+        images.valid(),
+        codec=read.codec,
+        rounding=read.rounding,
+        routings=_routings(read),
+        model=images.model,
+        seed=read.seed,
+        device=read.device,
+        progress=report,
     )
     names = {}
     for entry in judged.candidates:
@@ -139,8 +144,11 @@ def trained_index(
 
 
 @dg.asset_check(asset=trained_index, blocking=True)
+@failing_in_one_line()
 def trained_index_is_no_worse_than_image_kmeans(settings: SettingsResource) -> dg.AssetCheckResult:
     """The promoted index is not worse than image k-means with the same codes by more than the interval (`allow_regression` lets it pass)."""
+    from paired_index_assets.trained.promotion import read_promotion
+
     read = settings.read()
     promoted = read_promotion(read.build_root)
     return dg.AssetCheckResult(
@@ -159,6 +167,8 @@ train = dg.define_asset_job(
 
 def _methods(settings: Settings) -> tuple[str, ...]:
     """The baseline is always built: every report compares with it."""
+    from paired_index_assets.contest.contestants import BASELINE
+
     return ALL_METHODS if settings.method == "auto" else tuple(dict.fromkeys((BASELINE, settings.method)))
 
 
@@ -168,11 +178,18 @@ def _routings(settings: Settings) -> dict[str, tuple[str, ...]]:
     return {method: asked if settings.method in ("auto", method) else () for method in _methods(settings)}
 
 
-def _clusterings(settings: Settings, progress: Progress) -> dict[str, Clustering]:
+def _clusterings(build: "OpenBuild", progress: Progress) -> dict[str, "Clustering"]:
     """method -> its centroids, saved."""
-    root = settings.build_root
-    images, captions = aligned_sets(settings)
-    nlist, valid = settings.lists_for(catalog_of(settings).total_rows), images.valid()
+    import numpy as np
+
+    from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
+    from paired_index_assets.contest.measuring import validation_of
+    from paired_index_assets.pairing.pairs import read_pairs
+    from paired_index_assets.pairing.split import Split
+    from paired_index_assets.rows import Selected
+
+    settings, root, (images, captions) = build.settings, build.root, build.pairs
+    nlist, valid = settings.lists_for(build.catalog.total_rows), images.valid()
     held_out = Split.load(root.split).validation
     validation = validation_of(images, captions, held_out, valid, nlist, seed=settings.seed, device=settings.device, progress=progress)
     pairs = read_pairs(root.pairs)

@@ -20,7 +20,6 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from paired_index_assets.blas import single_threaded_blas
 from paired_index_assets.codes.axes import QueryTransform
@@ -167,6 +166,8 @@ class TrainedCodec:
             return nearest
         if isinstance(rounding.step, np.ndarray):
             return np.asarray(rounding.levels(tile), np.uint8)
+        import torch
+
         levels: UInt8 = rounding.levels(torch.from_numpy(tile).to(rounding.step.device)).to(torch.uint8).cpu().numpy()
         return levels
 

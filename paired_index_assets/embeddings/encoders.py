@@ -25,7 +25,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy.typing as npt
 from PIL import Image
 
-from paired_index_assets.embeddings.openclip import OpenClipEncoder
 from paired_index_assets.errors import BadInput
 from paired_index_assets.rows import Float32
 
@@ -54,6 +53,8 @@ def load_encoder(model: str = "ViT-L-14", pretrained: str | None = "openai", dev
     open_clip's weights are loaded on first use.
     """
     if not DOTTED.fullmatch(model):
+        from paired_index_assets.embeddings.openclip import OpenClipEncoder  # brings torch and open_clip
+
         return OpenClipEncoder(model, pretrained, device)
     module, _, name = model.partition(":")
     try:

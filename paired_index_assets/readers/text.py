@@ -10,7 +10,6 @@ from itertools import groupby, islice
 from typing import BinaryIO
 
 import pyarrow as pa
-import torch
 
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.listing import ListedFile
@@ -132,6 +131,8 @@ def _read_list(pieces: list[tuple[ListedFile, list[str], int]], images: bool) ->
 
 
 def _saved_list(file: ListedFile) -> list[str]:
+    import torch
+
     try:
         with as_path(file.url).open("rb") as stream:
             content = torch.load(stream, map_location="cpu", weights_only=True)

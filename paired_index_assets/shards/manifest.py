@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
@@ -101,12 +100,16 @@ def read_manifest(root: BuildRoot) -> pa.Table:
 
 def read_lengths(path: UPath | Path) -> tuple[list[str], list[int], list[str]]:
     """(Parquet file names, rows of each, index files) from a `parquet_lengths_paired.list`."""
+    import torch
+
     with path.open("rb") as stream:
         names, lengths, indices = torch.load(stream, weights_only=True)
     return names, lengths, indices
 
 
 def _write_lengths(root: BuildRoot, catalog: Catalog, index_files: list[str]) -> None:
+    import torch
+
     names, lengths = [], []
     for name, slices in catalog.by_name.items():
         names.append(Path(name.replace("img_emb", "metadata")).with_suffix(".parquet").name)

@@ -11,20 +11,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
-import torch
 from upath import UPath
 
 from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import as_path, atomic_file, digest_of, digest_of_parts, is_local, read_json, write_json
-from paired_index_assets.neighbors.assigning import Assigner
 from paired_index_assets.rows import Float32, Int64, UInt8, usable_rows
 from paired_index_assets.trained.coarse import Groups, probe, quantizer_of
+
+if TYPE_CHECKING:
+    from paired_index_assets.neighbors.assigning import Assigner
 
 FORMAT = 3
 NPROBE = 8  # the paper's
@@ -69,6 +70,8 @@ class TrainedIndex:
 
         device: of both; left out, the GPU if there is one.
         """
+        import torch  # readers of an index have no need of it
+
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         vectors = np.asarray(vectors)
         usable = usable_rows(vectors)
@@ -82,6 +85,8 @@ class TrainedIndex:
 
     @cached_property
     def _assigner(self) -> Assigner:
+        from paired_index_assets.neighbors.assigning import Assigner
+
         return Assigner()
 
     @property

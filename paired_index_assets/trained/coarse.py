@@ -16,9 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from faiss.contrib.ivf_tools import add_preassigned
 
-from paired_index_assets.clustering.kmeans import train_kmeans
 from paired_index_assets.errors import BadInput
-from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.rows import Float32, Int64
 
 FEWEST_LISTS = 1024  # below, comparing a query with every centroid costs less than it saves
@@ -45,6 +43,9 @@ class Groups:
 
 def group_lists(centroids: Float32, *, seed: int, probed: float = GROUPS_PROBED) -> Groups:
     """Groups of the lists of `centroids` (nlist, d): the power of two nearest sqrt(nlist), `probed` of them looked in."""
+    from paired_index_assets.clustering.kmeans import train_kmeans  # brings torch, of which a search has no need
+    from paired_index_assets.neighbors.exact import assign
+
     count = 2 ** round(math.log2(len(centroids)) / 2)
     groups = train_kmeans(centroids, count, niter=GROUP_ITERATIONS, seed=seed).centroids
     return Groups(groups, assign(centroids, groups), max(1, math.ceil(probed * count)))

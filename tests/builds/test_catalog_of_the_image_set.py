@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from upath import UPath
 
 from paired_index_assets import ShardedIndex
-from paired_index_assets.builds.opened import caption_set, image_set, listing_of, write_catalog
+from paired_index_assets.builds.opened import OpenBuild, write_catalog
 from paired_index_assets.embeddings.features import adopt_features
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.landing.landed import read_blocks
@@ -49,8 +49,7 @@ def rows_like(modality, count, seed):
 
 def catalogued_rows(of):
     """What the shards will be made of: the rows of every catalogued file, read where the build finds it, with their ids."""
-    catalog = write_catalog(of)
-    listing = listing_of(of, catalog)
+    catalog, listing = write_catalog(OpenBuild(of)), OpenBuild(of).listing
     found, ids = [], []
     for file in catalog:
         for block in read_blocks(file, listing[file.name].path):
@@ -60,7 +59,7 @@ def catalogued_rows(of):
 
 
 def assert_the_images_are_catalogued_and_nothing_else(of):
-    images, captions = image_set(of), caption_set(of)
+    images, captions = OpenBuild(of).images, OpenBuild(of).captions
     found, ids = catalogued_rows(of)
     np.testing.assert_array_equal(ids, np.arange(len(images)))
     np.testing.assert_array_equal(found, images[:])
@@ -118,7 +117,7 @@ def test_the_catalog_of_a_build_without_landing_folder_is_its_image_set(tmp_path
             part_rows=layout["part_rows"],
             cache=root.cache,
         )
-    assert len(image_set(of)) == sum(counts) * (1 + layout["twice"])
+    assert len(OpenBuild(of).images) == sum(counts) * (1 + layout["twice"])
     assert_the_images_are_catalogued_and_nothing_else(of)
 
 

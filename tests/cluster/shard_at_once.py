@@ -5,17 +5,15 @@ import sys
 import time
 from pathlib import Path
 
-from paired_index_assets.builds.opened import catalog_of, listing_of
+from paired_index_assets.builds.opened import OpenBuild
 from paired_index_assets.settings import load_settings
 from paired_index_assets.shards.build import build_shard
-from paired_index_assets.trained.promotion import promoted_index
 
 PATIENCE_SECONDS = 60
 
 
 def main(shard: int, meeting: Path, parties: int) -> None:
-    settings = load_settings()
-    catalog = catalog_of(settings)
+    build = OpenBuild(load_settings())
 
     def meet(step: str, done: int, total: int, /, **_: object) -> None:
         """At the first word of progress: wait for the others."""
@@ -26,7 +24,7 @@ def main(shard: int, meeting: Path, parties: int) -> None:
                 raise SystemExit("the other run never came")
             time.sleep(0.05)
 
-    build_shard(settings.build_root, promoted_index(settings.build_root), catalog, shard, listing_of(settings, catalog), progress=meet)
+    build_shard(build.root, build.promoted, build.catalog, shard, build.listing, progress=meet)
     print("built", flush=True)
 
 

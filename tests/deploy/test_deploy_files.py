@@ -35,7 +35,7 @@ def test_the_run_launcher_gets_its_address_from_the_environment(monkeypatch):
 
 
 def test_the_settings_for_one_machine_are_those_that_come_with_the_package():
-    assert os.path.samefile(DEPLOY / "one-machine/dagster.yaml", str(files("dagster_project").joinpath("dagster.yaml")))
+    assert os.path.samefile(DEPLOY / "one-machine/dagster.yaml", str(files("paired_index_assets.assets").joinpath("dagster.yaml")))
 
 
 def test_the_values_for_kubernetes_ask_for_a_gpu_a_run_and_say_that_they_were_not_run():

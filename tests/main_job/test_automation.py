@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
-from dagster_project.definitions import assemble
+from paired_index_assets.assets.code_location import assemble
 from paired_index_assets.assets.landing import landed_embeddings_sensor
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.assets.resources import ProgressLog, settings_resource
 from paired_index_assets.assets.shards import nightly_rebuild, shard_index
 from paired_index_assets.assets.training import trained_index
-from paired_index_assets.builds.opened import write_catalog
+from paired_index_assets.builds.opened import OpenBuild, write_catalog
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.settings import load_settings
 
@@ -55,7 +55,7 @@ class World:
         context = dg.build_sensor_context(
             instance=self.instance, cursor=self.sensor_cursor, resources={"settings": settings_resource(self.settings)}
         )
-        result = landed_embeddings_sensor(context)
+        result = landed_embeddings_sensor(30)(context)
         if isinstance(result, dg.SkipReason):
             self.sensor_cursor = context.cursor
             return []
@@ -263,7 +263,7 @@ def test_files_beyond_the_catalog_extend_the_last_shard_and_rebuild_no_other(wor
     assert (world.root / "shards" / first).read_bytes() == before[first]
     assert after[last].ntotal == sum(file.rows for file in catalog.files(SHARDS - 1))
     assert after[last].ntotal > faiss.deserialize_index(np.frombuffer(before[last], np.uint8)).ntotal
-    assert write_catalog(world.settings).all_files == catalog.all_files  # a new training keeps what was appended
+    assert write_catalog(OpenBuild(world.settings)).all_files == catalog.all_files  # a new training keeps what was appended
 
 
 def test_a_source_that_can_list_its_files_is_watched_like_the_landing_folder(world, tmp_path):

@@ -6,7 +6,7 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from dagster_project.definitions import assemble
+from paired_index_assets.assets.code_location import assemble
 from paired_index_assets.assets.resources import ProgressLog
 from paired_index_assets.pairing.pairs import BLOCK_ROWS
 from paired_index_assets.sample import sample_model

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from misbehaving import Html, MisbehavingServer, Reset, Status, Truncate
 
-from dagster_project.definitions import assemble
 from paired_index_assets import ShardedIndex
+from paired_index_assets.assets.code_location import assemble
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.assets.resources import ProgressLog
 from paired_index_assets.embeddings.sets import EmbeddingSet

@@ -1,0 +1,42 @@
+"""What is deployed, and with which resources: the whole code location, assembled from settings that somebody hands in.
+
+Nothing is read at import. How many partitions there are, and how often sensors look, is settled here: another count of shards or runs is
+another code location.
+"""
+
+from typing import Any
+
+import dagster as dg
+
+from paired_index_assets.assets import embeddings, landing, pairing, report, shards, training
+from paired_index_assets.assets.lost_runs import lost_runs_sensor
+from paired_index_assets.assets.partitions import shard_partitions, share_partitions
+from paired_index_assets.assets.resources import ProgressLog, settings_resource
+from paired_index_assets.settings import Settings
+
+_MODULES = [embeddings, pairing, training, shards, report]
+_OF_A_SHARD = {landing.landed_embeddings.key, shards.shard_index.key}
+
+
+def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
+    """The code location with these settings; `progress` says how assets report how far they are."""
+    loaded: list[Any] = list(dg.load_assets_from_modules(_MODULES))  # Dagster's type allows kinds that modules of ours do not hold
+    of_a_shard, of_a_share = shard_partitions(settings), share_partitions(settings)
+    in_parts = [dg.job(partitions_def=of_a_share)(work) for work in (embeddings.embed_in_parts, pairing.pair_in_parts)]
+
+    def partitioned(spec: dg.AssetSpec) -> dg.AssetSpec:
+        return spec.replace_attributes(partitions_def=of_a_shard) if spec.key in _OF_A_SHARD else spec
+
+    return dg.Definitions(
+        assets=dg.map_asset_specs(partitioned, [landing.landed_embeddings, *loaded]),
+        asset_checks=[*dg.load_asset_checks_from_modules(_MODULES), *shards.shard_checks(of_a_shard)],
+        resources={"settings": settings_resource(settings), "progress": progress},
+        jobs=[*in_parts, training.train, shards.rebuild_shards],
+        schedules=[shards.nightly_rebuild],
+        sensors=[
+            landing.landed_embeddings_sensor(settings.tick_seconds),
+            shards.index_automation(settings.tick_seconds),
+            lost_runs_sensor,
+        ],
+        executor=dg.multiprocess_executor.configured({"max_concurrent": 2}),
+    )
