@@ -85,6 +85,11 @@ class Generation:
     def packed(self) -> UPath:
         return self.folder / "packed"
 
+    @property
+    def reading(self) -> UPath:
+        """The lock that readers share, locally."""
+        return self.folder / ".reading.lock"
+
     def shard(self, codec: str, number: int) -> ShardPlace:
         return ShardPlace(self, codec, number)
 

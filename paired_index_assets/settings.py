@@ -99,6 +99,11 @@ class Settings(BaseSettings):
     allow_regression: bool = _field(False, "Training", "Let an index through that is worse than image k-means on validation captions.")
 
     shards: int = _field(58, "Shards", "Shard files.", ge=1, le=10_000)
+    in_place: bool = _field(
+        False,
+        "Shards",
+        "Delete the shards that are served before those of a new trained index are built, where the disk has no room for both.",
+    )
     tick_seconds: int = _field(30, "Shards", "Seconds between two looks at the landing folder.", ge=1)
     nprobe: int | None = _field(None, "Search", "Inverted lists a query visits; left out, as many as the build chose.", ge=1)
     parallel_runs: int = _field(

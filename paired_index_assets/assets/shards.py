@@ -32,11 +32,14 @@ def shard_index(
     an unchanged shard is not touched.
     """
     from paired_index_assets.shards.build import build_shard, data_version
+    from paired_index_assets.shards.sweeping import sweep
 
     build, watch, shard = settings.open(), Stopwatch(), shard_number(context.partition_key)
     trained, catalog, listing = build.promoted, build.catalog, build.listing
     report = progress.of(context)
+    sweep(build.root, trained.fingerprint, catalog, in_place=build.settings.in_place)  # room for what is made now
     made = build_shard(build.root, trained, catalog, shard, listing, supply=build.supply(report), progress=report)
+    sweep(build.root, trained.fingerprint, catalog)
     version = version_of(landed_by_shard(listing, catalog).get(shard, []))
     return dg.MaterializeResult(
         metadata={
@@ -94,10 +97,10 @@ def shard_checks(partitions: dg.StaticPartitionsDefinition) -> list[dg.AssetChec
 @failing_in_one_line()
 def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
     """One row a landed file: where its rows are, how many can be found, what was left out and why, what made its shard."""
-    from paired_index_assets.shards.generations import sweep_generations
     from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, write_manifest
     from paired_index_assets.shards.record import finished_shards
     from paired_index_assets.shards.state import shard_states
+    from paired_index_assets.shards.sweeping import sweep
 
     build = settings.open()
     read, root, fingerprint = build.settings, build.root, build.promoted.fingerprint
@@ -113,7 +116,7 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
         "bytes": sum(record.bytes for record in finished_shards(root.generation(fingerprint), read.codec, len(states)).values()),
         "path": path(root.manifest),
     }
-    sweep_generations(root, fingerprint)
+    sweep(root, fingerprint, build.catalog, in_place=read.in_place)
     if unfinished:
         metadata["unfinished"] = markdown_table(["shard", "state", "why"], unfinished)
     return dg.MaterializeResult(metadata=metadata)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from upath import UPath
 
@@ -29,6 +30,24 @@ def one_of_writers(lock: UPath | Path) -> Iterator[None]:
     """Hold `lock` together with others that write other files. Raises Busy at once if an `only_writer` holds it, as that one does now."""
     with _held(lock, fcntl.LOCK_SH, "runs that share the work"):
         yield
+
+
+def shared(lock: UPath | Path) -> BinaryIO | None:
+    """Hold `lock` together with other readers, until the handle is closed or forgotten; None where that is not possible (an object
+    store, a folder one can only read, a writer's turn): readers are many, and none waits for a lock."""
+    lock = as_path(lock)
+    if not is_local(lock):
+        return None
+    try:
+        handle = Path(lock.path).open("a+b")  # noqa: SIM115, it is the caller's
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        return None
+    return handle
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import faiss
 import numpy as np
@@ -48,6 +48,7 @@ class ShardedIndex:
         self.missing = missing
         self.mapped = shards
         self._removed = removed
+        self._held: BinaryIO | None = None
         self._workers = Workers()
         self.ntotal = sum(mapped.ntotal for mapped in shards.values())
         self._file = file  # a copy stays while it is searched
@@ -76,7 +77,9 @@ class ShardedIndex:
         if wrong and not partial:
             raise _together(wrong)
         missing = {number: str(error) for number, error in wrong.items()}
-        return cls(served.trained, served.file, shards, missing, RemovedIds(build))
+        index = cls(served.trained, served.file, shards, missing, RemovedIds(build))
+        index._held = served.held
+        return index
 
     def search(
         self, queries: npt.ArrayLike, k: int, *, nprobe: int | None = None, exclude: npt.ArrayLike | None = None
@@ -97,6 +100,8 @@ class ShardedIndex:
     def close(self) -> None:
         """Stop the search threads. What is mapped is unmapped when the last reference to the index goes."""
         self._workers.close()
+        if self._held is not None:
+            self._held.close()
 
     def __enter__(self) -> ShardedIndex:
         return self

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput, PairedIndexError
 from paired_index_assets.files.cache import Cache, LocalFile
 from paired_index_assets.files.listing import list_entries
+from paired_index_assets.files.locks import shared
 from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.files.storage import is_local
 from paired_index_assets.landing.catalog import Catalog
@@ -30,6 +32,7 @@ class ServedIndex:
     trained: TrainedIndex
     file: LocalFile
     catalog: Catalog | None
+    held: BinaryIO | None = field(default=None, repr=False, compare=False)  # so that the generation stays while it is searched
 
     @property
     def shards(self) -> list[ShardPlace]:
@@ -44,7 +47,8 @@ def served_index(build: BuildRoot) -> ServedIndex:
     if generation is None:
         raise MissingInput(f"{build.shards}: no shards yet; build them first")
     catalog = Catalog.load(build.catalog) if build.catalog.exists() else None
-    return ServedIndex(generation, trained_of(generation), build.cache.local(generation.trained), catalog)
+    held = shared(generation.reading)
+    return ServedIndex(generation, trained_of(generation), build.cache.local(generation.trained), catalog, held)
 
 
 class ServedStamp:

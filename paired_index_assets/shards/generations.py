@@ -20,7 +20,7 @@ from paired_index_assets.files.storage import is_local, publish_link, read_json,
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot, Generation
 from paired_index_assets.shards.record import finished_shards
-from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.artifact import TrainedIndex, files_of
 from paired_index_assets.trained.promotion import read_promotion
 
 EARLIER = "shards.before"  # where a folder goes that is in the place of the link
@@ -39,6 +39,14 @@ def served_generation(root: BuildRoot) -> Generation | None:
         return None
     generation = root.generation(fingerprint)
     return generation if generation.records.exists() else None
+
+
+def served_if_any(root: BuildRoot) -> Generation | None:
+    """For who writes: a link or pointer that is none, and the shards of an earlier release, are as nothing, and are replaced."""
+    try:
+        return served_generation(root)
+    except (BadInput, DamagedArtifact):
+        return None
 
 
 def serve(root: BuildRoot, generation: Generation) -> None:
@@ -61,7 +69,7 @@ def serve_when_whole(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) -
 
     Not if another one is promoted meanwhile, whose turn it is.
     """
-    mine, served = root.generation(trained.fingerprint), served_generation(root)
+    mine, served = root.generation(trained.fingerprint), served_if_any(root)
     if served == mine and not (is_local(root.root) and _is_folder(Path(root.shards.path))):
         return True
     if root.promoted.exists() and read_promotion(root).fingerprint != trained.fingerprint:
@@ -94,22 +102,6 @@ def _is_earlier_record(record: Path, shard: Path) -> bool:
         return False
 
 
-def sweep_generations(root: BuildRoot, promoted: str) -> list[str]:
-    """Delete every generation but the one that is served and the one of the trained index `promoted`, which is being made, and the
-    segments of all but that: no other is built any more. Returns the fingerprints of what was deleted."""
-    served = served_generation(root)
-    gone = []
-    for folder in sorted(root.generations.iterdir(), key=lambda folder: str(folder.name)) if root.generations.exists() else ():
-        generation = Generation(folder)
-        if not FINGERPRINT.fullmatch(generation.fingerprint) or generation.fingerprint == promoted:
-            continue
-        unused = generation.segments if generation == served else folder
-        if unused.exists():
-            unused.fs.rm(unused.path, recursive=True)
-            gone.append(generation.fingerprint)
-    return gone
-
-
 @contextmanager
 def served_when_whole(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) -> Iterator[None]:
     """Where the block ends well, see whether the generation of `trained` is to be served now."""
@@ -120,8 +112,7 @@ def served_when_whole(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) 
 def keep_trained(root: BuildRoot, trained: TrainedIndex) -> None:
     """Leave a copy of the trained index with its generation, which is searched with it also when another has been trained."""
     generation = root.generation(trained.fingerprint)
-    card = generation.trained.with_name(f"{generation.trained.name}.json")
-    if not card.exists():
+    if not all(file.exists() for file in files_of(generation.trained)):
         trained.save(generation.trained)
 
 
@@ -161,7 +152,7 @@ def _linked(root: BuildRoot) -> str | None:
     except OSError:
         return _copied(root, link)
     if target.parts[:1] != ("generations",) or target.parts[2:] != ("shards",) or not FINGERPRINT.fullmatch(target.parts[1]):
-        raise DamagedArtifact(f"{link}: a link to {target}, expected generations/FINGERPRINT/shards; delete it and build again")
+        raise DamagedArtifact(f"{link}: a link to {target}, expected generations/FINGERPRINT/shards; build again, which puts it right")
     return target.parts[1]
 
 
@@ -185,7 +176,7 @@ def _pointed(pointer: UPath) -> str | None:
     except MissingInput:
         return None
     except (KeyError, TypeError) as error:
-        raise DamagedArtifact(f"{pointer}: names no generation; delete it and build again") from error
+        raise DamagedArtifact(f"{pointer}: names no generation; build again, which writes it anew") from error
     if not isinstance(fingerprint, str) or not FINGERPRINT.fullmatch(fingerprint):
-        raise DamagedArtifact(f"{pointer}: names {fingerprint!r}, expected a fingerprint; delete it and build again")
+        raise DamagedArtifact(f"{pointer}: names {fingerprint!r}, expected a fingerprint; build again, which writes it anew")
     return fingerprint

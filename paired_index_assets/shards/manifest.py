@@ -19,7 +19,7 @@ from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import atomic_file, is_local, read_parquet, write_bytes
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.shards.generations import served_generation, trained_of
+from paired_index_assets.shards.generations import served_if_any, trained_of
 from paired_index_assets.shards.record import finished_record, read_failure, shard_file
 from paired_index_assets.trained.artifact import TrainedIndex
 
@@ -59,7 +59,7 @@ def write_manifest(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) -> 
     """
     rows, index_files = [], []
     made = root.generation(trained.fingerprint)
-    served = served_generation(root) or made
+    served = served_if_any(root) or made
     codec = trained.codec.name if served == made else trained_of(served).codec.name
     for shard in range(catalog.shards):
         place = served.shard(codec, shard)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -170,3 +171,9 @@ def _unpacked(path: UPath | Path, head: bytes) -> tuple[SegmentHeader, int]:
         return SegmentHeader(**fields), start
     except TypeError as error:
         raise DamagedArtifact(f"{path}: not a segment ({error}); {CURE}") from error
+
+
+def file_id_of(name: str) -> int | None:
+    """The file that a segment of this name is of; None for what is not the name of a segment."""
+    found = re.fullmatch(r"(\d{6,})\.segment", name)
+    return int(found[1]) if found else None

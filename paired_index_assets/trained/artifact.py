@@ -121,7 +121,7 @@ class TrainedIndex:
 
         On an object store `path` should name the content (BuildRoot.trained_index), so that nobody reads files of two.
         """
-        index, arrays, card = _files(path)
+        index, arrays, card = files_of(path)
         digests = {}
         if is_local(card) and not _is_card_of(card, self.fingerprint):
             card.unlink(missing_ok=True)
@@ -153,7 +153,7 @@ class TrainedIndex:
     @classmethod
     def load(cls, path: str | Path | UPath) -> TrainedIndex:
         """Read what `save` wrote. Raises MissingInput, or DamagedArtifact if a file is not the one that was saved."""
-        index, arrays, card = _files(path)
+        index, arrays, card = files_of(path)
         content = read_json(card)
         try:
             if content["format"] != FORMAT:
@@ -190,7 +190,8 @@ class TrainedIndex:
         return arrays | {f"groups.{name}": array for name, array in (self.groups.arrays() if self.groups else {}).items()}
 
 
-def _files(path: str | Path | UPath) -> tuple[UPath, UPath, UPath]:
+def files_of(path: str | Path | UPath) -> tuple[UPath, UPath, UPath]:
+    """The faiss file, the arrays and the card, which is written last."""
     index = as_path(path)
     return index, index.with_name(index.name + ".npz"), index.with_name(index.name + ".json")
 

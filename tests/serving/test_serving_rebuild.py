@@ -19,7 +19,7 @@ from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.serving import reloading
 from paired_index_assets.serving.reloading import Reloading, watched
 from paired_index_assets.serving.service import SearchService
-from paired_index_assets.shards.generations import sweep_generations
+from paired_index_assets.shards.sweeping import sweep
 
 CLIENTS, QUERIES, K = 32, 12, 30
 
@@ -48,7 +48,7 @@ class Alternating:
         build = self.builds[which]
         promote(build.root, build.trained)
         rebuild(build)
-        sweep_generations(build.root, build.trained.fingerprint)
+        sweep(build.root, build.trained.fingerprint, build.catalog)
 
 
 def alternate_until(done, sets):

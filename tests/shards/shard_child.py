@@ -18,6 +18,7 @@ from paired_index_assets.fetching.sources import Patience
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.build import build_shard
+from paired_index_assets.shards.sweeping import sweep
 from paired_index_assets.shards.truth import TestCaptions
 from paired_index_assets.trained.artifact import TrainedIndex
 
@@ -52,6 +53,15 @@ def build_everything_fetched(place: Path, root: Path, url: str) -> None:
 
     for shard in range(catalog.shards):
         build_shard(BuildRoot.at(root), trained, catalog, shard, {}, supply=supply, block_rows=100)
+
+
+def rebuild_and_sweep(place: Path, root: Path) -> None:
+    """Build every shard of the trained index at `place`, and after each delete what is not needed any more."""
+    trained = TrainedIndex.load(place / "trained.index")
+    catalog = Catalog.load(place / "catalog.parquet")
+    for shard in range(catalog.shards):
+        build_shard(BuildRoot.at(root), trained, catalog, shard, place / "landing", block_rows=100)
+        sweep(BuildRoot.at(root), trained.fingerprint, catalog)
 
 
 def build_and_die_at(place: Path, root: Path, moment: int) -> None:

@@ -23,10 +23,10 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards import assemble
 from paired_index_assets.shards.build import ShardSummary, build_shard
 from paired_index_assets.shards.encode import SegmentEncoder, segment_path
-from paired_index_assets.shards.generations import sweep_generations
 from paired_index_assets.shards.record import finished_record, read_failure, read_record, verify_shard
 from paired_index_assets.shards.segment import open_segment, read_header, write_segment
 from paired_index_assets.shards.state import shard_states, stale_shards
+from paired_index_assets.shards.sweeping import sweep
 
 
 def build_all(world: World, **options: object) -> list[ShardSummary]:
@@ -190,7 +190,7 @@ def test_a_new_trained_index_makes_everything_stale_and_its_old_segments_can_go(
     again = build_all(newer)
     assert not any(s.unchanged for s in again)
     assert sum(len(s.encoded) for s in again) == 9
-    assert sweep_generations(world.root, newer.trained.fingerprint) == [world.trained.fingerprint]
+    assert sweep(world.root, newer.trained.fingerprint, world.catalog) == [f"generation {world.trained.fingerprint}"]
     assert all(s.unchanged for s in build_all(newer))
 
 
