@@ -73,6 +73,10 @@ def plan(
         ["known missing", f"{made.missing_files} files, {made.missing_rows:,} rows, {made.waiting_shards} shards wait for them"],
         ["input", f"{_bytes(made.input_bytes)}, largest file {_bytes(made.largest_file_bytes)}"],
         ["segments, shards", f"{_bytes(made.segment_bytes)}, {_bytes(made.shard_bytes)} (largest {_bytes(made.largest_shard_bytes)})"],
+        [
+            "disk for a new trained index",
+            f"{_bytes(made.retrain_bytes)} with the shards served meanwhile, {_bytes(made.segment_bytes + made.shard_bytes)} --in-place",
+        ],
         ["memory to build a shard", _bytes(made.build_memory_bytes)],
         ["memory to search", _bytes(made.search_memory_bytes)],
     ]

@@ -16,6 +16,7 @@ from paired_index_assets.errors import DamagedArtifact, PairedIndexError
 from paired_index_assets.fetching.sources import parse_sources, shown
 from paired_index_assets.files.deadline import within
 from paired_index_assets.files.storage import is_local, nearest_folder, patiently
+from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import list_folder
 from paired_index_assets.settings import Settings, load_settings
 
@@ -50,7 +51,11 @@ def doctor(patient: Patient) -> None:
         ("Dagster", lambda: _dagster(settings)),
     ]
     if trouble is None:
-        checks += [("trained index", lambda: _trained(settings)), ("shards", lambda: _shards(settings))]
+        checks += [
+            ("trained index", lambda: _trained(settings)),
+            ("generations", lambda: _generations(settings)),
+            ("shards", lambda: _shards(settings)),
+        ]
     rows, failed = [], []
     for name, check in checks:
         try:
@@ -132,10 +137,35 @@ def _trained(settings: Settings) -> str:
     return f"{trained.method}, {trained.nlist} lists, {trained.codec.name}, fingerprint {trained.fingerprint}: whole"
 
 
+def _generations(settings: Settings) -> str:
+    from paired_index_assets.shards.generations import served_generation
+    from paired_index_assets.shards.sweeping import being_made, bytes_of, unexpected
+    from paired_index_assets.trained.promotion import promoted_index
+
+    root = settings.build_root
+    if not (root.promoted.exists() and root.catalog.exists()):
+        return "none yet"
+    trained, catalog, served = promoted_index(root), Catalog.load(root.catalog), served_generation(root)
+    if lines := unexpected(root, trained.fingerprint, catalog):
+        raise DamagedArtifact("; ".join(lines))
+    if served is None:
+        return "none yet"
+    found = f"{served.fingerprint} is served, {bytes_of(served) / 1e9:,.3g} GB"
+    made = being_made(root, trained.fingerprint, trained.codec.name, catalog)
+    if made is None:
+        return found
+    lacking = ", ".join(map(str, made.lacking)) or "none: the next run of a shard serves it"
+    return (
+        f"{found}; {made.generation.fingerprint} is being made beside it, {len(made.finished)} shards, {bytes_of(made.generation) / 1e9:,.3g} "
+        f"GB, and is served when it has these too: {lacking}. Where files for them will never land again, build with --in-place"
+    )
+
+
 def _shards(settings: Settings) -> str:
     from paired_index_assets.search.sharded import ShardedIndex
+    from paired_index_assets.shards.generations import served_generation
 
-    if not settings.build_root.manifest.exists():
+    if served_generation(settings.build_root) is None:
         return "none yet"
     with ShardedIndex.open(settings.build_root, verify=True) as index:
         return f"{len(index.shards)} shards, {index.ntotal:,} vectors, every byte as recorded"

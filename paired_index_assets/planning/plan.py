@@ -33,6 +33,7 @@ class Plan:
     largest_file_bytes: int
     segment_bytes: int
     shard_bytes: int
+    retrain_bytes: int  # while a new trained index builds its shards beside those that are served
     largest_shard_bytes: int
     build_memory_bytes: int  # for one shard at a time
     search_memory_bytes: int  # lists are mapped; the coarse quantizer is held once
@@ -74,6 +75,7 @@ def plan_build(
         largest_file_bytes=max(sizes.values()),
         segment_bytes=segments,
         shard_bytes=shards,
+        retrain_bytes=2 * shards + segments,
         largest_shard_bytes=widest * per_row + quantizer,
         build_memory_bytes=widest * per_row + quantizer + BUILD_RESERVE_BYTES,
         search_memory_bytes=quantizer,
