@@ -33,6 +33,7 @@ class Rows(Protocol):
 
 
 LEAST_NORM, MOST_NORM = 1e-18, 1e18  # float32 holds the squares of all lengths between them
+NORM_TOLERANCE = 1e-2  # half precision moves a norm by about 1e-3 (as in LAION's embeddings); ten times that is another kind of vector
 CACHED_ROWS = 128
 HALF_INFINITY = 65536.0  # what the bits of a float16 infinity would mean if they were a number
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -46,6 +46,11 @@ class Settings(BaseSettings):
         None, "Input and output", "Image embeddings instead of pictures: .npy, tensor, safetensors or Parquet."
     )
     caption_features: str | None = _field(None, "Input and output", "Caption embeddings, row i belonging to row i of the image embeddings.")
+    normalize: Literal["auto", "always", "never"] = _field(
+        "auto",
+        "Input and output",
+        "Features divided by their norms: `auto` where all rows are off, as a model writes them; `always`; or `never`.",
+    )
     caption_texts: str | None = _field(
         None, "Input and output", "Parquet whose row i has the `caption` of pair i: shown in results, and equal texts are kept on one side."
     )
@@ -119,6 +124,12 @@ class Settings(BaseSettings):
         None, "Hardware", "Most disk that these copies may take; the least recently used go first. Left out, all the disk has.", gt=0
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any, info: ValidationInfo) -> Any:
+        """``--caption-texts ''`` takes back what the last build was given."""
+        return None if value == "" and info.field_name in UNSETTABLE else value
+
     @model_validator(mode="after")
     def _inputs_go_together(self) -> Settings:
         if (self.image_features is None) != (self.caption_features is None):
@@ -149,11 +160,14 @@ class Settings(BaseSettings):
         return self.nlist or 2 ** max(0, math.floor(math.log2(4 * math.sqrt(max(rows, 1)))))
 
     def environment(self) -> dict[str, str]:
-        """The same settings as environment variables, for the processes a run starts."""
-        return {f"{ENVIRONMENT_PREFIX}{name.upper()}": str(value) for name, value in self.model_dump().items() if value is not None}
+        """The same settings as environment variables, for the processes a run starts; what is not set is said to be so, empty."""
+        return {f"{ENVIRONMENT_PREFIX}{name.upper()}": "" if value is None else str(value) for name, value in self.model_dump().items()}
 
     def save(self) -> None:
         write_json(self.build_root.settings, self.model_dump(exclude=OF_THE_MACHINE))
+
+
+UNSETTABLE = frozenset(name for name, field in Settings.model_fields.items() if type(None) in get_args(field.annotation))
 
 
 class _LastBuild(PydanticBaseSettingsSource):

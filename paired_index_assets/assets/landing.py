@@ -6,6 +6,7 @@ then a materialization with the same data version: staleness reads the first, au
 
 import json
 from collections.abc import Iterable
+from typing import Any, TypeGuard
 
 import dagster as dg
 
@@ -36,7 +37,7 @@ def report_quiet_shards(
     from paired_index_assets.builds.opened import append_landed
 
     build = settings.open()
-    state = {"reported": {}, "waiting": {}, "unknown": {}} | json.loads(context.cursor or "{}")
+    state = _remembered(context.cursor)
     try:
         appended = append_landed(build, state["unknown"])
     except MissingInput as error:
@@ -73,6 +74,21 @@ def landed_embeddings_sensor(tick_seconds: int) -> dg.SensorDefinition:
     """`report_quiet_shards`, asked every `tick_seconds`."""
     named = dg.sensor(name="landed_embeddings_sensor", minimum_interval_seconds=tick_seconds, default_status=dg.DefaultSensorStatus.RUNNING)
     return named(report_quiet_shards)
+
+
+def _remembered(cursor: str | None) -> dict[str, dict[str, str]]:
+    """What the last tick left; nothing where the cursor is not one of this sensor: then every shard is reported anew, harmlessly."""
+    try:
+        found = json.loads(cursor or "{}")
+    except (ValueError, RecursionError):
+        found = {}
+    found = found if isinstance(found, dict) else {}
+    kept = {name: found.get(name) for name in ("reported", "waiting", "unknown")}
+    return {name: value if _is_text(value) else {} for name, value in kept.items()}
+
+
+def _is_text(found: Any) -> TypeGuard[dict[str, str]]:
+    return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
 
 
 def landed_shards(settings: Settings) -> list[int]:

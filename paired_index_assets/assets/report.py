@@ -76,7 +76,12 @@ def _report(build: "OpenBuild", progress: Progress) -> "RecallReport":
         images.valid(),
         candidates_of(root),
         promoted,
-        facts={"images": images.source.name, "encoder": images.model or "not named", "nlist": promoted.nlist},
+        facts={
+            "images": images.source.name,
+            "encoder": images.model or "not named",
+            "nlist": promoted.nlist,
+            "normalized": ", ".join(build.normalized) or "none",
+        },
         seed=settings.seed,
         device=settings.device,
         progress=progress,

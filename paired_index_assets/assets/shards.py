@@ -104,7 +104,7 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
 
     build = settings.open()
     read, root, fingerprint = build.settings, build.root, build.promoted.fingerprint
-    table = write_manifest(root, build.promoted, build.catalog)
+    table = write_manifest(root, build.promoted, build.catalog, build.normalized)
     states = shard_states(root, read.codec, fingerprint, build.catalog, build.listing)
     unfinished = [[shard_key(s.shard), s.state, s.why] for s in states if s.state != "current"]
     metadata = {

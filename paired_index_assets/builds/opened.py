@@ -54,6 +54,11 @@ class OpenBuild:
                 raise BadInput(f"{given}: {theirs} {what}, but {expected} has {mine}; row i of both must be a pair, from one model")
         return images, captions
 
+    @property
+    def normalized(self) -> list[str]:
+        """Which of the two sets were divided by their norms when they were taken over."""
+        return [made.modality for made in (self.images, self.captions) if made.normalized]
+
     @cached_property
     def caption_texts(self) -> list[str] | None:
         """The caption of every row, where they are known: from the metadata of the embeddings, or the Parquet named in the settings."""

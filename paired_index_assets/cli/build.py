@@ -1,7 +1,7 @@
 """`paired-index build`: the assets of the Dagster UI, materialised one after another in this process."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,4 +56,5 @@ def _resolved(settings: Settings, sample: bool) -> Settings:
         given = chosen[name]
         if given and is_local(as_path(given)) and not any(mark in given for mark in "*?[{:") and not as_path(given).exists():
             raise MissingInput(f"--{name.replace('_', '-')} {given}: no such file or folder")
-    return load_settings(**chosen)
+    whole: dict[str, Any] = {name: "" if value is None else value for name, value in chosen.items()}  # unset is not what was remembered
+    return load_settings(**whole)

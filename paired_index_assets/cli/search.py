@@ -44,16 +44,12 @@ def search(
 def _vectors(settings: Settings, model: str, text: list[str], image: list[Path], queries: Path | None) -> tuple[list[str], Float32]:
     """Names and (n, d) vectors of the queries."""
     if queries is not None:
-        try:
-            array = np.load(queries, allow_pickle=False)
-        except FileNotFoundError as error:
-            raise MissingInput(f"--queries {queries}: no such file") from error
-        except ValueError as error:
-            raise BadInput(f"--queries {queries}: not a .npy file of numbers ({error})") from error
+        array = _matrix(queries)
         return [f"row {row}" for row in range(len(array))], array
-    from PIL import Image, UnidentifiedImageError
-
+    from paired_index_assets.embeddings.decoding import prepare_image
     from paired_index_assets.embeddings.encoders import load_encoder
+    from paired_index_assets.readers.captions import OK
+    from paired_index_assets.readers.sample import ImageFile
 
     if model == UNKNOWN_MODEL:
         raise BadInput("this index was built from features of an unnamed model: search it with --queries, or build it again with --model")
@@ -66,8 +62,27 @@ def _vectors(settings: Settings, model: str, text: list[str], image: list[Path],
         if empty := [query for query in text if not query.strip()]:
             raise BadInput(f"--text {empty[0]!r}: expected words, found none")
         return text, encoder.encode_texts(text)
+    prepared = [prepare_image(encoder, ImageFile(str(file))) for file in image]
+    for file, (_, outcome) in zip(image, prepared, strict=True):
+        if outcome != OK:
+            raise BadInput(f"--image {file}: expected a picture, found: {outcome}")
+    return [file.name for file in image], encoder.encode_images(np.stack([array for array, _ in prepared if array is not None]))
+
+
+def _matrix(file: Path) -> Float32:
+    """(queries, dimensions) of a .npy file; one vector is one query. Raises MissingInput or BadInput, each in one line."""
     try:
-        pictures = np.stack([encoder.prepare_image(Image.open(file).convert("RGB")) for file in image])
-    except (FileNotFoundError, UnidentifiedImageError) as error:
-        raise BadInput(f"--image: {error}") from error
-    return [file.name for file in image], encoder.encode_images(pictures)
+        array = np.load(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MissingInput(f"--queries {file}: no such file") from error
+    except OSError:
+        raise
+    except Exception as error:  # numpy evaluates a header: ValueError, EOFError, SyntaxError, the zip module's own, ...
+        reason = " ".join(str(error).split())[:160]
+        raise BadInput(f"--queries {file}: expected a .npy file of numbers, found one that can not be read ({reason})") from error
+    if not isinstance(array, np.ndarray):
+        raise BadInput(f"--queries {file}: expected one .npy matrix, found an archive of several arrays; save one with numpy.save")
+    if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
+        raise BadInput(f"--queries {file}: expected numbers of shape (queries, dimensions), found shape {array.shape} of {array.dtype}")
+    with np.errstate(over="ignore"):
+        return np.atleast_2d(array).astype(np.float32)

@@ -15,7 +15,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 from upath import UPath
 
 from paired_index_assets.embeddings.matrices import OPENERS, open_matrix
@@ -29,7 +31,9 @@ from paired_index_assets.files.npy import EMBEDDING_DTYPES, StreamedNpy, describ
 from paired_index_assets.files.storage import as_path, atomic_file, digest_of_parts, is_local
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.readers.sample import Modality
+from paired_index_assets.rows import squared_norms, usable_squares
 
+Normalize = Literal["auto", "always", "never"]
 CONVERTED_PART_ROWS = 1_000_000  # 1.5 GB of float16 at d=768
 BLOCK_BYTES = 64 << 20  # held in memory while copying
 
@@ -43,6 +47,7 @@ def adopt_features(
     column: str | None = None,
     expected_rows: int | None = None,
     part_rows: int = CONVERTED_PART_ROWS,
+    normalize: Normalize = "never",
     cache: Cache | None = None,
     progress: Progress = silent,
 ) -> EmbeddingSet:
@@ -54,6 +59,8 @@ def adopt_features(
     broken run is used.
 
     ``file::name`` takes one tensor of a file, or one column (of those with a number, by their prefix) of a Parquet.
+
+    `normalize`: divide rows by their norms, never, always, or where all of them are off (``auto``); the set says that it was done.
 
     Raises MissingInput or BadInput naming the file and what it is not: a complete matrix of float16, bfloat16, float32 or float64 (the
     last two become float32), one width, one dtype, `expected_rows` rows in all. `model` is what the features were made with, where somebody says it.
@@ -76,11 +83,44 @@ def adopt_features(
             raise BadInput(f"{files[0][0].url}: expected embeddings, found 0 rows{f' in {len(files)} files' if len(files) > 1 else ''}")
         found = write_set(path, parts, model=model, modality=modality, expected_rows=expected_rows, cache=cache)
         made = {part.path for part in parts}
+        if _to_normalize(found, normalize, progress):
+            parts = _normalized(found, folder, progress)
+            found = write_set(path, parts, model=model, modality=modality, cache=cache, normalized=True)
+            made |= {part.path for part in parts}
         older = folder.parent.glob(f"{folder.name}-*.npy")  # one folder for both modalities, before November 2026
         for stale in (*folder.glob(f"{folder.name}_*.npy"), *older):
             if stale not in made:
                 stale.unlink()
         return found
+
+
+def _to_normalize(found: EmbeddingSet, normalize: Normalize, progress: Progress) -> bool:
+    """Whether some rows, or with ``auto`` all rows that can be used, are not of unit norm: then a model wrote them as they came."""
+    if normalize == "never":
+        return False
+    facts = found.facts(progress=progress)
+    return facts.off_norm > 0 and (normalize == "always" or facts.off_norm == facts.rows - facts.invalid)
+
+
+def _normalized(found: EmbeddingSet, folder: UPath, progress: Progress) -> list[SetPart]:
+    """The parts with every usable row divided by its norm, in float32; rows that can not be used stay as they are."""
+    parts = []
+    for number, part in enumerate(found.parts):
+        stamp = digest_of_parts("unit norm", part.stamp, str(part.path))[:16]
+        made = SetPart(folder / f"{folder.name}_{number:04d}-{stamp}.npy", part.rows, stamp, part.metadata)
+        if not made.path.exists():
+            rows = found.part(number)
+            step = max(1, BLOCK_BYTES // (4 * found.dimensions))
+            with atomic_file(made.path) as temporary, StreamedNpy(temporary, found.dimensions, found.dtype) as npy:
+                for start in range(0, part.rows, step):
+                    block = rows[start : start + step].astype(np.float32)
+                    squares = squared_norms(block)
+                    usable = usable_squares(squares)
+                    block[usable] /= np.sqrt(squares[usable])[:, None]
+                    npy.append(block)
+                    progress(f"normalising {found.modality}", int(found.starts[number]) + npy.rows, len(found))
+        parts.append(made)
+    return parts
 
 
 @dataclass(frozen=True)

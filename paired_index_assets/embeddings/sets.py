@@ -28,9 +28,10 @@ from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.files.storage import as_path, digest_of_parts, is_local, read_json, write_bytes, write_json
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.readers.sample import Modality
-from paired_index_assets.rows import Bool, Int64, squared_norms, usable_squares
+from paired_index_assets.rows import NORM_TOLERANCE, Bool, Int64, squared_norms, usable_squares
 
 FORMAT = 1
+CHECK = "2"  # change it when a check of the same rows says something else
 CHECK_ROWS = 1 << 14  # rows looked at together by `valid`: 50 MB at d=768 in float32
 
 
@@ -46,13 +47,14 @@ class SetPart:
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What one pass over all rows found. Norms are those of the valid rows (0 where there is none)."""
+    """What one pass over all rows found. Norms are those of the valid rows (0 where there is none), of which `off_norm` are not 1."""
 
     rows: int
     invalid: int
     first_invalid: int | None
     norm_min: float
     norm_max: float
+    off_norm: int = 0
 
 
 class EmbeddingSet:
@@ -71,6 +73,7 @@ class EmbeddingSet:
         model: str,
         modality: Modality,
         cache: Cache | None = None,
+        normalized: bool = False,
     ) -> None:
         self.source = source
         self.cache = cache or Cache()
@@ -79,6 +82,7 @@ class EmbeddingSet:
         self.dtype = dtype
         self.model = model
         self.modality = modality
+        self.normalized = normalized  # by this project: the features given were not of unit norm
         self.starts: Int64 = np.concatenate([[0], np.cumsum([p.rows for p in parts], dtype=np.int64)]).astype(np.int64)
         self._maps: dict[int, tuple[LocalFile, npt.NDArray[Any]]] = {}
 
@@ -95,6 +99,7 @@ class EmbeddingSet:
                 for p in content["parts"]
             ]
             found = cls(path, parts, content["dimensions"], np.dtype(content["dtype"]), content["model"], content["modality"], cache)
+            found.normalized = bool(content.get("normalized"))
         except (KeyError, TypeError) as error:
             raise DamagedArtifact(f"{path}: not the description of an embedding set ({error!r}); build the embeddings again") from error
         return found
@@ -199,20 +204,21 @@ class EmbeddingSet:
 
     def facts(self, *, progress: Progress = silent) -> SetFacts:
         """Counts and norms over all rows, from the same cached pass as `valid`."""
-        invalid, first, low, high = 0, None, np.inf, 0.0
+        invalid, first, low, high, off = 0, None, np.inf, 0.0, 0
         for number, (bits, norms) in enumerate(self._checked(progress)):
+            off += int(norms[2])
             bad = np.flatnonzero(~bits)
             invalid += len(bad)
             if first is None and len(bad):
                 first = int(self.starts[number] + bad[0])
             if len(bad) < len(bits):
                 low, high = min(low, float(norms[0])), max(high, float(norms[1]))
-        return SetFacts(len(self), invalid, first, 0.0 if low == np.inf else low, high)
+        return SetFacts(len(self), invalid, first, 0.0 if low == np.inf else low, high, off)
 
     def _checked(self, progress: Progress) -> Iterator[tuple[Bool, npt.NDArray[np.float64]]]:
         folder = self.source.parent / "valid"
         for number, part in enumerate(self.parts):
-            name = digest_of_parts(part.stamp, str(part.path), stamp_of(part.path))[:24]
+            name = digest_of_parts(CHECK, part.stamp, str(part.path), stamp_of(part.path))[:24]
             kept = folder / f"{name}.npz"
             if kept.exists():
                 with np.load(io.BytesIO(kept.read_bytes()), allow_pickle=False) as content:
@@ -229,7 +235,7 @@ class EmbeddingSet:
 
 def _check(rows: npt.NDArray[Any]) -> tuple[Bool, npt.NDArray[np.float64]]:
     bits = np.zeros(len(rows), np.bool_)
-    low, high = np.inf, 0.0
+    low, high, off = np.inf, 0.0, 0
     for start in range(0, len(rows), CHECK_ROWS):
         block = rows[start : start + CHECK_ROWS]
         squares = squared_norms(block)
@@ -237,7 +243,8 @@ def _check(rows: npt.NDArray[Any]) -> tuple[Bool, npt.NDArray[np.float64]]:
         bits[start : start + len(block)] = good
         if good.any():
             low, high = min(low, float(squares[good].min())), max(high, float(squares[good].max()))
-    return bits, np.sqrt(np.array([low, high]))
+            off += int((np.abs(np.sqrt(squares[good]) - 1) > NORM_TOLERANCE).sum())
+    return bits, np.array([np.sqrt(low), np.sqrt(high), off])
 
 
 def write_set(
@@ -248,6 +255,7 @@ def write_set(
     modality: Modality,
     expected_rows: int | None = None,
     cache: Cache | None = None,
+    normalized: bool = False,
 ) -> EmbeddingSet:
     """Describe .npy parts as one set and open it.
 
@@ -282,6 +290,7 @@ def write_set(
             "format": FORMAT,
             "modality": modality,
             "model": model,
+            "normalized": normalized,
             "dimensions": first.dimensions,
             "dtype": str(first.dtype),
             "rows": total,

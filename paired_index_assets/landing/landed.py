@@ -21,11 +21,10 @@ from paired_index_assets.files.npy import HEAD_BYTES, header_of
 from paired_index_assets.files.storage import as_path, digest_of_parts, is_local
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.origin import is_origin, name_of_origin, read_origin
-from paired_index_assets.rows import Bool, squared_norms, usable_squares
+from paired_index_assets.rows import NORM_TOLERANCE, Bool, squared_norms, usable_squares
 
 BLOCK_ROWS = 1 << 16
 # vectors normalised in half precision (LAION's) are off by about 1e-3; ten times that is another kind of vector
-NORM_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)

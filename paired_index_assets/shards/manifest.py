@@ -9,6 +9,7 @@ tuple of three lists saved by torch, Parquet file names, their row counts, and i
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,9 +49,10 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("problem", pa.string()),  # why the shard's last build could not use this file, or waits for it; else null
     ]
 )
+NORMALIZED = b"paired_index.normalized"  # which features this project divided by their norms, as "images, captions"
 
 
-def write_manifest(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) -> pa.Table:
+def write_manifest(root: BuildRoot, trained: TrainedIndex, catalog: Catalog, normalized: Sequence[str] = ()) -> pa.Table:
     """Collect the records of the served generation's finished shards into the manifest; returns it. What keeps shards of `trained`
     from being built is in it too.
 
@@ -78,7 +80,8 @@ def write_manifest(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) -> 
                 row |= {"shard_file": name, "shard_sha256": record.sha256, "shard_bytes": record.bytes}
             if file.file_id in done or file.file_id in problems:
                 rows.append(row | {"problem": problems.get(file.file_id)})
-    table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+    schema = MANIFEST_SCHEMA.with_metadata({NORMALIZED: ", ".join(normalized).encode()} if normalized else None)
+    table = pa.Table.from_pylist(rows, schema=schema)
     with atomic_file(root.manifest) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     _write_lengths(root, catalog, index_files)

@@ -174,3 +174,40 @@ def test_a_list_with_commas_is_several_unless_the_comma_is_in_a_name(tmp_path):
     assert several(spec) == [f"{tmp_path}/a.npy", f"{tmp_path}/c,d.npy", f"{tmp_path}/b.npy"]
     assert len(adopt(tmp_path, spec)) == 120
     assert several("no,such,thing") == ["no", "such", "thing"]
+
+
+def test_features_as_a_model_writes_them_are_normalised_and_it_is_recorded(tmp_path):
+    raw = ROWS * 10
+    raw[7] = 0
+    np.save(tmp_path / "raw.npy", raw)
+    found = adopt(tmp_path, tmp_path / "raw.npy", normalize="auto")
+    assert found.normalized
+    assert found.facts().off_norm == 0
+    np.testing.assert_allclose(found[:], raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-9), atol=1e-6)
+    assert np.flatnonzero(~found.valid()).tolist() == [7]
+    before = {part.path: part.path.stat().st_mtime_ns for part in found.parts}
+    again = adopt(tmp_path, tmp_path / "raw.npy", normalize="auto")
+    assert {part.path: part.path.stat().st_mtime_ns for part in again.parts} == before
+    left = adopt(tmp_path, tmp_path / "raw.npy", normalize="never")
+    assert (left.normalized, left.facts().off_norm) == (False, 39)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_features_some_of_which_are_of_unit_norm_are_not_touched(tmp_path, dtype):
+    rows = ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True)
+    np.save(tmp_path / "unit.npy", rows.astype(dtype))
+    rows[3] *= 4
+    np.save(tmp_path / "mixed.npy", rows.astype(dtype))
+    assert not adopt(tmp_path, tmp_path / "unit.npy", normalize="auto").normalized
+    mixed = adopt(tmp_path, tmp_path / "mixed.npy", normalize="auto")
+    assert (mixed.normalized, mixed.facts().off_norm) == (False, 1)
+    assert adopt(tmp_path, tmp_path / "mixed.npy", normalize="always").facts().off_norm == 0
+
+
+def test_subnormal_rows_are_counted_as_what_they_are(tmp_path):
+    rows = (ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True)).astype(np.float32)
+    rows[:2] = 1e-40
+    rows[2] = 1e-10
+    np.save(tmp_path / "few.npy", rows)
+    facts = adopt(tmp_path, tmp_path / "few.npy").facts()
+    assert (facts.invalid, facts.off_norm) == (2, 1)
