@@ -1,7 +1,8 @@
 """id -> row of the metadata Parquet files, reading only the row groups and columns that hold it.
 
 Row r of a file describes the global id ``start + r``. Which row group that is, the footer's row counts say; its wanted columns are read
-once and kept while they are in use. A row group too large to keep is read in batches up to the last wanted row.
+once and kept while they are in use. A row group too large to keep is read in batches up to the last wanted row. A file that is held
+(serving.held) answers as it was, also when another has its name.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from paired_index_assets.files.listing import list_files
 from paired_index_assets.files.storage import as_path
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.serving.held import HeldFile
 
 KEPT_BYTES = 128 << 20  # of decoded row groups
 BATCH_ROWS = 8192
@@ -35,11 +37,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class MetadataFile:
-    """A Parquet file whose row 0 describes the global id `start`."""
+    """A Parquet file whose row 0 describes the global id `start`; `held` where it is to stay as it is."""
 
     url: str
     start: int
     rows: int
+    held: HeldFile | None = None
+
+    def open(self) -> BinaryIO:
+        """Raises FileNotFoundError."""
+        return cast(BinaryIO, as_path(self.url).open("rb")) if self.held is None else self.held.open()
 
 
 class Metadata:
@@ -48,8 +55,8 @@ class Metadata:
     def __init__(self, files: Sequence[MetadataFile]) -> None:
         self._files = sorted(files, key=lambda file: file.start)
         self._starts = [file.start for file in self._files]
-        self._footers: dict[str, tuple[pq.FileMetaData, pa.Schema]] = {}
-        self._kept: OrderedDict[tuple[str, int, tuple[str, ...]], pa.Table] = OrderedDict()
+        self._footers: dict[MetadataFile, tuple[pq.FileMetaData, pa.Schema]] = {}
+        self._kept: OrderedDict[tuple[MetadataFile, int, tuple[str, ...]], pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -58,13 +65,14 @@ class Metadata:
         return tuple(self._files)
 
     @classmethod
-    def in_order(cls, files: Sequence[str | Path | UPath]) -> Metadata:
+    def in_order(cls, files: Sequence[str | Path | UPath], *, hold: bool = False) -> Metadata:
         """Files that follow each other: the first row of one has the id after the last row of the one before it."""
         found = cls([])
         start = 0
         for file in files:
-            rows = found._footer(str(file))[0].num_rows
-            found._add(MetadataFile(str(file), start, rows))
+            held = HeldFile(file) if hold else None
+            rows = found._footer(MetadataFile(str(file), 0, 0, held))[0].num_rows
+            found._add(MetadataFile(str(file), start, rows, held))
             start += rows
         return found
 
@@ -108,7 +116,7 @@ class Metadata:
         return [found.get(int(i)) for i in ids]
 
     def _first_columns(self) -> list[tuple[str, bool]]:
-        schema = self._footer(self._files[0].url)[1] if self._files else []
+        schema = self._footer(self._files[0])[1] if self._files else []
         return [(field.name, _is_bytes(field.type)) for field in schema]
 
     def _add(self, file: MetadataFile) -> None:
@@ -126,7 +134,7 @@ class Metadata:
 
     def _by_group(self, file: MetadataFile, rows: list[int]) -> Iterator[tuple[int, int, list[int]]]:
         """(row group, its first row, wanted rows counted from there)."""
-        footer = self._footer(file.url)[0]
+        footer = self._footer(file)[0]
         if footer.num_rows != file.rows:
             raise BadInput(f"{file.url}: expected {file.rows} rows, found {footer.num_rows}; it is not the metadata of these embeddings")
         firsts = np.cumsum([0] + [footer.row_group(g).num_rows for g in range(footer.num_row_groups)])
@@ -136,26 +144,26 @@ class Metadata:
             yield int(group), first, [row - first for row, g in zip(rows, groups, strict=True) if g == group]
 
     def _read(self, file: MetadataFile, group: int, offsets: list[int], columns: list[str]) -> list[Row]:
-        footer, schema = self._footer(file.url)
+        footer, schema = self._footer(file)
         columns = [name for name in columns if name in schema.names]
         if not columns:
             return [{} for _ in offsets]
-        key = (file.url, group, tuple(columns))
+        key = (file, group, tuple(columns))
         with self._lock:
             table = self._kept.get(key)
             if table is not None:
                 self._kept.move_to_end(key)
         if table is None:
             size = sum(_column_bytes(footer.row_group(group), name) for name in columns)
-            table = self._load(file.url, group, columns, None if size <= KEPT_BYTES // 4 else offsets)
+            table = self._load(file, group, columns, None if size <= KEPT_BYTES // 4 else offsets)
             if size > KEPT_BYTES // 4:
                 return [dict(row) for row in table.to_pylist()]
             self._keep(key, table)
         return [dict(row) for row in table.take(pa.array(offsets)).to_pylist()]
 
-    def _load(self, url: str, group: int, columns: list[str], only: list[int] | None) -> pa.Table:
+    def _load(self, file: MetadataFile, group: int, columns: list[str], only: list[int] | None) -> pa.Table:
         """The row group's columns, or the rows `only` (ascending) of it."""
-        with _named(url), as_path(url).open("rb") as stream, pq.ParquetFile(stream, metadata=self._footer(url)[0]) as parquet:
+        with _named(file.url), file.open() as stream, pq.ParquetFile(stream, metadata=self._footer(file)[0], pre_buffer=False) as parquet:
             if only is None:
                 return parquet.read_row_group(group, columns=columns)
             parts, first, left = [], 0, list(only)
@@ -173,11 +181,11 @@ class Metadata:
             while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)
 
-    def _footer(self, url: str) -> tuple[pq.FileMetaData, pa.Schema]:
-        if url not in self._footers:
-            with _named(url), as_path(url).open("rb") as stream, pq.ParquetFile(stream) as parquet:
-                self._footers[url] = parquet.metadata, parquet.schema_arrow
-        return self._footers[url]
+    def _footer(self, file: MetadataFile) -> tuple[pq.FileMetaData, pa.Schema]:
+        if file not in self._footers:
+            with _named(file.url), file.open() as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
+                self._footers[file] = parquet.metadata, parquet.schema_arrow
+        return self._footers[file]
 
 
 def metadata_of(build: BuildRoot, texts: str | None = None) -> Metadata | None:
