@@ -131,6 +131,12 @@ def embed_captions(
     return _Run(writer, root, share, progress).make(part_rows)
 
 
+def part_fingerprint(source: Source, part: SourcePart, modality: Modality, model: str, dimensions: int) -> str:
+    """Names what a part of a set is made from; it is the part's `stamp`, and is written into its Parquet."""
+    kept = ", ".join(f"{f.name} {f.type}" for f in source.columns)
+    return digest_of_parts(FORMAT, modality, model, str(dimensions), kept, part.stamp)
+
+
 T = TypeVar("T")
 
 
@@ -234,9 +240,8 @@ class _Run:
         return self.root.image_set if self.writer.modality == "images" else self.root.caption_set
 
     def _fingerprint(self, part: SourcePart) -> str:
-        kept = ", ".join(f"{f.name} {f.type}" for f in self.writer.source.columns)
         encoder = self.writer.encoder
-        return digest_of_parts(FORMAT, self.writer.modality, encoder.identity, str(encoder.dimensions), kept, part.stamp)
+        return part_fingerprint(self.writer.source, part, self.writer.modality, encoder.identity, encoder.dimensions)
 
     def _tell(self, rows: int) -> None:
         self.done += rows

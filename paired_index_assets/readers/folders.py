@@ -90,7 +90,7 @@ def _read(entries: list[_Entry], images: bool) -> Iterator[Sample]:
 def _picture(file: ListedFile | None) -> Picture:
     if file is None:
         return None
-    return Refused(f"{UNSUPPORTED} {file.suffix}") if file.suffix in UNSUPPORTED_SUFFIXES else ImageFile(file.url)
+    return Refused(f"{UNSUPPORTED} {file.suffix}") if file.suffix in UNSUPPORTED_SUFFIXES else ImageFile(file.url, file.stamp)
 
 
 def _caption(file: ListedFile) -> str:

@@ -41,9 +41,13 @@ class HeldImage:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture that is read where it is decoded. `read` raises FileNotFoundError, or ValueError for more than MAX_IMAGE_BYTES."""
+    """A picture that is read where it is decoded. `read` raises FileNotFoundError, or ValueError for more than MAX_IMAGE_BYTES.
+
+    `stamp` (files.stamp) is that of the file that was listed, where it was.
+    """
 
     url: str
+    stamp: str = ""
 
     def read(self) -> bytes:
         with as_path(self.url).open("rb") as stream:

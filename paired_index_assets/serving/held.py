@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import weakref
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from upath import UPath
 
-from paired_index_assets.files.stamp import stamp_of
+from paired_index_assets.files.stamp import stamp_of, stamp_of_local
 from paired_index_assets.files.storage import as_path, is_local
 
 
@@ -26,14 +26,14 @@ class HeldFile:
         self._descriptor = os.open(path.path, os.O_RDONLY) if is_local(path) else None
         if self._descriptor is not None:
             weakref.finalize(self, os.close, self._descriptor)
-        self._stamp = stamp_of(path)
-        if not self._stamp and self._descriptor is None:
+        self.stamp = stamp_of(path) if self._descriptor is None else stamp_of_local(os.fstat(self._descriptor))
+        if not self.stamp:
             raise FileNotFoundError(self.url)
 
     @property
     def is_current(self) -> bool:
         """Whether the name still means this version."""
-        return stamp_of(self._path) == self._stamp
+        return stamp_of(self._path) == self.stamp
 
     def open(self) -> BinaryIO:
         """A stream of its own, from the start. Raises FileNotFoundError for a remote file that was replaced."""
@@ -41,4 +41,4 @@ class HeldFile:
             return open(f"/proc/self/fd/{self._descriptor}", "rb")
         if not self.is_current:
             raise FileNotFoundError(f"{self.url}: replaced since it was opened")
-        return cast(BinaryIO, self._path.open("rb"))
+        return self._path.open("rb")

@@ -11,9 +11,9 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,7 @@ class MetadataFile:
 
     def open(self) -> BinaryIO:
         """Raises FileNotFoundError."""
-        return cast(BinaryIO, as_path(self.url).open("rb")) if self.held is None else self.held.open()
+        return as_path(self.url).open("rb") if self.held is None else self.held.open()
 
 
 class Metadata:
@@ -70,14 +70,16 @@ class Metadata:
         found = cls([])
         start = 0
         for file in files:
-            held = HeldFile(file) if hold else None
-            rows = found._footer(MetadataFile(str(file), 0, 0, held))[0].num_rows
-            found._add(MetadataFile(str(file), start, rows, held))
+            unplaced = MetadataFile(str(file), 0, 0, HeldFile(file) if hold else None)
+            rows = found._footer(unplaced)[0].num_rows
+            placed = replace(unplaced, start=start, rows=rows)
+            found._footers[placed] = found._footers.pop(unplaced)
+            found._add(placed)
             start += rows
         return found
 
     @classmethod
-    def beside(cls, folder: str | Path | UPath, catalog: Catalog) -> Metadata:
+    def beside(cls, folder: str | Path | UPath, catalog: Catalog, *, hold: bool = False) -> Metadata:
         """`metadata_NNNN.parquet` for the catalogued `img_emb_NNNN.npy`. Files that are not there leave their ids without a row."""
         place = as_path(folder)
         there = {path.name for path in place.iterdir()} if place.exists() else set()
@@ -85,7 +87,8 @@ class Metadata:
         for name, slices in catalog.by_name.items():
             sibling = name.replace(VECTORS, METADATA).removesuffix(".npy") + ".parquet"
             if sibling in there:
-                files.append(MetadataFile(str(place / sibling), slices[0].start_row - slices[0].offset, sum(part.rows for part in slices)))
+                url, start = str(place / sibling), slices[0].start_row - slices[0].offset
+                files.append(MetadataFile(url, start, sum(part.rows for part in slices), HeldFile(url) if hold else None))
         return cls(files)
 
     def __len__(self) -> int:
@@ -175,7 +178,7 @@ class Metadata:
                     break
             return pa.Table.from_batches(parts)
 
-    def _keep(self, key: tuple[str, int, tuple[str, ...]], table: pa.Table) -> None:
+    def _keep(self, key: tuple[MetadataFile, int, tuple[str, ...]], table: pa.Table) -> None:
         with self._lock:
             self._kept[key] = table
             while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES:

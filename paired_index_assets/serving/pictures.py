@@ -1,4 +1,7 @@
-"""id -> the picture itself, from the source that was embedded: sample i of the source is row i of the index."""
+"""id -> the picture itself, from the source that was embedded: sample i of the source is row i of the index.
+
+A picture is shown only while it is the file that was there when the source was opened: one that was replaced meanwhile is another's.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 
 from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.files.listing import list_files
+from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.readers.open import open_source
 from paired_index_assets.readers.parquet import KNOWN_COLUMNS, ParquetSource
 from paired_index_assets.readers.sample import HeldImage, ImageFile, Source, SourcePart
@@ -24,32 +28,59 @@ KINDS = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gi
 
 
 class Pictures:
-    """Bytes of pictures by global id: from a column of Parquet files, or from any source that knows its row counts (all but tars)."""
-
-    def __init__(self, source: Source, held: Metadata | None = None, column: str = "") -> None:
-        self._source, self._held, self._column = source, held, column
-
-    @classmethod
-    def of(cls, images: str, rows: int | None = None) -> Pictures | None:
-        """Pictures of an input as given to a build; None if it can not be read by row, or is not of `rows` samples, those of the index."""
-        source = open_source(images, "images")
-        if isinstance(getattr(source, "source", source), ParquetSource):  # maybe with files beside it that nothing reads
-            files = [file.url for file in list_files(images) if file.suffix == ".parquet"]
-            held = Metadata.in_order(files)
-            column = next((name for name in KNOWN_COLUMNS["image"] if name in held.bytes_columns), None)
-            if column is not None:
-                return cls(source, held, column) if rows in (None, len(held)) else None
-        pictures = cls(source)
-        readable = all(part.rows is not None for part in pictures._parts)
-        return pictures if readable and rows in (None, int(pictures._ends[-1])) else None
+    """Bytes of pictures by global id. Safe to use from many threads."""
 
     def read(self, ids: Sequence[int]) -> list[bytes | None]:
-        """The encoded picture of each id, None where there is none or it can not be read."""
-        if self._held is not None:
-            return [_content(row) for row in self._held.rows(ids, [self._column])]
+        """The encoded picture of each id, None where there is none, or where it can not be read."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Ids that may have one."""
+        raise NotImplementedError
+
+    @staticmethod
+    def of(images: str, rows: int | None = None) -> Pictures | None:
+        """Pictures of an input as given to a build; None if it can not be read by row, or is not of `rows` samples, those of the index."""
+        source = open_source(images, "images")
+        found: Pictures = SourcePictures(source)
+        if isinstance(getattr(source, "source", source), ParquetSource):  # maybe with files beside it that nothing reads
+            listed = [file for file in list_files(images) if file.suffix == ".parquet"]
+            held = Metadata.in_order([file.url for file in listed], hold=True)
+            if [file.held.stamp for file in held.files if file.held] != [file.stamp for file in listed]:
+                return None  # replaced just now
+            column = next((name for name in KNOWN_COLUMNS["image"] if name in held.bytes_columns), None)
+            found = found if column is None else ColumnPictures(held, column)
+        elif any(part.rows is None for part in source.parts(PART_ROWS)):
+            return None
+        return found if rows in (None, len(found)) else None
+
+
+class ColumnPictures(Pictures):
+    """From a column of bytes in Parquet files, which are held as they are."""
+
+    def __init__(self, held: Metadata, column: str) -> None:
+        self._held, self._column = held, column
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def read(self, ids: Sequence[int]) -> list[bytes | None]:
+        return [_content(row) for row in self._held.rows(ids, [self._column])]
+
+
+class SourcePictures(Pictures):
+    """From any source that knows its row counts (all but tars), by reading up to the row."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, ids: Sequence[int]) -> list[bytes | None]:
         found: dict[int, bytes] = {}
         wanted = np.unique(np.asarray(ids, np.int64))
-        wanted = wanted[(wanted >= 0) & (wanted < self._ends[-1])] if len(self._ends) else wanted[:0]
+        wanted = wanted[(wanted >= 0) & (wanted < len(self))]
         parts = np.searchsorted(self._ends, wanted, side="right")
         for number in np.unique(parts):
             first = int(self._ends[number - 1]) if number else 0
@@ -94,6 +125,8 @@ def _read(part: SourcePart, rows: list[int], first: int) -> dict[int, bytes]:
                     found[first + row] = sample.image.read()
                 except (OSError, ValueError):
                     continue  # gone or unreadable: the result is shown without its picture
+                if isinstance(sample.image, ImageFile) and sample.image.stamp not in ("", stamp_of(sample.image.url)):
+                    del found[first + row]
     except (PairedIndexError, OSError):
         return found
     return found

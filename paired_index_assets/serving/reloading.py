@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.files.watched import Watched
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.search.shardset import ServedStamp
@@ -25,13 +26,13 @@ Opened = TypeVar("Opened")
 
 
 class Reloading(Generic[Opened]):
-    """What `opener` opens, opened again when `watched` changes. `problem` says why the last try failed, None if it did not."""
+    """What `opener` opens (it is given what is open already), opened again when `watched` changes. `problem` says why the last try failed, None if it did not."""
 
-    def __init__(self, opener: Callable[[], Opened], watched: Watched) -> None:
+    def __init__(self, opener: Callable[[Opened | None], Opened], watched: Watched) -> None:
         self._opener, self._watched = opener, watched
         self._lock = threading.Lock()
         self._stamp = self._look()
-        self._opened = opener()
+        self._opened = opener(None)
         self._not_before = 0.0
         self.problem: str | None = None
         self.reloads = 0
@@ -59,7 +60,7 @@ class Reloading(Generic[Opened]):
     def _open(self) -> None:
         stamp = self._look(now=True)
         try:
-            self._opened = self._opener()
+            self._opened = self._opener(self._opened)
         except (PairedIndexError, OSError) as error:
             self.problem, self._not_before = str(error), time.monotonic() + RETRY_SECONDS
             raise
@@ -71,4 +72,6 @@ class Reloading(Generic[Opened]):
 
 
 def watched(build: BuildRoot) -> Watched:
-    return Watched(build.root, ServedStamp(build))
+    """What changes when there may be something new to serve: shards, or the embeddings that their rows are described with."""
+    served = ServedStamp(build)
+    return Watched(build.root, lambda: f"{served()} {stamp_of(build.image_set)}")

@@ -37,6 +37,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from paired_index_assets.errors import Transient
 from paired_index_assets.rows import Float32
 from paired_index_assets.serving.connections import Connection, Door
 from paired_index_assets.serving.limits import Limits
@@ -245,6 +246,9 @@ async def _outcome(answer: Callable[[Request], Awaitable[Response]], request: Re
         return _refusal(400, str(error))
     except ClientDisconnect:
         return _refusal(400, "body: cut off")
+    except Transient as error:
+        LOG.warning("%s: %s", request.url.path, error)
+        return _http_refusal(request, HTTPException(503, "not to be had just now; try again", headers={"Retry-After": "1"}))
     except Exception as error:
         return _failure(request, error)
 

@@ -8,10 +8,11 @@ models it may load (violence, aesthetics) are not here, and asking for them chan
 from __future__ import annotations
 
 import base64
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,23 @@ from upath import UPath
 
 from paired_index_assets.embeddings.decoding import prepare_image
 from paired_index_assets.embeddings.encoders import Encoder
-from paired_index_assets.errors import BadInput
-from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.errors import BadInput, Busy
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.sample import HeldImage
 from paired_index_assets.rows import Float32
-from paired_index_assets.search.sharded import ShardedIndex, checked_queries
+from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.search.shardset import ServedStamp
 from paired_index_assets.serving.limits import Limits
-from paired_index_assets.serving.metadata import Metadata, metadata_of
-from paired_index_assets.serving.pictures import SHOWN_BYTES, Pictures
+from paired_index_assets.serving.pictures import SHOWN_BYTES
 from paired_index_assets.serving.reloading import Reloading, watched
 from paired_index_assets.serving.requests import BadRequest, KnnRequest, MetadataRequest, picture_bytes
 from paired_index_assets.serving.results import jsonable
 from paired_index_assets.serving.sent import check_size
+from paired_index_assets.serving.shown import Inputs, Shown, shown_of
+from paired_index_assets.shards.record import read_record
 
+LOG = logging.getLogger(__name__)
+OPENINGS = 5  # tries at a set that is being replaced
 PICTURES_TOGETHER = 64
 UNSAFE = "NSFW"  # LAION's column, and the value in it that means so
 
@@ -44,11 +48,10 @@ Stage = Callable[[str], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Searchable:
-    """An open build with what turns its ids into something to look at."""
+    """An open build with what its ids stand for."""
 
     index: ShardedIndex
-    metadata: Metadata | None = None
-    pictures: Pictures | None = None
+    shown: Shown = field(default_factory=Shown)
 
 
 class SearchService:
@@ -90,15 +93,24 @@ class SearchService:
         fetch: how to get the bytes behind an `image_url`; None refuses them, since a server that fetches what strangers name reaches
         into its own network.
         """
-        build = BuildRoot.at(root)
+        build, inputs = BuildRoot.at(root), Inputs(images, texts)
 
-        def opened() -> Searchable:
-            index = ShardedIndex.open(build, partial=partial)
+        def opened(before: Searchable | None) -> Searchable:
+            stamp = ServedStamp(build)
+            for _ in range(OPENINGS):
+                found = stamp()
+                index = ShardedIndex.open(build, partial=partial)
+                records = [record for place in index.mapped if (record := read_record(place)) is not None]
+                if stamp() == found:  # else a shard was replaced meanwhile, and its record with it
+                    break
+            else:
+                raise Busy(f"{build.root}: its shards are being replaced faster than they can be opened")
             if encoder is not None:
                 check_encoder(encoder, index)
-            rows = Catalog.load(build.catalog).total_rows if build.catalog.exists() else None
-            pictures = Pictures.of(images, rows) if images is not None else None
-            return Searchable(index, metadata_of(build, texts), pictures)
+            shown = shown_of(build, [file for record in records for file in record.files], inputs, before.shown if before else None)
+            for warning in shown.warnings:
+                LOG.warning("%s", warning)
+            return Searchable(index, shown)
 
         return cls(Reloading(opened, watched(build)), encoder, name=name, nprobe=nprobe, limits=limits, fetch=fetch)
 
@@ -114,11 +126,10 @@ class SearchService:
             raise BadRequest(f"embedding_input: expected {d} numbers, found {len(given)}")
         with np.errstate(over="ignore"):
             vector = np.asarray(given, np.float64).astype(np.float32)
-        try:
-            checked_queries(vector, d)
-        except BadInput as error:
-            raise BadRequest(f"embedding_input: {error}") from error
-        if not vector.any():
+            length = np.linalg.norm(vector)
+        if not np.isfinite(length):
+            raise BadRequest("embedding_input: expected finite numbers, found an infinite length")
+        if length == 0:
             raise BadRequest("embedding_input: expected a direction, found zeros only")
         return vector[None]
 
@@ -219,8 +230,8 @@ def _hits(scores: Float32, ids: list[int], deduplicate: bool) -> Iterator[tuple[
 
 
 def _described(hits: list[tuple[int, float]], found: Searchable, shown: int, room: int, *, safe: bool) -> list[dict[str, Any]]:
-    if safe and found.metadata is not None:
-        marks = found.metadata.rows([row_id for row_id, _ in hits], [UNSAFE])
+    if safe and found.shown.metadata is not None:
+        marks = found.shown.metadata.rows([row_id for row_id, _ in hits], [UNSAFE])
         hits = [hit for hit, mark in zip(hits, marks, strict=True) if (mark or {}).get(UNSAFE) != UNSAFE]
     rows = _looked_up(found, [row_id for row_id, _ in hits], shown, room)
     return [{**row, "id": row_id, "similarity": score} for (row_id, score), row in zip(hits, rows, strict=True)]
@@ -229,12 +240,12 @@ def _described(hits: list[tuple[int, float]], found: Searchable, shown: int, roo
 def _looked_up(found: Searchable, ids: list[int], shown: int, room: int) -> list[dict[str, Any]]:
     """The metadata of each id, and the pictures of the first `shown` as base64 in `image`, until `room` bytes are full of them."""
     rows: list[dict[str, Any]] = [{} for _ in ids]
-    if found.metadata is not None:
-        rows = [jsonable(row) if row else {} for row in found.metadata.rows(ids)]
-    if found.pictures is not None:
+    if found.shown.metadata is not None:
+        rows = [jsonable(row) if row else {} for row in found.shown.metadata.rows(ids)]
+    if found.shown.has_pictures:
         for first in range(0, min(shown, len(ids)), PICTURES_TOGETHER):
             together = slice(first, min(first + PICTURES_TOGETHER, shown))
-            for row, content in zip(rows[together], found.pictures.read(ids[together]), strict=True):
+            for row, content in zip(rows[together], found.shown.pictures(ids[together]), strict=True):
                 if content is not None and len(content) <= min(SHOWN_BYTES, room):
                     row["image"] = base64.b64encode(content).decode()
                     room -= len(content)

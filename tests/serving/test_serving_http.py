@@ -8,6 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -272,3 +274,17 @@ def test_another_model_than_the_builds_is_refused(finished):
     with TestClient(make_app(service), base_url="http://localhost") as client:
         assert "has no model" in knn(client, text="a").json()["error"]
         assert client.get("/healthz").json()["takes_text"] is False
+
+
+def test_a_fault_of_the_servers_own_files_is_5xx_without_their_names(fresh, tmp_path):
+    texts = tmp_path / "texts.parquet"
+    pq.write_table(pa.table({"caption": [f"caption {i}" for i in range(len(fresh.images))]}), texts, row_group_size=100)
+    service = SearchService.of_build(fresh.root, None, texts=str(texts))
+    with TestClient(make_app(service), base_url="http://localhost", raise_server_exceptions=False) as client:
+        assert knn(client, embedding_input=[0.1] * D).status_code == 200
+        with texts.open("rb+") as stream:  # cut short in place, under the server
+            stream.truncate(9)
+        answer = knn(client, embedding_input=[-0.1] * D)
+        assert answer.status_code == 500
+        assert "parquet" not in answer.text
+        assert str(tmp_path) not in answer.text

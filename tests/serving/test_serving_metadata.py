@@ -45,7 +45,7 @@ def test_rows_are_those_of_the_ids_in_any_order(files):
 def test_only_the_needed_row_group_and_columns_are_read(files, monkeypatch):
     read = []
     load = Metadata._load
-    monkeypatch.setattr(Metadata, "_load", lambda self, *args: read.append(args[:3]) or load(self, *args))
+    monkeypatch.setattr(Metadata, "_load", lambda self, file, *args: read.append((file.url, *args[:2])) or load(self, file, *args))
     found = Metadata.in_order(files)
     found.rows([51 + 40, 51 + 41], ["caption"])
     assert read == [(str(files[2]), 1, ["caption"])]

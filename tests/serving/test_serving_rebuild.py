@@ -87,7 +87,7 @@ def hammer(ask, sets, requests):
 
 
 def followed(fresh):
-    return Reloading(lambda: ShardedIndex.open(fresh.root), watched(fresh.root))
+    return Reloading(lambda _: ShardedIndex.open(fresh.root), watched(fresh.root))
 
 
 def test_threads_see_the_old_or_the_new_set_and_nothing_else(fresh, quick_retry):

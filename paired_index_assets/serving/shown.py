@@ -1,0 +1,246 @@
+"""What the ids of an open index stand for: metadata and pictures, of the version that was indexed.
+
+The embeddings, their metadata and the pictures of a build may be made anew under a server, in place. So each landed file of the index has
+its own version here: the digest of its rows, from the shard's record. Metadata is taken only if it is that of the embeddings with this
+digest, and pictures only if these embeddings were made from them. What an index that is open already has of the same digest stays
+with it where there is nothing newer, and files that are held (serving.held) answer as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from pyarrow import ArrowException
+
+from paired_index_assets.embeddings.metadata import FINGERPRINT
+from paired_index_assets.embeddings.run import part_fingerprint
+from paired_index_assets.embeddings.sets import EmbeddingSet, SetPart
+from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.files.cache import Cache
+from paired_index_assets.files.listing import list_files
+from paired_index_assets.files.npy import map_rows
+from paired_index_assets.files.stamp import stamp_of
+from paired_index_assets.files.storage import as_path, is_local, read_json
+from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.layout import BuildRoot
+from paired_index_assets.readers.open import PairedSource, open_source
+from paired_index_assets.readers.sample import Source
+from paired_index_assets.serving.held import HeldFile
+from paired_index_assets.serving.metadata import Metadata, MetadataFile
+from paired_index_assets.serving.pictures import Pictures
+from paired_index_assets.shards.record import FileRecord
+
+LOG = logging.getLogger(__name__)
+BLOCK_ROWS = 1 << 16
+
+Done = TypeVar("Done")
+
+
+@dataclass(frozen=True)
+class ShownFile:
+    """One landed file of the index, as the records of its slices (in order) have it."""
+
+    slices: tuple[FileRecord, ...]
+    metadata: MetadataFile | None = None
+    pictures: Pictures | None = None
+
+    @property
+    def name(self) -> str:
+        return self.slices[0].name
+
+    @property
+    def start(self) -> int:
+        """The id of its row 0."""
+        return self.slices[0].start_row - self.slices[0].offset
+
+    @property
+    def rows(self) -> int:
+        """Up to the end of the last slice."""
+        return self.slices[-1].offset + self.slices[-1].rows
+
+    @property
+    def version(self) -> tuple[str | int, ...]:
+        return (self.name, self.start, *(part.content for part in self.slices))
+
+
+class Shown:
+    """Metadata and pictures by id. Safe to use from many threads. `warnings` say in one line each what there is none of, and why."""
+
+    def __init__(self, files: Sequence[ShownFile] = (), texts: Metadata | None = None, warnings: Sequence[str] = ()) -> None:
+        self.files, self.warnings = sorted(files, key=lambda file: file.start), list(warnings)
+        self._texts = texts
+        own = [file.metadata for file in self.files if file.metadata is not None]
+        self.metadata = Metadata(own) if own else texts
+        self._starts = np.array([file.start for file in self.files], np.int64)
+
+    def pictures(self, ids: Sequence[int]) -> list[bytes | None]:
+        """The encoded picture of each id, None where there is none."""
+        found: dict[int, bytes | None] = {}
+        at = np.searchsorted(self._starts, np.asarray(ids, np.int64), side="right") - 1
+        for number in np.unique(at[at >= 0]):
+            file = self.files[int(number)]
+            mine = [row_id for row_id, where in zip(ids, at, strict=True) if where == number and row_id < file.start + file.rows]
+            if file.pictures is not None:
+                found.update(zip(mine, file.pictures.read(mine), strict=True))
+        return [found.get(row_id) for row_id in ids]
+
+    @property
+    def has_pictures(self) -> bool:
+        return any(file.pictures is not None for file in self.files)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a build was made from, as a person named it; None: as its settings remember."""
+
+    images: str | None = None
+    texts: str | None = None
+
+
+def shown_of(build: BuildRoot, records: Iterable[FileRecord], inputs: Inputs, before: Shown | None = None) -> Shown:
+    """What belongs to the landed files of an open index. Nothing that can not be had is an error: the index answers without it."""
+    files = list(_by_name(records))
+    said: list[str] = []
+    remembered = _remembered(build)
+    images = _tried(lambda: EmbeddingSet.open(build.image_set), said) if build.image_set.exists() else None
+    made_here = images is not None and all(part.metadata is not None for part in images.parts)
+    found = files
+    if images is not None:
+        pictures = _pictures(images, inputs.images or remembered.get("images"), remembered, said) if made_here else {}
+        found = list(_of_set(files, images, build.cache, pictures, said))
+    if inputs.images is not None and not made_here:  # of features, or of what landed: whoever names them says that row i is picture i
+        given = _tried(lambda: Pictures.of(str(inputs.images), max((file.start + file.rows for file in files), default=0)), said)
+        found = [replace(file, pictures=given) for file in found]
+    earlier = {} if before is None else {file.version: file for file in before.files}
+    kept = [file if file.metadata or file.pictures else earlier.get(file.version, file) for file in found]
+    texts = inputs.texts or remembered.get("caption_texts")
+    if any(file.metadata for file in kept) or texts is None:
+        return Shown(kept, None, said)
+    return Shown(kept, _tried(lambda: _texts(build, str(texts), kept, said), said), said)
+
+
+def _of_set(
+    files: list[ShownFile], images: EmbeddingSet, cache: Cache, pictures: dict[str, Pictures], said: list[str]
+) -> Iterator[ShownFile]:
+    parts = dict(zip(images.names, images.parts, strict=True))
+    other = []
+    for file in files:
+        part = parts.get(file.name)
+        if part is None or part.rows != file.rows or not _is_indexed(part, file):
+            other.append(file.name)
+            yield file
+            continue
+        yield replace(file, metadata=_metadata(part, file, cache, said), pictures=pictures.get(part.stamp))
+    if other:
+        said.append(
+            f"{images.source}: {len(other)} of {len(files)} files are not those that were indexed, the first: {other[0]}; build again"
+        )
+
+
+def _metadata(part: SetPart, file: ShownFile, cache: Cache, said: list[str]) -> MetadataFile | None:
+    """The Parquet beside a part, if it is of these rows; of a remote one a copy is held."""
+    if part.metadata is None:
+        return None
+    url, named = str(part.metadata), part.metadata
+
+    def held() -> MetadataFile | None:
+        found = MetadataFile(url, file.start, file.rows, HeldFile(cache.local(named).path))
+        with found.open() as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
+            mine = (parquet.schema_arrow.metadata or {}).get(FINGERPRINT) == part.stamp.encode() and parquet.metadata.num_rows == file.rows
+        if not mine:
+            said.append(f"{url}: not of the embeddings that were indexed; build again")
+        return found if mine else None
+
+    return _tried(held, said)
+
+
+def _pictures(images: EmbeddingSet, spec: Any, remembered: dict[str, Any], said: list[str]) -> dict[str, Pictures]:
+    """For the stamp of each part: the pictures it was made from, if they are there as they were."""
+    if not isinstance(spec, str) or not spec:
+        return {}
+    captions, part_rows = remembered.get("captions"), remembered.get("part_rows")
+
+    def opened() -> dict[str, Pictures]:
+        source: Source = open_source(spec, "images")
+        if isinstance(captions, str) and captions:
+            source = PairedSource(source, open_source(captions, "captions"))
+        made = [
+            part_fingerprint(source, part, "images", images.model, images.dimensions)
+            for part in source.parts(part_rows if isinstance(part_rows, int) else images.parts[0].rows)
+        ]
+        same = {part.stamp for part, now in zip(images.parts, made, strict=False) if part.stamp == now}
+        if len(same) < len(images.parts):
+            other = len(images.parts) - len(same)
+            said.append(
+                f"{spec}: the pictures of {other} of {len(images.parts)} parts are not those that were embedded; "
+                "they are not shown. Build again, or give --images"
+            )
+        found = Pictures.of(spec, len(images)) if same else None
+        return {} if found is None else dict.fromkeys(same, found)
+
+    return _tried(opened, said) or {}
+
+
+def _is_indexed(part: SetPart, file: ShownFile) -> bool:
+    """Whether the rows of a part are those that were indexed. They are read where its stamp does not say so."""
+    if all(piece.stamp == stamp_of(part.path) for piece in file.slices):
+        return True
+    if not is_local(part.path):
+        return False
+    LOG.info("%s: comparing its rows with those that were indexed", part.path)
+    try:
+        rows = map_rows(Path(part.path.path))
+        return all(_digest(rows[piece.offset : piece.offset + piece.rows]) == piece.content for piece in file.slices)
+    except (PairedIndexError, OSError):
+        return False
+
+
+def _digest(rows: npt.NDArray[Any]) -> str:
+    sha = hashlib.sha256()
+    for first in range(0, len(rows), BLOCK_ROWS):
+        sha.update(np.ascontiguousarray(rows[first : first + BLOCK_ROWS]).data.cast("B"))
+    return sha.hexdigest()
+
+
+def _texts(build: BuildRoot, texts: str, files: list[ShownFile], said: list[str]) -> Metadata | None:
+    """A Parquet whose row i describes id i, or a folder of `metadata_NNNN.parquet` beside the catalogued files."""
+    if as_path(texts).is_dir() and build.catalog.exists():
+        return Metadata.beside(texts, Catalog.load(build.catalog), hold=True)
+    found = Metadata.in_order([file.url for file in list_files(texts) if file.suffix == ".parquet"], hold=True)
+    indexed = max((file.start + file.rows for file in files), default=0)
+    if len(found) < indexed:
+        said.append(f"{texts}: {len(found)} rows, but the index has {indexed}; they are not shown")
+        return None
+    return found
+
+
+def _by_name(records: Iterable[FileRecord]) -> Iterator[ShownFile]:
+    ordered = sorted(records, key=lambda record: (record.name, record.offset))
+    for _, slices in groupby(ordered, key=lambda record: record.name):
+        yield ShownFile(tuple(slices))
+
+
+def _remembered(build: BuildRoot) -> dict[str, Any]:
+    """The settings of the last build, as they are now."""
+    try:
+        found = read_json(build.settings)
+    except PairedIndexError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _tried(work: Callable[[], Done | None], said: list[str]) -> Done | None:
+    try:
+        return work()
+    except (PairedIndexError, OSError, ArrowException) as error:
+        said.append(" ".join(str(error).split())[:500])
+        return None
