@@ -194,5 +194,10 @@ class BuildRoot:
         return self.root / "takedown" / "removed.parquet"
 
     @property
+    def removals(self) -> UPath:
+        """How many entries that log has, so that a shorter one is noticed."""
+        return self.root / "removals.json"
+
+    @property
     def report(self) -> UPath:
         return self.root / "report"

@@ -24,6 +24,7 @@ ENVIRONMENT_PREFIX = "PAIRED_INDEX_"
 DEFAULT_ROOT = "data/build"
 LAION_2B = "laion2b-en"
 OF_THE_MACHINE = {"root", "cache", "cache_budget_gb"}  # not remembered in the root, which other machines use too
+OF_ONE_BUILD = {"allow_lost_takedowns"}  # not remembered either
 
 
 def _field(default: Any, group: str, description: str, **bounds: Any) -> Any:
@@ -109,6 +110,9 @@ class Settings(BaseSettings):
         "Shards",
         "Delete the shards that are served before those of a new trained index are built, where the disk has no room for both.",
     )
+    allow_lost_takedowns: bool = _field(
+        False, "Shards", "Go on, this once, where rows that were taken down are not found in changed data: they are gone from it."
+    )
     tick_seconds: int = _field(30, "Shards", "Seconds between two looks at the landing folder.", ge=1)
     nprobe: int | None = _field(None, "Search", "Inverted lists a query visits; left out, as many as the build chose.", ge=1)
     parallel_runs: int = _field(
@@ -164,7 +168,7 @@ class Settings(BaseSettings):
         return {f"{ENVIRONMENT_PREFIX}{name.upper()}": "" if value is None else str(value) for name, value in self.model_dump().items()}
 
     def save(self) -> None:
-        write_json(self.build_root.settings, self.model_dump(exclude=OF_THE_MACHINE))
+        write_json(self.build_root.settings, self.model_dump(exclude=OF_THE_MACHINE | OF_ONE_BUILD))
 
 
 UNSETTABLE = frozenset(name for name, field in Settings.model_fields.items() if type(None) in get_args(field.annotation))

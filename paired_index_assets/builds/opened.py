@@ -8,9 +8,10 @@ from functools import cached_property
 
 from upath import UPath
 
+from paired_index_assets.builds.following import DataSet, follow
 from paired_index_assets.builds.indexed import catalog_of_set, listing_of_set
 from paired_index_assets.embeddings.sets import EmbeddingSet
-from paired_index_assets.errors import BadInput, MissingInput, PairedIndexError
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput, PairedIndexError
 from paired_index_assets.fetching.fetch import FetchRules, release
 from paired_index_assets.fetching.obtain import Obtained, obtain
 from paired_index_assets.fetching.sources import Politeness, parse_sources
@@ -19,6 +20,7 @@ from paired_index_assets.landing.appending import Appended, append_quiet
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import Listing, first_complete, list_folder
 from paired_index_assets.progress import Progress
+from paired_index_assets.serving.metadata import metadata_of
 from paired_index_assets.settings import LAION_2B, Settings
 from paired_index_assets.shards.supply import Supply
 from paired_index_assets.trained.artifact import TrainedIndex
@@ -78,6 +80,22 @@ class OpenBuild:
             raise MissingInput(f"{self.root.catalog}: no catalog yet; materialise image_embeddings first")
         return Catalog.load(self.root.catalog)
 
+    @property
+    def catalog_before(self) -> Catalog | None:
+        """The catalog of the last build, None where there is none or, if it can be made again, a damaged one."""
+        try:
+            return Catalog.load(self.root.catalog)
+        except MissingInput:
+            return None
+        except DamagedArtifact:
+            if self.settings.landing:
+                raise
+            return None
+
+    def data_set_of(self, catalog: Catalog) -> DataSet:
+        """What the ids of `catalog` mean."""
+        return DataSet(catalog, self.listing_of(catalog), metadata_of(self.root, self.settings.caption_texts, catalog))
+
     @cached_property
     def promoted(self) -> TrainedIndex:
         """The trained index that the shards are built with."""
@@ -85,9 +103,12 @@ class OpenBuild:
 
     @cached_property
     def listing(self) -> Listing:
+        return self.listing_of(self.catalog)
+
+    def listing_of(self, catalog: Catalog) -> Listing:
         """What has landed on this machine; a file that is not complete is listed too, so that its build can say what is wrong with it."""
         landing, downloads = self._landed(), list_folder(self._downloads)
-        return {**landing, **first_complete([landing, downloads], self.catalog)}
+        return {**landing, **first_complete([landing, downloads], catalog)}
 
     @cached_property
     def available(self) -> Listing:
@@ -146,25 +167,28 @@ class OpenBuild:
 def write_catalog(build: OpenBuild) -> Catalog:
     """Make the build's catalog: the one given, a scan of the landing folder, or else the image set itself.
 
-    That of a landing folder is made once, and what was appended to a given one stays: ids must not move.
+    That of a landing folder is made once, and what was appended to a given one stays: ids must not move. Where rows moved all the same, those
+    that were taken down are found again, see builds/following.py.
     """
-    settings, root = build.settings, build.root
+    settings, root, before = build.settings, build.root, build.catalog_before
     if settings.catalog == LAION_2B:
         catalog = Catalog.laion2b()
     elif settings.catalog:
         catalog = Catalog.load(settings.catalog)
-    elif settings.landing and root.catalog.exists():
-        catalog = Catalog.load(root.catalog)
+    elif settings.landing and before is not None:
+        catalog = before
     elif settings.landing:
         catalog = Catalog.scan(settings.landing, shards=settings.shards)
     else:
         catalog = catalog_of_set(build.images, settings.shards)
     if catalog.shards > settings.shards:
         raise BadInput(f"the catalog has {catalog.shards} shards, the settings {settings.shards}; set shards to {catalog.shards}")
-    if settings.landing and root.catalog.exists() and (before := Catalog.load(root.catalog)).all_files[: len(catalog)] == catalog.all_files:
-        return before
-    catalog.save(root.catalog)
-    return catalog
+    if settings.landing and before is not None and before.all_files[: len(catalog)] == catalog.all_files:
+        catalog = before
+    named = follow(root, catalog, before, lambda: build.data_set_of(catalog), allow_lost=settings.allow_lost_takedowns)
+    if before is None or not before.table.equals(named.table, check_metadata=True):
+        named.save(root.catalog)
+    return named
 
 
 def append_landed(build: OpenBuild, unknown: dict[str, str]) -> Appended:

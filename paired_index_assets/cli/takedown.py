@@ -2,16 +2,18 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
-import numpy as np
 import typer
 
 from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import bars, say
-from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.errors import BadInput
 from paired_index_assets.rows import Int64
 from paired_index_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from paired_index_assets.builds.following import DataSet
 
 
 @takes_settings()
@@ -22,48 +24,52 @@ def takedown(
     md5: Annotated[Optional[Path], typer.Option("--md5", help="Text file with one md5 a line, matched with the metadata.")] = None,
     why: Annotated[str, typer.Option(help="Reason, kept in the log.")] = "asked for",
 ) -> None:
-    """Remove rows: searches leave them out at once, the next rebuild for good; the log of what was removed stays."""
-    from paired_index_assets.landing.catalog import Catalog
+    """Remove rows: searches leave them out at once, the next rebuild for good; the log of what was removed stays.
+
+    Exit code 1 if a line of the list is no row's: the others are removed all the same.
+    """
+    from paired_index_assets.builds.opened import OpenBuild
+    from paired_index_assets.shards.manifest import served_data_set
+    from paired_index_assets.shards.matching import read_list, row_ids
     from paired_index_assets.shards.takedown import add_removed
 
     given = {name: file for name, file in (("ids", ids), ("url", urls), ("md5", md5)) if file is not None}
     if len(given) != 1:
         raise BadInput("give one of --ids, --urls, --md5")
     ((kind, file),) = given.items()
-    lines = _lines(file)
-    rows = _whole_numbers(file, lines) if kind == "ids" else _matched(settings, kind, lines)
-    total = Catalog.load(settings.build_root.catalog).total_rows
-    new = add_removed(settings.build_root, rows, why, when=datetime.now(UTC), source=file.name, total_rows=total)
+    build = OpenBuild(settings)
+    root, catalog = build.root, build.catalog
+    if root.manifest.exists() and served_data_set(root) != catalog.data_set:
+        raise BadInput(
+            f"{root.root}: a build of other data has begun and not ended, so an id has two meanings; finish it with `paired-index build`"
+        )
+    lines = read_list(file)
+    found = build.data_set_of(catalog)
+    rows, unknown = (row_ids(file, lines), []) if kind == "ids" else _matched(found, kind, lines)
+    new = add_removed(
+        root,
+        rows,
+        why,
+        when=datetime.now(UTC),
+        source=file.name,
+        total_rows=catalog.total_rows,
+        data_set=catalog.data_set,
+        traits_of=found.traits,
+    )
     say(f"{len(rows):,} rows named, {new:,} newly removed. Searches leave them out from now on;")
     say("the nightly rebuild, or `paired-index build`, takes them out of the shards.")
+    if unknown:
+        for line in unknown:
+            say(line)
+        raise BadInput(
+            f"{file}: the {len(unknown):,} lines above, of {len(lines):,}, are in no metadata of this build; nothing was removed for them"
+        )
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in file.read_text().splitlines()]
-    except FileNotFoundError as error:
-        raise MissingInput(f"{file}: no such file") from error
-    if not any(lines):
-        raise BadInput(f"{file}: expected one entry a line, found none")
-    return [line for line in lines if line]
+def _matched(found: "DataSet", column: str, values: list[str]) -> tuple[Int64, list[str]]:
+    from paired_index_assets.shards.matching import ids_of
 
-
-def _whole_numbers(file: Path, lines: list[str]) -> Int64:
-    for number, line in enumerate(lines, start=1):
-        if not line.isdigit():
-            raise BadInput(f"{file}: line {number}: expected a row id, found {line[:40]!r}; nothing was removed")
-    return np.array([int(line) for line in lines], dtype=np.int64)
-
-
-def _matched(settings: Settings, column: str, values: list[str]) -> Int64:
-    from paired_index_assets.serving.metadata import metadata_of
-    from paired_index_assets.shards.takedown import ids_of
-
-    metadata = metadata_of(settings.build_root, settings.caption_texts)
-    if metadata is None:
+    if found.metadata is None:
         raise BadInput("this build has no metadata to match with; give --ids")
     with bars() as progress:
-        rows, unknown = ids_of([(file.url, file.start) for file in metadata.files], column, values, progress=progress)
-    if unknown:
-        say(f"{len(unknown):,} of {len(values):,} are in no metadata, the first: {unknown[0]}")
-    return rows
+        return ids_of([(file.url, file.start) for file in found.metadata.files], column, values, progress=progress)

@@ -36,6 +36,7 @@ LAION_ROWS_CSV = "laion2B-en_vit-l-14_rows.csv"
 # absent from the server in May 2024 (github Chris210634/laion-index)
 LAION_MISSING = (667, 904, 1055, 1357, 1438, 1552, 1559, 1615, 1640, 1668, 1689, 1798, 1865, 2044, 2129, 2261)
 
+DATA_SET = b"paired_index.data_set"
 CATALOG_SCHEMA = pa.schema(
     [
         pa.field("file_id", pa.int32(), nullable=False),  # position in the catalog
@@ -97,6 +98,14 @@ class Catalog:
     def of(cls, files: Sequence[CatalogFile]) -> Catalog:
         columns = {name: [getattr(file, name) for file in files] for name in CATALOG_SCHEMA.names}
         return cls(pa.table(columns, schema=CATALOG_SCHEMA))
+
+    @property
+    def data_set(self) -> str:
+        """Names the rows that the ids mean, where a build says so: another name after rows moved (shards/takedown.py)."""
+        return ((self.table.schema.metadata or {}).get(DATA_SET) or b"").decode()
+
+    def of_data_set(self, name: str) -> Catalog:
+        return Catalog(self.table.replace_schema_metadata({DATA_SET: name.encode()}))
 
     @classmethod
     def load(cls, path: UPath | Path | str) -> Catalog:
@@ -166,7 +175,7 @@ class Catalog:
         for piece in fresh:
             if piece.header.dimensions != self.dimensions:
                 raise BadInput(f"{piece.name}: {piece.header.dimensions} dimensions; the catalog has {self.dimensions}")
-        return self.of([*self.all_files, *_number(fresh, len(self), self.total_rows)]) if fresh else self
+        return self.of([*self.all_files, *_number(fresh, len(self), self.total_rows)]).of_data_set(self.data_set) if fresh else self
 
     @cached_property
     def all_files(self) -> list[CatalogFile]:

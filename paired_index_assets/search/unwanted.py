@@ -11,6 +11,7 @@ from paired_index_assets.errors import BadInput
 from paired_index_assets.files.watched import Watched
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Int64
+from paired_index_assets.shards.manifest import served_data_set
 from paired_index_assets.shards.takedown import log_stamp, read_removed
 
 
@@ -19,6 +20,7 @@ class RemovedIds:
 
     def __init__(self, build: BuildRoot) -> None:
         self._build, self._log = build, Watched(build.removed, lambda: log_stamp(build))
+        self._data_set = served_data_set(build) if build.manifest.exists() else ""
         self._lock = threading.Lock()
         self._read: tuple[str, Int64] | None = None
         self._current()
@@ -43,6 +45,6 @@ class RemovedIds:
         read = self._read
         if read is None or read[0] != stamp:
             with self._lock:
-                ids = np.ascontiguousarray(read_removed(self._build))
+                ids = np.ascontiguousarray(read_removed(self._build, self._data_set))
                 read = self._read = (stamp, ids)
         return read[1]

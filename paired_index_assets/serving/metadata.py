@@ -191,10 +191,12 @@ class Metadata:
         return self._footers[file]
 
 
-def metadata_of(build: BuildRoot, texts: str | None = None) -> Metadata | None:
+def metadata_of(build: BuildRoot, texts: str | None = None, catalog: Catalog | None = None) -> Metadata | None:
     """What describes the rows of a build: the metadata written with its image embeddings, if these are what it indexed; else `texts`,
-    a Parquet whose row i describes id i, or a folder of `metadata_NNNN.parquet` beside the catalogued files; else None."""
-    catalog = Catalog.load(build.catalog) if build.catalog.exists() else None
+    a Parquet whose row i describes id i, or a folder of `metadata_NNNN.parquet` beside the catalogued files; else None. `catalog` is the
+    build's, unless it is given."""
+    if catalog is None and build.catalog.exists():
+        catalog = Catalog.load(build.catalog)
     if build.image_set.exists():
         images = EmbeddingSet.open(build.image_set)
         parts = [(name, part.rows) for name, part in zip(images.names, images.parts, strict=True)]

@@ -97,7 +97,7 @@ def build_shard(
     files = catalog.files(shard)
     listing = landing if isinstance(landing, dict) else list_folder(landing)
     landed = [listing.get(file.name) for file in files]
-    removed = read_removed(root) if removed is None else np.unique(removed)
+    removed = read_removed(root, catalog.data_set) if removed is None else np.unique(removed)
     keep_trained(root, trained)
     with served_when_whole(root, trained, catalog), only_writer(place.lock):
         place.failure.unlink(missing_ok=True)

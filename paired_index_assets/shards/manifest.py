@@ -18,7 +18,7 @@ from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import atomic_file, is_local, read_parquet, write_bytes
-from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.landing.catalog import DATA_SET, Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.generations import served_if_any, trained_of
 from paired_index_assets.shards.record import finished_record, read_failure, shard_file
@@ -80,12 +80,34 @@ def write_manifest(root: BuildRoot, trained: TrainedIndex, catalog: Catalog, nor
                 row |= {"shard_file": name, "shard_sha256": record.sha256, "shard_bytes": record.bytes}
             if file.file_id in done or file.file_id in problems:
                 rows.append(row | {"problem": problems.get(file.file_id)})
-    schema = MANIFEST_SCHEMA.with_metadata({NORMALIZED: ", ".join(normalized).encode()} if normalized else None)
+    facts = {DATA_SET: (catalog.data_set if served == made else _data_set_before(root, catalog)).encode()}
+    schema = MANIFEST_SCHEMA.with_metadata(facts | ({NORMALIZED: ", ".join(normalized).encode()} if normalized else {}))
     table = pa.Table.from_pylist(rows, schema=schema)
     with atomic_file(root.manifest) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     _write_lengths(root, catalog, index_files)
     return table
+
+
+def served_data_set(root: BuildRoot) -> str:
+    """What the ids in the finished shards mean, see Catalog.data_set. Raises as `read_manifest`."""
+    return ((read_manifest(root).schema.metadata or {}).get(DATA_SET) or b"").decode()
+
+
+def _data_set_before(root: BuildRoot, catalog: Catalog) -> str:
+    """Of a generation that was made before another, which is being made: what the manifest said of it."""
+    try:
+        return served_data_set(root)
+    except (MissingInput, DamagedArtifact):
+        return catalog.data_set
+
+
+def any_taken_down(root: BuildRoot) -> bool:
+    """Whether a finished shard was made without rows that were taken down; False where no manifest says so."""
+    try:
+        return any(read_manifest(root)["taken_down"].to_pylist())
+    except (MissingInput, DamagedArtifact):
+        return False
 
 
 def read_manifest(root: BuildRoot) -> pa.Table:

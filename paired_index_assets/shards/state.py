@@ -32,7 +32,7 @@ def shard_states(
     root: BuildRoot, codec: str, trained: str, catalog: Catalog, listing: Listing, *, removed: Int64 | None = None
 ) -> list[ShardState]:
     """The state of every shard, for the trained index of fingerprint `trained` and files as listed (landed.list_folder)."""
-    removed = read_removed(root) if removed is None else np.unique(removed)
+    removed = read_removed(root, catalog.data_set) if removed is None else np.unique(removed)
     return [_state(root, codec, trained, catalog, listing, removed, shard) for shard in range(catalog.shards)]
 
 
