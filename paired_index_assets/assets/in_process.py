@@ -9,16 +9,19 @@ import dagster as dg
 
 from paired_index_assets.assets.code_location import assemble
 from paired_index_assets.assets.embeddings import IN_WORDS
-from paired_index_assets.assets.landing import landed_shards, report_landed
+from paired_index_assets.assets.landing import report_landed
 from paired_index_assets.assets.lost_runs import this_process
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.assets.resources import ForwardedProgress
+from paired_index_assets.builds.opened import OpenBuild
+from paired_index_assets.builds.outlook import outlook, require_what_was_promised, waiting
 from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.progress import Progress
 from paired_index_assets.settings import Settings
 
 BEFORE_SHARDS = ("caption_embeddings", "image_embeddings", "caption_image_pairs", "paired_centroids", "trained_index")
 AFTER_SHARDS = ("index_manifest", "recall_report")
+TRIED_IN_VAIN = 3  # shards in a row that no source gave, and the others are left waiting
 # The terminal has its own progress; Dagster's log lines are in the instance, for the UI.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -26,11 +29,12 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 def build_all(
     settings: Settings, instance: dg.DagsterInstance, progress: Progress, say: Callable[[str], None], tell: Callable[[str], None]
 ) -> None:
-    """Materialise every asset, and every shard whose files have landed, in order; the instance records each run.
+    """Materialise every asset, and every shard whose files are to be had, in order; the instance records each run.
 
-    `say` gets the name of each asset before it is made, `tell` what of the input it did not use.
+    `say` gets the name of each asset before it is made, `tell` what of the input it did not use, and what waits for what.
 
-    Raises the PairedIndexError that stopped a run. What was finished stays, and a second call goes on from there.
+    Raises the PairedIndexError that stopped a run, or one that names the shards that wait for files that were promised. What was finished
+    stays, and a second call goes on from there.
     """
     job = assemble(settings, ForwardedProgress(progress)).resolve_implicit_global_asset_job_def()
     for asset in BEFORE_SHARDS:
@@ -39,14 +43,32 @@ def build_all(
             tell(str(left.value))
     settings.save()  # only settings that made a trained index are worth remembering
     report_landed(settings, instance)
-    shards = landed_shards(settings)
-    say(f"shard_index, {len(shards)} partitions")
-    for done, shard in enumerate(shards, start=1):
+    shards = outlook(OpenBuild(settings))
+    total = len(shards.ready) + len(shards.to_try)
+    say(f"shard_index, {total} partitions")
+    for done, shard in enumerate(shards.ready, start=1):
         _run(job, instance, "shard_index", partition=shard_key(shard))
-        progress("shards", done, len(shards))
-    for asset in AFTER_SHARDS:
-        say(asset)
-        _run(job, instance, asset)
+        progress("shards", done, total)
+    in_vain = 0
+    for done, shard in enumerate(shards.to_try, start=len(shards.ready) + 1):
+        try:
+            _run(job, instance, "shard_index", partition=shard_key(shard))
+            in_vain = 0
+        except PairedIndexError as error:
+            tell(f"shard_index {shard_key(shard)}: {error}")
+            in_vain += 1
+        progress("shards", done, total)
+        if in_vain == TRIED_IN_VAIN:
+            break
+    build = OpenBuild(settings)
+    waits = waiting(build)
+    for one in waits:
+        tell(f"shard {one.shard} waits for {one.why}")
+    if len(waits) < build.catalog.shards:
+        for asset in AFTER_SHARDS:
+            say(asset)
+            _run(job, instance, asset)
+    require_what_was_promised(waits, build.catalog.shards)
 
 
 def _run(

@@ -91,14 +91,6 @@ def _is_text(found: Any) -> TypeGuard[dict[str, str]]:
     return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
 
 
-def landed_shards(settings: Settings) -> list[int]:
-    """The shards whose files are all there."""
-    from paired_index_assets.builds.opened import OpenBuild
-
-    build = OpenBuild(settings)
-    return complete_shards(build.available, build.catalog)
-
-
 def report_landed(settings: Settings, instance: dg.DagsterInstance) -> None:
     """Report every complete shard at once: for builds without a daemon. A version that was reported before is reported again, harmlessly."""
     from paired_index_assets.builds.opened import OpenBuild

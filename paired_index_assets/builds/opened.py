@@ -11,7 +11,7 @@ from upath import UPath
 from paired_index_assets.builds.following import DataSet, follow
 from paired_index_assets.builds.indexed import catalog_of_set, listing_of_set
 from paired_index_assets.embeddings.sets import EmbeddingSet
-from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput, PairedIndexError
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.fetching.fetch import FetchRules, release
 from paired_index_assets.fetching.obtain import Obtained, obtain
 from paired_index_assets.fetching.sources import Politeness, parse_sources
@@ -113,13 +113,16 @@ class OpenBuild:
     @cached_property
     def available(self) -> Listing:
         """What has landed, here or at a source that can list its files: one request a source. A source that does not answer adds nothing."""
-        listings = [self.listing]
-        for source in parse_sources(self.settings.sources):
-            try:
-                listings.append(list_folder(source))
-            except (OSError, ValueError, PairedIndexError):  # whatever its file system says: the others still count
-                continue
-        return first_complete(listings, self.catalog)
+        return first_complete([self.listing, *self._listed.values()], self.catalog)
+
+    @property
+    def silent_sources(self) -> list[str]:
+        """The sources that do not say what they have: no listing, or none with a catalogued file in it."""
+        return [source for source, listing in self._listed.items() if not listing.keys() & self.catalog.by_name.keys()]
+
+    @cached_property
+    def _listed(self) -> dict[str, Listing]:
+        return {source: _listing_at(source) for source in parse_sources(self.settings.sources)}
 
     @property
     def _downloads(self) -> UPath:
@@ -204,3 +207,10 @@ def append_landed(build: OpenBuild, unknown: dict[str, str]) -> Appended:
     if found.added:
         found.catalog.save(build.root.catalog)
     return found
+
+
+def _listing_at(source: str) -> Listing:
+    try:
+        return list_folder(source)
+    except Exception:  # each file system has its own errors, and the other sources still count
+        return {}

@@ -91,3 +91,22 @@ def test_a_takedown_list_that_can_not_be_is_refused_whole(small_build, paired_in
     assert done.returncode == 1
     assert word in done.stderr
     assert not (small_build / "takedown").exists() or not list((small_build / "takedown").glob("*.parquet"))
+
+
+def test_a_build_takes_files_from_a_source_that_does_not_list_them_and_names_what_it_leaves_waiting(tmp_path, small_build, paired_index):
+    root = trained_only(small_build, tmp_path / "root")
+    (tmp_path / "landing").mkdir()
+    files = {path.name: path.read_bytes() for path in (small_build / "embeddings/img_emb").glob("*.npy")}
+    gone = Catalog.load(root / "catalog.parquet").files(4)[0].name
+    lost = files.pop(gone)
+    with MisbehavingServer(files, lists=False) as server:
+        given = ["--landing", tmp_path / "landing", "--shards", 6, "--sources", server.url]
+        done = paired_index("build", "--root", root, *given, check=False)
+        assert done.returncode == 1
+        assert "1 of 6 shards wait: shard 4" in done.stderr
+        assert gone in done.stderr
+        assert "Done" not in done.stdout
+        assert len(list((root / "shards").glob("knn*"))) == 5
+        files[gone] = lost
+        assert "Done" in paired_index("build", "--root", root, *given).stdout
+    assert (root / "shards/knn.paired_QT_4bit.index4").read_bytes() == (small_build / "shards/knn.paired_QT_4bit.index4").read_bytes()

@@ -118,6 +118,7 @@ class MisbehavingServer:
 
     files: Mapping[str, bytes] | Path
     pace: float = 0.0
+    lists: bool = True  # whether it has a page with links to its files
     requests: list[Request] = field(default_factory=list)
     most_at_once: int = 0
     _plans: dict[str, deque[Fault | None]] = field(default_factory=dict)
@@ -224,6 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         owner = self.server.owner
         name = unquote(self.path.split("?")[0].rsplit("/", 1)[-1])
+        if name in ("", "data") and not owner.lists:
+            return self._send(403, b"no listing", {}, body)
         if name in ("", "data"):
             links = "".join(f'<a href="/data/{name}">{name}</a>\n' for name in owner.names())
             return self._send(200, f"<html><body>{links}</body></html>".encode(), {"Content-Type": "text/html"}, body)
