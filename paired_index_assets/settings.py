@@ -17,12 +17,26 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.cache import CACHE_FOLDER, Cache
+from paired_index_assets.files.listing import several
 from paired_index_assets.files.storage import as_path, read_json, require_reachable, write_json
 from paired_index_assets.layout import BuildRoot
 
 ENVIRONMENT_PREFIX = "PAIRED_INDEX_"
 DEFAULT_ROOT = "data/build"
 LAION_2B = "laion2b-en"
+LOCAL_DIR = "local-dir:"  # of open_clip: a model in a folder
+PATHS = (
+    "images",
+    "captions",
+    "image_features",
+    "caption_features",
+    "caption_texts",
+    "landing",
+    "catalog",
+    "sources",
+    "downloads",
+    "rebuild_from",
+)
 OF_THE_MACHINE = {"root", "cache", "cache_budget_gb"}  # not remembered in the root, which other machines use too
 OF_ONE_BUILD = {"allow_lost_takedowns"}  # not remembered either
 
@@ -134,6 +148,19 @@ class Settings(BaseSettings):
         """``--caption-texts ''`` takes back what the last build was given."""
         return None if value == "" and info.field_name in UNSETTABLE else value
 
+    @field_validator(*PATHS, mode="after")
+    @classmethod
+    def _wherever_they_are_read(cls, given: str | None) -> str | None:
+        """Local paths become absolute, so that whoever goes on from another folder means the same files."""
+        return given and ",".join(map(absolute, several(given)))
+
+    @field_validator("model", "pretrained", mode="after")
+    @classmethod
+    def _wherever_it_is_loaded(cls, given: str | None) -> str | None:
+        if given and given.startswith(LOCAL_DIR):
+            return LOCAL_DIR + absolute(given.removeprefix(LOCAL_DIR))
+        return absolute(given) if given and Path(given).expanduser().is_file() else given
+
     @model_validator(mode="after")
     def _inputs_go_together(self) -> Settings:
         if (self.image_features is None) != (self.caption_features is None):
@@ -215,9 +242,12 @@ def load_settings(*, ask_root: bool = True, **given: Any) -> Settings:
         raise BadInput("; ".join(_say(problem) for problem in error.errors())) from error
 
 
-def absolute(path: str | None) -> str | None:
-    """A local path made absolute, so that it means the same in another working directory; a URL or None as it is."""
-    return path if path is None or "://" in path or ":" in path.split("/")[0] else str(Path(path).expanduser().absolute())
+def absolute(path: str) -> str:
+    """A local path made absolute, so that it means the same in another working directory; a URL, or the name of a catalog, as it is."""
+    place = Path(path).expanduser()
+    if path == LAION_2B or "://" in path or (":" in path.split("/")[0] and not place.exists() and not Path(path.split(":")[0]).exists()):
+        return path
+    return str(place.absolute())
 
 
 def _say(problem: Any) -> str:

@@ -9,10 +9,11 @@ from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.stopping import stop_if_asked
 from paired_index_assets.cli.terminal import bars, say
 from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.files.listing import several
 from paired_index_assets.files.storage import as_path, is_local
 from paired_index_assets.settings import Settings, absolute, load_settings
 
-PATHS = ("root", "images", "captions", "image_features", "caption_features", "caption_texts", "landing")
+INPUTS = ("images", "captions", "image_features", "caption_features", "caption_texts")
 SAMPLE_PART_ROWS = 104  # 12,000 pairs in 116 files: two for each of the 58 shards
 
 
@@ -51,10 +52,10 @@ def _resolved(settings: Settings, sample: bool) -> Settings:
         chosen |= {"image_features": None, "caption_features": None}
     if not chosen["images"] and not chosen["image_features"]:
         raise BadInput("nothing to build from: give --images (pictures), or --image-features and --caption-features, or --sample")
-    chosen |= {name: absolute(chosen[name]) for name in PATHS}
-    for name in ("images", "captions", "image_features", "caption_features", "caption_texts"):
-        given = chosen[name]
-        if given and is_local(as_path(given)) and not any(mark in given for mark in "*?[{:") and not as_path(given).exists():
-            raise MissingInput(f"--{name.replace('_', '-')} {given}: no such file or folder")
+    chosen["root"] = absolute(chosen["root"])
+    for name in INPUTS:
+        for given in several(chosen[name] or ""):
+            if given and is_local(as_path(given)) and not any(mark in given for mark in "*?[{:") and not as_path(given).exists():
+                raise MissingInput(f"--{name.replace('_', '-')} {given}: no such file or folder")
     whole: dict[str, Any] = {name: "" if value is None else value for name, value in chosen.items()}  # unset is not what was remembered
     return load_settings(**whole)

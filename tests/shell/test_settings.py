@@ -68,3 +68,32 @@ def test_a_run_that_changes_one_setting_keeps_the_others(tmp_path):
     run.execute_in_process()
     run.execute_in_process(run_config={"resources": {"settings": {"config": {"nlist": 128}}}})
     assert seen == [given, given.model_copy(update={"nlist": 128})]
+
+
+def test_paths_are_remembered_so_that_they_mean_the_same_files_from_any_folder(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "model").mkdir(parents=True)
+    there.mkdir()
+    for name in ("weights.pt", "a,b.npy", "c.npy", "data:v1.npy"):
+        (here / name).write_bytes(b"")
+    paths = dict.fromkeys(("captions", "caption_texts", "landing", "catalog", "downloads", "rebuild_from"), "x/y.parquet")
+    monkeypatch.chdir(here)
+    given = dict(paths, sources="mirror,https://example.com/a,s3://b/c", image_features="a,b.npy", caption_features="c.npy,data:v1.npy")
+    load_settings(root=str(tmp_path / "root"), model="local-dir:model", pretrained="weights.pt", **given).save()
+    monkeypatch.chdir(there)
+    found = load_settings(root=str(tmp_path / "root"))
+    assert {name: getattr(found, name) for name in paths} == dict.fromkeys(paths, f"{here}/x/y.parquet")
+    assert found.sources == f"{here}/mirror,https://example.com/a,s3://b/c"
+    assert (found.model, found.pretrained) == (f"local-dir:{here}/model", f"{here}/weights.pt")
+    assert found.image_features == f"{here}/a,b.npy"
+    assert found.caption_features == f"{here}/c.npy,{here}/data:v1.npy"
+
+
+def test_what_only_looks_like_a_path_stays_as_it_is(tmp_path):
+    found = load_settings(root=str(tmp_path), catalog="laion2b-en", images="hf://datasets/a/b", model="ViT-B-32", pretrained="openai")
+    assert (found.catalog, found.images, found.model, found.pretrained) == ("laion2b-en", "hf://datasets/a/b", "ViT-B-32", "openai")
+
+
+def test_a_remembered_path_can_be_unset(tmp_path):
+    load_settings(root=str(tmp_path), caption_texts="texts.parquet", nlist=8).save()
+    assert load_settings(root=str(tmp_path), caption_texts="").caption_texts is None
