@@ -11,7 +11,6 @@ from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.rows import Float32
 from paired_index_assets.settings import Settings
 
-UNKNOWN_MODEL = "unknown"  # what the embeddings room calls features whose model nobody named
 FORMATS = (".npz", ".json", ".html")
 
 
@@ -41,7 +40,7 @@ def search(
         show(settings, named, scores, ids, out, missing=index.missing)
 
 
-def _vectors(settings: Settings, model: str, text: list[str], image: list[Path], queries: Path | None) -> tuple[list[str], Float32]:
+def _vectors(settings: Settings, model: str | None, text: list[str], image: list[Path], queries: Path | None) -> tuple[list[str], Float32]:
     """Names and (n, d) vectors of the queries."""
     if queries is not None:
         array = _matrix(queries)
@@ -51,7 +50,7 @@ def _vectors(settings: Settings, model: str, text: list[str], image: list[Path],
     from paired_index_assets.readers.captions import OK
     from paired_index_assets.readers.sample import ImageFile
 
-    if model == UNKNOWN_MODEL:
+    if model is None:
         raise BadInput("this index was built from features of an unnamed model: search it with --queries, or build it again with --model")
     encoder = load_encoder(settings.model, settings.pretrained, settings.device)
     if encoder.identity != model:

@@ -57,7 +57,7 @@ def make_and_judge(
     codec: str,
     rounding: str,
     routings: Mapping[str, Sequence[str]],
-    model: str,
+    model: str | None,
     seed: int,
     device: str | None = None,
     progress: Progress = silent,

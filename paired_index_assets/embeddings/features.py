@@ -43,7 +43,7 @@ def adopt_features(
     inputs: str | Sequence[str],
     *,
     modality: Modality,
-    model: str = "unknown",
+    model: str | None = None,
     column: str | None = None,
     expected_rows: int | None = None,
     part_rows: int = CONVERTED_PART_ROWS,

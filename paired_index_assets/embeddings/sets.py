@@ -70,7 +70,7 @@ class EmbeddingSet:
         parts: Sequence[SetPart],
         dimensions: int,
         dtype: np.dtype[Any],
-        model: str,
+        model: str | None,
         modality: Modality,
         cache: Cache | None = None,
         normalized: bool = False,
@@ -131,7 +131,7 @@ class EmbeddingSet:
     @cached_property
     def fingerprint(self) -> str:
         """Names the content of the set without reading it: model, shape and the stamp of every part."""
-        return digest_of_parts(self.model, str(self.shape), str(self.dtype), *(f"{p.rows} {p.stamp}" for p in self.parts))[:16]
+        return digest_of_parts(self.model or "", str(self.shape), str(self.dtype), *(f"{p.rows} {p.stamp}" for p in self.parts))[:16]
 
     def part(self, number: int) -> npt.NDArray[Any]:
         """Part `number` as a memory-mapped (rows, dimensions) array."""
@@ -251,7 +251,7 @@ def write_set(
     json_path: str | Path | UPath,
     parts: Sequence[SetPart],
     *,
-    model: str,
+    model: str | None,
     modality: Modality,
     expected_rows: int | None = None,
     cache: Cache | None = None,

@@ -63,7 +63,7 @@ class ShardRecord:
     trained: str  # fingerprint of the trained index
     codec: str
     method: str
-    model: str
+    model: str | None
     removed: str  # version of the removed ids inside the shard's rows, see takedown.removed_version
     bytes: int
     sha256: str

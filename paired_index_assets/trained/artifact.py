@@ -46,7 +46,7 @@ class TrainedIndex:
     centroids: Float32
     codec: TrainedCodec
     routing: Float32 | None = None
-    model: str = ""
+    model: str | None = None  # identity of the encoder, where somebody named it
     evidence: dict[str, Any] = field(default_factory=dict)  # what training saw, for people; not part of the fingerprint
     groups: Groups | None = None
     nprobe: int = NPROBE
@@ -60,7 +60,7 @@ class TrainedIndex:
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of a sha256 over names and arrays; two equal ones code and route every vector alike."""
-        parts: list[str | bytes] = [str(FORMAT), self.method, self.model, self.codec.name, self.codec.rounding, str(self.nprobe)]
+        parts: list[str | bytes] = [str(FORMAT), self.method, self.model or "", self.codec.name, self.codec.rounding, str(self.nprobe)]
         for name, array in sorted(self._arrays().items()):
             parts += [name, str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes()]
         return digest_of_parts(*parts)[:16]
@@ -172,7 +172,7 @@ class TrainedIndex:
                 parts["centroids"],
                 TrainedCodec.from_arrays(content["codec"], content["rounding"], _under("codec.", parts)),
                 parts.get("routing"),
-                content["model"],
+                content["model"] or None,
                 content["evidence"],
                 Groups.from_arrays(_under("groups.", parts)) if content["levels"] == 2 else None,
                 content["nprobe"],

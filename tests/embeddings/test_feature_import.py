@@ -85,6 +85,7 @@ def test_every_format_gives_the_same_rows(tmp_path, matrix, save, dtype, monkeyp
     np.testing.assert_array_equal(found[:], matrix.astype(dtype))
     assert found.dtype == dtype
     assert found.model == "ViT"
+    assert EmbeddingSet.open(found.source).model == "ViT"
     copied = list((tmp_path / "build/embeddings").rglob("*.npy"))
     assert len(copied) == (0 if save in IN_PLACE else 7)
 
@@ -112,6 +113,12 @@ def test_a_conversion_broken_off_goes_on_where_it_was(tmp_path, matrix, save):
     assert before.items() <= after.items()
     np.testing.assert_array_equal(found[:], matrix)
     assert not list((tmp_path / "build/embeddings/imported/img_emb").glob(".*.tmp"))
+
+
+def test_features_whose_model_nobody_named_have_none(tmp_path, matrix):
+    found = adopt(tmp_path, save_npy(tmp_path, matrix))
+    assert found.model is None
+    assert EmbeddingSet.open(found.source).model is None
 
 
 def test_a_changed_tensor_is_converted_again_and_the_old_parts_go(tmp_path, matrix):
