@@ -174,7 +174,7 @@ def _pictures(images: EmbeddingSet, spec: Any, remembered: dict[str, Any], said:
         if isinstance(captions, str) and captions:
             source = PairedSource(source, open_source(captions, "captions"))
         made = [
-            part_fingerprint(source, part, "images", images.model, images.dimensions)
+            part_fingerprint(source, part, "images", images.model or "", images.dimensions)
             for part in source.parts(part_rows if isinstance(part_rows, int) else images.parts[0].rows)
         ]
         same = {part.stamp for part, now in zip(images.parts, made, strict=False) if part.stamp == now}
