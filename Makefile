@@ -6,7 +6,7 @@ SHARDS ?= 58
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install cluster demo cluster-demo ui test test-heavy test-cluster test-kernel lint benchmarks clean
+.PHONY: help install cluster demo cluster-demo ui test test-heavy test-cluster test-kernel lint docs benchmarks clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,9 +51,14 @@ test-kernel: install  ## the GPU kernel: on the GPU, or in Triton's interpreter,
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt triton
 	$(BIN)/python -m pytest tests/neighbors/test_neighbors_on_a_gpu.py
 
-lint: install    ## ruff and mypy
+lint: install    ## ruff, the floors of docs/architecture.md, mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
+
+docs: install    ## write the tables of docs/ that say what the code says
+	$(BIN)/python docs/tables.py
 
 benchmarks: install  ## every benchmark at its small size
 	for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -105,7 +106,7 @@ def main() -> None:
 
         contenders: dict[str, Callable[[], object]] = {
             "images, plain loop": plain_images,
-            **{f"images, embed_images, {w} worker(s)": (lambda w=w: ours_images(w)) for w in options.workers},
+            **{f"images, embed_images, {w} worker(s)": partial(ours_images, w) for w in options.workers},
             "images, the model alone": bare_images,
             "captions, plain loop": plain_captions,
             "captions, embed_captions": ours_captions,

@@ -65,7 +65,8 @@ def measured(work: Callable[[], T]) -> tuple[T, Cost]:
 
 def in_turn(contenders: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, Any], dict[str, Cost]]:
     """Every contender `repeats` times, one after the other: what each returned, and the least it cost (the most of memory)."""
-    made, costs = {}, {}
+    made: dict[str, Any] = {}
+    costs: dict[str, Cost] = {}
     for _ in range(repeats):
         for name, work in contenders.items():
             made[name], cost = measured(work)

@@ -27,11 +27,19 @@ def main() -> None:
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "build"
-        command = [BIN / "paired-index", "build", "--sample", "--root", root, "--shards", str(chosen.shards)]
+        command: list[str | Path] = [BIN / "paired-index", "build", "--sample", "--root", root, "--shards", str(chosen.shards)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         os.environ |= {"PAIRED_INDEX_ROOT": str(root), "PAIRED_INDEX_SHARDS": str(chosen.shards), "DAGSTER_HOME": str(root / "dagster")}
-        load = [sys.executable, "-c", "import dagster_project.definitions as project; project.defs()"]
-        materialize = [BIN / "dagster", "asset", "materialize", "-m", "dagster_project.definitions", "--select", "shard_index"]
+        load: list[str | Path] = [sys.executable, "-c", "import dagster_project.definitions as project; project.defs()"]
+        materialize: list[str | Path] = [
+            BIN / "dagster",
+            "asset",
+            "materialize",
+            "-m",
+            "dagster_project.definitions",
+            "--select",
+            "shard_index",
+        ]
         repeats = 1 if chosen.quick else chosen.runs
         rows = [("load the definitions", cost_of(load)) for _ in range(repeats)]
         rows += [

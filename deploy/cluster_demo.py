@@ -18,15 +18,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 from local_cluster import BIN, LocalCluster
 
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.settings import load_settings
-from paired_index_assets.shards.record import verify_shard
+from paired_index_assets.shards.generations import served_generation
+from paired_index_assets.shards.record import recorded_shards, verify_shard
 
 CODEC = "QT_4bit"  # the default, which the sample is built with
 LOOK_SECONDS = 2.0
@@ -81,9 +83,9 @@ def build_alone(cluster: LocalCluster, *arguments: object) -> dict[int, str]:
 def remove_shards(cluster: LocalCluster) -> None:
     """Everything that building shards has made."""
     root = build_root(cluster)
-    for folder in (root.shards, root.root / "segments"):
-        folder.fs.rm(folder.path, recursive=True)
-    root.manifest.unlink(missing_ok=True)
+    root.generations.fs.rm(root.generations.path, recursive=True)
+    for file in (root.served, root.manifest):
+        file.unlink(missing_ok=True)
 
 
 def build_root(cluster: LocalCluster) -> BuildRoot:
@@ -94,8 +96,10 @@ def build_root(cluster: LocalCluster) -> BuildRoot:
 def digests(cluster: LocalCluster) -> dict[int, str]:
     """Shard -> sha256, which every byte of the file was held against."""
     root = build_root(cluster)
-    found = sorted(int(path.name.rpartition("index")[2].removesuffix(".json")) for path in root.shards.glob("knn*.json"))
-    return {number: verify_shard(place).sha256 for number in found for place in [root.shard(CODEC, number)]}
+    served = served_generation(root)
+    if served is None:
+        return {}
+    return {number: verify_shard(served.shard(CODEC, number)).sha256 for number in sorted(recorded_shards(served))}
 
 
 def launch_backfill(cluster: LocalCluster, partitions: list[str], job: str | None = None) -> str:
@@ -105,7 +109,7 @@ def launch_backfill(cluster: LocalCluster, partitions: list[str], job: str | Non
         code = {"repositoryLocationName": "paired_index", "repositoryName": "__repository__"}
         what = {"selector": {"partitionSetName": f"{job}_partition_set", "repositorySelector": code}}
     asked = json.dumps({"asked": what | {"partitionNames": partitions}})
-    command = [BIN / "dagster-graphql", "-w", cluster.workspace, "-t", LAUNCH, "-v", asked]
+    command: list[str | Path] = [BIN / "dagster-graphql", "-w", cluster.workspace, "-t", LAUNCH, "-v", asked]
     done = subprocess.run(command, env=cluster.environment, check=True, capture_output=True, text=True)
     answer = json.loads(done.stdout[done.stdout.index("{") :])
     return str(answer["data"]["launchPartitionBackfill"]["backfillId"])
@@ -150,7 +154,7 @@ def worker_of(cluster: LocalCluster, run: str) -> str:
 
 def show(built: list[BuiltShard]) -> None:
     say("\nworker     shards   seconds of runs")
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for shard in built:
         seconds[shard.worker] += shard.seconds
     for worker, count in sorted(Counter(shard.worker for shard in built).items()):

@@ -76,6 +76,3 @@ def small_build(tmp_path_factory, small_pairs, paired_index) -> Path:
         100,
     )
     return root
-
-
-sys.path.insert(0, str(Path(__file__).parent / "servers"))  # plain modules that several folders use

@@ -10,7 +10,6 @@ from paired_index_assets.sample import sample_model
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 S3_SERVER = Path(__file__).parents[1] / "servers" / "s3_server.py"
-sys.path.insert(0, str(DEPLOY))
 
 SHARDS = 6
 SIZES = ["--shards", SHARDS, "--part-rows", 125, "--nlist", 16, "--validation-captions", 100, "--test-captions", 100]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import pytest
 
 from paired_index_assets.fetching.fetch import FetchRules
 from paired_index_assets.fetching.sources import Patience
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
 
 
 @pytest.fixture
