@@ -50,5 +50,5 @@ def listing_of_set(images: EmbeddingSet) -> Listing:
             if part.path.name not in folders[folder]:
                 continue
             landed = folders[folder][part.path.name]
-        found[name] = replace(landed, name=name)
+        found[name] = replace(landed, name=name, outcomes=part.metadata is not None)
     return found

@@ -36,6 +36,7 @@ class LandedFile:
     size: int
     stamp: str
     lossy: bool = False  # rebuilt from a compressed index, see reconstruct.py
+    outcomes: bool = False  # each row has an outcome: those that are zero were refused, named and counted where they were made
 
 
 Listing = dict[str, LandedFile]

@@ -8,6 +8,7 @@ depend on when or how often a build was interrupted.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class SegmentEncoder:
         """Read and validate every row of `file` once; the file may go away afterwards.
 
         Memory: the file's codes, two blocks, and what waits. Raises BadInput naming the file if it is not what the catalog says, if more
-        than `MOST_UNUSABLE` of its rows are NaN, infinite, zero or not of unit norm, or if it changed while it was read; OutOfDisk.
+        than `MOST_UNUSABLE` of its rows are NaN, infinite, zero (unless that is their outcome) or not of unit norm, or if it changed while it was read; OutOfDisk.
         """
         if file.dimensions != self._trained.d:
             raise BadInput(
@@ -136,19 +137,21 @@ class SegmentEncoder:
 
     def _take(self, draft: _Draft) -> None:
         file, landed = draft.file, draft.landed
-        unusable, row = 0, 0
+        bad, row = Counter[str](), 0
         for block in _one_ahead(_hashed(read_blocks(file, landed.path, block_rows=self._block_rows), draft.content)):
             draft.why[row : row + len(block.vectors)] = _reasons(block)
-            unusable += block.not_finite + block.zero + block.off_norm
+            bad.update({"NaN or infinite": block.not_finite, "not of unit norm": block.off_norm})
+            bad["zero"] += 0 if landed.outcomes else block.zero
             self._waiting.append(_Waiting(draft, row + np.flatnonzero(block.valid), block.vectors[block.valid]))
             row += len(block.vectors)
             if self._waiting_rows >= self._block_rows:
                 self._encode()
             self._progress("encode", row, file.rows, file=file.name)
-        if unusable > MOST_UNUSABLE * file.rows:
+        if bad.total() > MOST_UNUSABLE * file.rows:
+            found = ", ".join(f"{count} {reason}" for reason, count in bad.items() if count)
+            cure = "Normalise the vectors" if bad["not of unit norm"] > bad.total() / 2 else "Get the file again"
             raise BadInput(
-                f"{landed.path}: {unusable} of {file.rows} rows are NaN, infinite, zero or not of unit norm; expected at most "
-                f"{MOST_UNUSABLE:.0%}. Normalise the vectors or get the file again"
+                f"{landed.path}: {bad.total()} of {file.rows} rows can not be used ({found}); expected at most {MOST_UNUSABLE:.0%}. {cure}"
             )
         if is_local(landed.path) and stamp_of(landed.path) != landed.stamp:
             raise BadInput(f"{landed.path}: changed while it was read; build its shard again when it is complete")
