@@ -46,6 +46,8 @@ JSON_COLUMNS = pa.schema(
         ("sha256", pa.string()),
     ]
 )
+# Where the picture lies in its tar, written where samples are made: so it can be read again without walking the tar.
+PLACE_COLUMNS = pa.schema([("tar", pa.string()), ("tar_offset", pa.int64()), ("tar_bytes", pa.int64())])
 INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -59,6 +61,7 @@ def split_name(name: str) -> tuple[str, str, str]:
 @dataclass
 class _Stem:
     picture: Picture = None
+    place: tuple[int | None, int] | None = None  # of the picture: offset and size
     text: bytes | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     suffixes: set[str] = field(default_factory=set)
@@ -72,6 +75,8 @@ class _Stem:
     def sample(self, key: str) -> Sample:
         caption = decoded(self.text) if self.text is not None else self.facts.get("caption")
         columns = {column.name: cast(self.facts.get(column.name), column.type) for column in JSON_COLUMNS}
+        if self.place is not None and self.place[0] is not None:
+            columns |= {"tar_offset": self.place[0], "tar_bytes": self.place[1]}
         return Sample(key, self.picture, caption if isinstance(caption, str) else None, columns, self.problem)
 
 
@@ -103,6 +108,7 @@ class Group:
         stem.names.append(member.name)
         if suffix in PICTURE_SUFFIXES:
             stem.picture = _picture(member, suffix, images)
+            stem.place = (member.offset, member.size)
         elif suffix == ".txt":
             stem.text = member.read(MAX_TEXT_BYTES)
         elif member.size > MAX_TEXT_BYTES:

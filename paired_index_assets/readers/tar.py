@@ -49,12 +49,13 @@ class TarBroken(Exception):
 @dataclass(frozen=True)
 class Member:
     """`read` gives the content of a file (its first `most` bytes), while this member is the last that `walk` gave; `note` is what was odd
-    about its header."""
+    about its header. `offset` is where the content begins in the file, None in a compressed one."""
 
     name: str
     kind: Kind
     size: int
     note: str = ""
+    offset: int | None = None
     _stream: Any = field(default=None, repr=False, compare=False)
 
     def read(self, most: int = MAX_MEMBER_BYTES) -> bytes:
@@ -80,6 +81,7 @@ class _Walk:
     def __init__(self, stream: Any, length: int | None) -> None:
         self._stream = stream
         self._length = length  # of a stream that can seek; None where only reading tells
+        self._plain = isinstance(stream, io.BufferedReader)  # not compressed
         self._at = 0
         self._inside = ""  # the member whose content is next in the stream
         self._left = 0  # bytes of it not read yet
@@ -116,7 +118,7 @@ class _Walk:
             if header.type == tarfile.GNUTYPE_SPARSE:
                 self._skip_sparse_map(block)
             self._expect(name, 0 if header.type in _WITHOUT_CONTENT else size, start)
-            yield Member(name, kind, size, ahead.note, self)
+            yield Member(name, kind, size, ahead.note, self._at if self._plain else None, self)
             ahead = everywhere
 
     def content(self, most: int = MAX_MEMBER_BYTES) -> bytes:

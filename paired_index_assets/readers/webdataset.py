@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path
-from paired_index_assets.readers.members import JSON_COLUMNS, Group, split_name
+from paired_index_assets.readers.members import JSON_COLUMNS, PLACE_COLUMNS, Group, split_name
 from paired_index_assets.readers.sample import KEY_TWICE, Modality, Sample, SourcePart, stamp_of_pieces
 from paired_index_assets.readers.sidecar import Recorded, recorded_beside, stamps_beside
 from paired_index_assets.readers.tar import Member, TarBroken, walk
@@ -30,7 +30,7 @@ class WebdatasetSource:
     and the tar does not hold, has a row each. A key whose members do not follow each other is a row that says so: sort such a tar by name.
     """
 
-    columns: pa.Schema = JSON_COLUMNS
+    columns: pa.Schema = pa.schema([*JSON_COLUMNS, *PLACE_COLUMNS])
     has: frozenset[Modality] = frozenset({"images", "captions"})
 
     def __init__(self, name: str, files: list[ListedFile]) -> None:
@@ -86,6 +86,7 @@ class _Made:
             if sample.key in self._seen:
                 sample = replace(sample, problem=sample.problem or KEY_TWICE)
             self._seen.add(sample.key)
+            sample = replace(sample, columns={**sample.columns, "tar": self.name})
             self._rows += 1
             yield from self._next(sample)
 

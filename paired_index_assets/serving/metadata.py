@@ -26,6 +26,7 @@ from paired_index_assets.files.listing import list_files
 from paired_index_assets.files.storage import as_path
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.readers.members import PLACE_COLUMNS
 from paired_index_assets.serving.held import HeldFile
 
 KEPT_BYTES = 128 << 20  # of decoded row groups
@@ -97,8 +98,8 @@ class Metadata:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the first file that are not bytes."""
-        return [name for name, is_bytes in self._first_columns() if not is_bytes]
+        """The columns of the first file that are not bytes, nor of where a picture lies."""
+        return [name for name, is_bytes in self._first_columns() if not is_bytes and name not in PLACE_COLUMNS.names]
 
     @property
     def bytes_columns(self) -> list[str]:

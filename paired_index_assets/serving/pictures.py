@@ -6,7 +6,7 @@ A picture is shown only while it is the file that was there when the source was 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from paired_index_assets.errors import PairedIndexError
-from paired_index_assets.files.listing import list_files
+from paired_index_assets.files.listing import ListedFile, list_files
 from paired_index_assets.files.stamp import stamp_of
+from paired_index_assets.files.storage import as_path
+from paired_index_assets.readers.members import PLACE_COLUMNS
 from paired_index_assets.readers.open import open_source
 from paired_index_assets.readers.parquet import KNOWN_COLUMNS, ParquetSource
-from paired_index_assets.readers.sample import HeldImage, ImageFile, Source, SourcePart
+from paired_index_assets.readers.sample import MAX_IMAGE_BYTES, HeldImage, ImageFile, Source, SourcePart
 from paired_index_assets.serving.metadata import Metadata
 
 PART_ROWS = 64  # read to reach one picture, at most
@@ -40,7 +42,7 @@ class Pictures:
 
     @staticmethod
     def of(images: str, rows: int | None = None) -> Pictures | None:
-        """Pictures of an input as given to a build; None if it can not be read by row, or is not of `rows` samples, those of the index."""
+        """Pictures of an input as given to a build; None for tars, or where it is not of `rows` samples, those of the index."""
         source = open_source(images, "images")
         found: Pictures = SourcePictures(source)
         if isinstance(getattr(source, "source", source), ParquetSource):  # maybe with files beside it that nothing reads
@@ -94,6 +96,31 @@ class SourcePictures(Pictures):
     @cached_property
     def _ends(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return np.cumsum([part.rows or 0 for part in self._parts], dtype=np.int64)
+
+
+class TarPictures(Pictures):
+    """Members of tars, each read from where the metadata of its row says that it lies; `tars` by their names in it."""
+
+    def __init__(self, tars: Mapping[str, ListedFile], metadata: Metadata) -> None:
+        self._tars, self._metadata = tars, metadata
+
+    def __len__(self) -> int:
+        return len(self._metadata)
+
+    def read(self, ids: Sequence[int]) -> list[bytes | None]:
+        return [self._member(row or {}) for row in self._metadata.rows(ids, PLACE_COLUMNS.names)]
+
+    def _member(self, place: dict[str, Any]) -> bytes | None:
+        name, offset, size = (place.get(column) for column in PLACE_COLUMNS.names)
+        tar = self._tars.get(str(name))
+        if tar is None or offset is None or size is None or size > MAX_IMAGE_BYTES:
+            return None
+        path = as_path(tar.url)
+        try:
+            content: bytes = path.fs.cat_file(path.path, start=offset, end=offset + size)
+        except Exception:  # each file system has its own
+            return None
+        return content if stamp_of(path) == tar.stamp else None
 
 
 def data_uri(content: bytes | None) -> str | None:

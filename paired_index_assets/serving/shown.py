@@ -34,15 +34,17 @@ from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.open import PairedSource, open_source
 from paired_index_assets.readers.sample import Source
+from paired_index_assets.readers.webdataset import WebdatasetSource
 from paired_index_assets.serving.held import HeldFile
 from paired_index_assets.serving.metadata import Metadata, MetadataFile
-from paired_index_assets.serving.pictures import Pictures
+from paired_index_assets.serving.pictures import Pictures, TarPictures
 from paired_index_assets.shards.record import FileRecord
 
 LOG = logging.getLogger(__name__)
 BLOCK_ROWS = 1 << 16
 
 Done = TypeVar("Done")
+PicturesOf = Callable[[MetadataFile | None], Pictures | None]  # of the part with that metadata
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def shown_of(build: BuildRoot, records: Iterable[FileRecord], inputs: Inputs, be
 
 
 def _of_set(
-    files: list[ShownFile], images: EmbeddingSet, cache: Cache, pictures: dict[str, Pictures], said: list[str]
+    files: list[ShownFile], images: EmbeddingSet, cache: Cache, pictures: dict[str, PicturesOf], said: list[str]
 ) -> Iterator[ShownFile]:
     parts = dict(zip(images.names, images.parts, strict=True))
     other = []
@@ -139,7 +141,9 @@ def _of_set(
             other.append(file.name)
             yield file
             continue
-        yield replace(file, metadata=_metadata(part, file, cache, said), pictures=pictures.get(part.stamp))
+        metadata = _metadata(part, file, cache, said)
+        shows = pictures.get(part.stamp)
+        yield replace(file, metadata=metadata, pictures=shows(metadata) if shows else None)
     if other:
         said.append(
             f"{images.source}: {len(other)} of {len(files)} files are not those that were indexed, the first: {other[0]}; build again"
@@ -163,13 +167,13 @@ def _metadata(part: SetPart, file: ShownFile, cache: Cache, said: list[str]) -> 
     return _tried(held, said)
 
 
-def _pictures(images: EmbeddingSet, spec: Any, remembered: dict[str, Any], said: list[str]) -> dict[str, Pictures]:
+def _pictures(images: EmbeddingSet, spec: Any, remembered: dict[str, Any], said: list[str]) -> dict[str, PicturesOf]:
     """For the stamp of each part: the pictures it was made from, if they are there as they were."""
     if not isinstance(spec, str) or not spec:
         return {}
     captions, part_rows = remembered.get("captions"), remembered.get("part_rows")
 
-    def opened() -> dict[str, Pictures]:
+    def opened() -> dict[str, PicturesOf]:
         source: Source = open_source(spec, "images")
         if isinstance(captions, str) and captions:
             source = PairedSource(source, open_source(captions, "captions"))
@@ -184,8 +188,11 @@ def _pictures(images: EmbeddingSet, spec: Any, remembered: dict[str, Any], said:
                 f"{spec}: the pictures of {other} of {len(images.parts)} parts are not those that were embedded; "
                 "they are not shown. Build again, or give --images"
             )
+        if isinstance(getattr(source, "source", source), WebdatasetSource):  # maybe with files beside it that nothing reads
+            tars = {file.name: file for file in list_files(spec)}
+            return dict.fromkeys(same, lambda metadata: TarPictures(tars, Metadata([metadata])) if metadata else None)
         found = Pictures.of(spec, len(images)) if same else None
-        return {} if found is None else dict.fromkeys(same, found)
+        return {} if found is None else dict.fromkeys(same, lambda _: found)
 
     return _tried(opened, said) or {}
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,19 @@ def in_parquet(folder: Path, which: int, rows: int = ROWS) -> str:
     return str(folder / "pairs.parquet")
 
 
+def in_tars(folder: Path, which: int, rows: int = ROWS) -> str:
+    """As img2dataset writes them; one is a part."""
+    folder.mkdir(parents=True)
+    for number in range(3):
+        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+            for row in range(number * PART_ROWS, min((number + 1) * PART_ROWS, rows)):
+                for suffix, content in ((".png", png(colour(which, row))), (".txt", f"set {which} row {row}".encode())):
+                    member = tarfile.TarInfo(f"{row:09d}{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return str(folder)
+
+
 def build_from(root: BuildRoot, images: str, seed: int = 1) -> Build:
     """Embed, train and build, as the assets do."""
     write_json(root.settings, {"images": images, "part_rows": PART_ROWS})
@@ -79,7 +93,7 @@ def index_of(root: BuildRoot, seed: int = 1) -> Build:
     return build
 
 
-@pytest.fixture(params=[pictures_in, in_parquet])
+@pytest.fixture(params=[pictures_in, in_parquet, in_tars])
 def source(request):
     return request.param
 
@@ -148,7 +162,7 @@ def test_pictures_that_have_moved_are_a_warning(built, tmp_path, caplog):
     (tmp_path / "first").rename(tmp_path / "elsewhere")
     with TestClient(make_app(service_of(built)), base_url="http://localhost") as client:
         found = client.post("/knn-service", content=json.dumps({"embedding_input": built.images[3].tolist(), "num_images": 5})).json()
-    assert all(hit["caption"].startswith("set 1") and "image" not in hit for hit in found)
+    assert all(hit["caption"].startswith("set 1") and not {"image", "tar"} & set(hit) for hit in found)
     assert "no such file" in caplog.text
 
 
