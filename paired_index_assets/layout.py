@@ -162,6 +162,10 @@ class BuildRoot:
     def generation(self, fingerprint: str) -> Generation:
         return Generation(self.generations / fingerprint)
 
+    @property
+    def test_captions(self) -> UPath:
+        return self.root / "truth" / "captions.npz"
+
     def truth(self, captions: str) -> UPath:
         """Exact neighbours of the test captions of that digest, a file each landed file; of no trained index."""
         return self.root / "truth" / captions

@@ -31,6 +31,7 @@ def shard_index(
     Each file is encoded once and kept as a segment, so that a killed run loses at most one file; unchanged files are not read again and
     an unchanged shard is not touched.
     """
+    from paired_index_assets.evidence.captions import captions_reported_on
     from paired_index_assets.shards.build import build_shard, data_version
     from paired_index_assets.shards.sweeping import sweep
 
@@ -38,7 +39,8 @@ def shard_index(
     trained, catalog, listing = build.promoted, build.catalog, build.listing
     report = progress.of(context)
     sweep(build.root, trained.fingerprint, catalog, in_place=build.settings.in_place)  # room for what is made now
-    made = build_shard(build.root, trained, catalog, shard, listing, supply=build.supply(report), progress=report)
+    captions = captions_reported_on(build)
+    made = build_shard(build.root, trained, catalog, shard, listing, supply=build.supply(report), captions=captions, progress=report)
     sweep(build.root, trained.fingerprint, catalog)
     version = version_of(landed_by_shard(listing, catalog).get(shard, []))
     return dg.MaterializeResult(
@@ -49,6 +51,7 @@ def shard_index(
             "files_encoded": len(made.encoded),
             "rows_left_out": sum(made.left_out.values()),
             "lossy_files": len(made.lossy_files),
+            "files_without_truth": len(made.without_truth),
             "bytes": made.record.bytes,
             "sha256": made.record.sha256,
             "trained": trained.fingerprint,
@@ -60,26 +63,20 @@ def shard_index(
 
 @failing_in_one_line()
 def shard_reads_back(context: dg.AssetCheckExecutionContext, settings: SettingsResource) -> dg.AssetCheckResult:
-    """The file on disk is the one its record describes: its sha256, and as many vectors, by stock faiss, as its files have rows."""
-    import faiss
+    """The file on disk is the one its record describes, every row of its files is in one list or left out for a reason, and a sample of
+    rows, decoded by stock faiss, is what lies under their ids in the landed files."""
+    from paired_index_assets.evidence.conservation import account_of_build
+    from paired_index_assets.shards.record import verify_shard
 
-    from paired_index_assets.shards.record import shard_file, verify_shard
-    from paired_index_assets.trained.promotion import promoted_index
-
-    read, shard = settings.read(), shard_number(context.partition_key)
-    root = read.build_root
+    build, shard = settings.open(), shard_number(context.partition_key)
     try:
-        place = root.generation(promoted_index(root).fingerprint).shard(read.codec, shard)
-        record = verify_shard(place, root.cache)
-        local = root.cache.local(shard_file(place, record), sha256=record.sha256)
+        trained = build.promoted
+        record = verify_shard(build.root.generation(trained.fingerprint).shard(trained.codec.name, shard), build.root.cache)
+        (found,) = account_of_build(build, trained, [shard])
     except PairedIndexError as error:
         return dg.AssetCheckResult(passed=False, description=str(error))
-    vectors = faiss.read_index(str(local.path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY).ntotal
-    return dg.AssetCheckResult(
-        passed=vectors == record.indexed,
-        description=f"{place.name}: {vectors:,} vectors read by stock faiss, {record.indexed:,} recorded",
-        metadata={"vectors": vectors, "sha256": record.sha256},
-    )
+    counts = {"vectors": found.in_lists, "rows_compared": found.compared, "sources_gone": len(found.gone)}
+    return dg.AssetCheckResult(passed=True, description=f"shard {shard}: {found}", metadata={**counts, "sha256": record.sha256})
 
 
 def shard_checks(partitions: dg.StaticPartitionsDefinition) -> list[dg.AssetChecksDefinition]:
@@ -134,6 +131,18 @@ def every_shard_is_current(settings: SettingsResource) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=len(made) == shards, severity=dg.AssetCheckSeverity.WARN, description=f"{len(made)} of {shards} shards are of {fingerprint}"
     )
+
+
+@dg.asset_check(asset=index_manifest, blocking=True)
+@failing_in_one_line()
+def every_row_is_accounted_for(settings: SettingsResource) -> dg.AssetCheckResult:
+    """Rows of the image set = rows of the catalog = in lists + left out by reason + taken down, file by file."""
+    from paired_index_assets.evidence.conservation import rows_are_conserved
+
+    try:
+        return dg.AssetCheckResult(passed=True, description=rows_are_conserved(settings.open()))
+    except PairedIndexError as error:
+        return dg.AssetCheckResult(passed=False, description=str(error))
 
 
 def index_automation(tick_seconds: int) -> dg.AutomationConditionSensorDefinition:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paired_index_assets.cli.options import takes_settings
-from paired_index_assets.cli.terminal import table
+from paired_index_assets.cli.terminal import bars, table
 from paired_index_assets.errors import DamagedArtifact, PairedIndexError
 from paired_index_assets.fetching.sources import parse_sources, shown
 from paired_index_assets.files.deadline import within
@@ -55,6 +55,7 @@ def doctor(patient: Patient) -> None:
             ("trained index", lambda: _trained(settings)),
             ("generations", lambda: _generations(settings)),
             ("shards", lambda: _shards(settings)),
+            ("rows", lambda: _rows(settings)),
         ]
     rows, failed = [], []
     for name, check in checks:
@@ -169,3 +170,22 @@ def _shards(settings: Settings) -> str:
         return "none yet"
     with ShardedIndex.open(settings.build_root, verify=True) as index:
         return f"{len(index.shards)} shards, {index.ntotal:,} vectors, every byte as recorded"
+
+
+def _rows(settings: Settings) -> str:
+    """What the blocking checks of a build count, counted again."""
+    from paired_index_assets.builds.opened import OpenBuild
+    from paired_index_assets.evidence.conservation import account_of_build, rows_are_conserved
+    from paired_index_assets.search.shardset import served_index
+    from paired_index_assets.shards.record import finished_shards
+
+    if not settings.build_root.manifest.exists():
+        return "none yet"
+    build, served = OpenBuild(settings), served_index(settings.build_root)
+    conserved = rows_are_conserved(build)
+    finished = finished_shards(served.generation, served.trained.codec.name, len(served.shards))
+    with bars() as progress:
+        accounts = account_of_build(build, served.trained, list(finished), progress=progress)
+    gone = sum(len(account.gone) for account in accounts)
+    compared = f"{sum(account.compared for account in accounts):,} rows decoded by stock faiss are those of their ids"
+    return f"{conserved}; {compared}" + (f"; the source of {gone} files is gone, their rows were not compared" if gone else "")

@@ -21,9 +21,10 @@ from paired_index_assets.files.npy import HEAD_BYTES, header_of
 from paired_index_assets.files.storage import as_path, digest_of_parts, is_local
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.origin import is_origin, name_of_origin, read_origin
-from paired_index_assets.rows import NORM_TOLERANCE, Bool, squared_norms, usable_squares
+from paired_index_assets.rows import NORM_TOLERANCE, Bool, Int64, squared_norms, usable_squares
 
 BLOCK_ROWS = 1 << 16
+SAMPLE_BYTES = 1 << 16  # asked of an object store for one row of a sample
 # vectors normalised in half precision (LAION's) are off by about 1e-3; ten times that is another kind of vector
 
 
@@ -141,6 +142,25 @@ def read_block(file: CatalogFile, path: UPath | Path | str) -> LandedBlock:
     """All rows of `file` at once (file.rows x file.dimensions in memory); see read_blocks."""
     (block,) = read_blocks(file, path, block_rows=file.rows)
     return block
+
+
+def read_rows(file: CatalogFile, path: UPath | Path | str, rows: Int64) -> npt.NDArray[Any]:
+    """(n, dimensions) some rows of `file`, ascending numbers inside its slice; raises as read_blocks. For a sample: one read a row."""
+    place = as_path(path)
+    try:
+        stream = place.open("rb") if is_local(place) else place.fs.open(place.path, "rb", block_size=SAMPLE_BYTES)
+    except FileNotFoundError as error:
+        raise MissingInput(f"{place}: no such file; it should hold rows {file.start_row} to {file.stop_row - 1}") from error
+    with stream:
+        _seek_first_row(file, stream, str(place))
+        start, out = stream.tell(), np.empty((len(rows), file.dimensions), file.dtype)
+        for number, row in enumerate(rows):
+            stream.seek(start + int(row) * file.row_bytes)
+            data = stream.read(file.row_bytes)
+            if len(data) != file.row_bytes:
+                raise BadInput(f"{place}: ended inside row {file.offset + int(row)}; it changed while it was read")
+            out[number] = np.frombuffer(data, file.dtype)
+    return out
 
 
 def check_file(file: CatalogFile, path: UPath | Path | str) -> None:

@@ -20,6 +20,7 @@ from paired_index_assets.files.storage import as_path, read_json
 from paired_index_assets.quality.codes import CodeMeasurement
 from paired_index_assets.quality.intervals import Interval, mean_intervals
 from paired_index_assets.quality.recall import Measurement, Setting, Subject
+from paired_index_assets.quality.served import Served
 
 SCHEMA = 1
 
@@ -85,7 +86,8 @@ class RecallReport:
     """candidates: every method x routing x codec built here; codes: every codec alone; peers: stock faiss on the same lists.
 
     facts: where the numbers come from (sets, sizes, seeds, encoder), for people. baseline: the candidate that differences are against.
-    promoted: the candidate that the shards use. notes: sentences to print above the tables.
+    promoted: the candidate that the shards use. notes: sentences to print above the tables. served: what the shards on disk find; all
+    else compares candidates in memory.
     """
 
     queries: int
@@ -99,6 +101,7 @@ class RecallReport:
     promoted: str | None = None
     facts: dict[str, str | int | float | bool] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    served: Served | None = None
     seed: int = 0
     schema: int = SCHEMA
 
@@ -134,6 +137,7 @@ def build_report(
     promoted: str | None = None,
     facts: dict[str, str | int | float | bool] | None = None,
     notes: Sequence[str] = (),
+    served: Served | None = None,
     seed: int,
 ) -> RecallReport:
     """Means and bootstrap intervals of measurements on the same queries; differences of each to the measurement named `baseline`.
@@ -161,6 +165,7 @@ def build_report(
         promoted=promoted,
         facts=dict(facts or {}),
         notes=list(notes),
+        served=served,
         seed=seed,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from paired_index_assets.quality.report import CandidateReport, Point, RecallReport
+from paired_index_assets.quality.served import Served
 
 SUMMARY_K = 10
 SUMMARY_NPROBE = 8  # the paper's
@@ -23,7 +24,8 @@ def markdown(report: RecallReport) -> str:
         "*Coverage*: true neighbours whose list is probed. *Product*: true neighbours found with the stored codes.",
         *([table(("fact", "value"), ([name, _plain(value)] for name, value in report.facts.items()))] if report.facts else []),
         *report.notes,
-        "## Summary",
+        *([served_section(report.served)] if report.served else []),
+        "## Candidates compared in memory",
         summary_table(report),
     ]
     if report.codes:
@@ -35,6 +37,25 @@ def markdown(report: RecallReport) -> str:
     if report.peers:
         parts += ["## Beside stock faiss codes", peers_table(report)]
     return "\n\n".join(parts) + "\n"
+
+
+def served_section(served: Served) -> str:
+    """What the shards on disk find."""
+    said = [
+        f"{served.shards:,} shards of {served.indexed:,} vectors, searched as `paired-index search` does for {served.queries:,} test captions; "
+        "their exact neighbours are over everything indexed, without what was taken down."
+    ]
+    if served.missing_shards:
+        said.append(f"Not there, and not measured: shards {', '.join(map(str, served.missing_shards))}.")
+    if served.unproven:
+        said.append(f"{served.unproven:,} captions are left out: after takedowns their neighbours are not known as deep as that.")
+    if served.lossy_rows:
+        said.append(f"{served.lossy_rows:,} vectors were rebuilt from another index, and the truth of their files is of the rebuilt rows.")
+    same = "gives the same results" if not served.stock_differs else f"differs in {served.stock_differs:,} results, ties aside"
+    said.append(f"Stock faiss over the same files {same} (nprobe {served.stock_nprobe}, {served.stock_queries:,} captions).")
+    ks = list(served.points[0].recall)
+    rows = ([f"{point.nprobe:,}", f"{point.scanned:.2%}", *(str(point.recall[k]) for k in ks)] for point in served.points)
+    return "\n\n".join(["## What is served", " ".join(said), table(["lists probed", "scanned", *(f"recall@{k}" for k in ks)], rows)])
 
 
 def summary_table(report: RecallReport) -> str:

@@ -97,6 +97,15 @@ class ShardedIndex:
             return nothing(len(vectors), k)
         return self._scan.search(vectors, k, min(nprobe, self.nlist), removed)
 
+    def list_sizes(self) -> Int64:
+        """(nlist,) vectors in each list, of all shards."""
+        return sum((shard.sizes for shard in self.mapped.values()), start=np.zeros(self.nlist, np.int64))
+
+    @property
+    def files(self) -> list[Path]:
+        """The shard files that are searched, or their local copies, in order of shards."""
+        return [self.mapped[shard].path for shard in sorted(self.mapped, key=lambda shard: shard.number)]
+
     def close(self) -> None:
         """Stop the search threads. What is mapped is unmapped when the last reference to the index goes."""
         self._workers.close()

@@ -22,7 +22,7 @@ import numpy as np
 from paired_index_assets.codes.formats import ivf_of
 from paired_index_assets.errors import DamagedArtifact
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.rows import Bool, Float32, Int32, Int64, UInt8
+from paired_index_assets.rows import Bool, Int32, Int64, UInt8
 from paired_index_assets.shards.segment import Segment
 
 FaissIvf = Any  # faiss.IndexIVF, whose stubs do not declare what is in it
@@ -105,8 +105,8 @@ def write_shard(path: Path, empty: FaissFile, parts: Sequence[Part], *, progress
     return Written(total, written, sha.hexdigest())
 
 
-def check_shard(path: Path, empty: FaissFile, parts: Sequence[Part], name: str) -> FaissIvf:
-    """Read a written shard with stock faiss (mapped) and hold it against its parts; returns the mapped IVF.
+def check_shard(path: Path, empty: FaissFile, parts: Sequence[Part], name: str) -> FaissFile:
+    """Read a written shard with stock faiss (mapped) and hold it against its parts; returns the mapped index.
 
     Raises DamagedArtifact unless the list sizes sum to the indexed rows and the ids are exactly those of the parts, each once.
     """
@@ -125,7 +125,7 @@ def check_shard(path: Path, empty: FaissFile, parts: Sequence[Part], name: str) 
     found[ids] = True
     if not np.array_equal(found, wanted):
         raise DamagedArtifact(f"{name}: {int((found != wanted).sum())} rows are not once in its lists; build it again")
-    return index
+    return file
 
 
 def list_ids(index: FaissIvf, number: int) -> Int64:
@@ -137,34 +137,11 @@ def list_ids(index: FaissIvf, number: int) -> Int64:
     return view
 
 
-def stored_code(index: FaissIvf, number: int, row_id: int) -> UInt8:
-    """(code_size,) the code of one id in one list."""
-    place = int(np.flatnonzero(list_ids(index, number) == row_id)[0])
-    size = index.invlists.list_size(number) * index.code_size
-    codes: UInt8 = faiss.rev_swig_ptr(index.invlists.get_codes(number), size)
-    code: UInt8 = codes.reshape(-1, index.code_size)[place].copy()
-    return code
-
-
-def share_near_source(decoded: Float32, sources: Float32, *, tolerance: float = 0.1) -> float:
-    """The share of decoded rows (m, d) whose cosine with their own source (m, d) is within `tolerance` of that with the best source.
-
-    1.0 for right codes whatever the codec; about 1/m if codes and ids are out of step.
-    """
-    cosines = _unit(decoded) @ _unit(sources).T
-    return float(np.mean(np.diagonal(cosines) >= cosines.max(axis=1) - tolerance))
-
-
 def _marks(part: Part) -> Bool:
     """(rows,) whether a row of the file is in the lists."""
     marks = np.zeros(part.segment.header.rows, dtype=np.bool_)
     marks[part.rows] = True
     return marks
-
-
-def _unit(vectors: Float32) -> Float32:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(norms, np.finfo(np.float32).tiny), dtype=np.float32)
 
 
 def _head(empty: FaissFile, total: int) -> UInt8:

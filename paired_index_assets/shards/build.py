@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from upath import UPath
 
-from paired_index_assets.errors import DamagedArtifact
 from paired_index_assets.files.locks import only_writer
 from paired_index_assets.files.storage import VERSION_LENGTH, digest_of_parts, draft_of, remove_older
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
-from paired_index_assets.landing.landed import LandedFile, Listing, list_folder, read_block
+from paired_index_assets.landing.landed import LandedFile, Listing, list_folder
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
-from paired_index_assets.shards.assemble import FaissIvf, Part, check_shard, part_of, share_near_source, stored_code, write_shard
+from paired_index_assets.shards.accounting import account
+from paired_index_assets.shards.assemble import Part, check_shard, part_of, write_shard
 from paired_index_assets.shards.encode import ENCODE_ROWS
 from paired_index_assets.shards.generations import keep_trained, served_when_whole
 from paired_index_assets.shards.record import (
@@ -42,8 +42,7 @@ from paired_index_assets.shards.truth import TestCaptions
 from paired_index_assets.shards.truths import IndexedFile, keep_truths
 from paired_index_assets.trained.artifact import TrainedIndex
 
-SAMPLED_ROWS = 16  # of each file whose source is still there are decoded and compared with it
-LEAST_NEAR = 0.9  # share of sampled rows that must decode nearest their own source
+CHECK_SEED = 0  # of the rows that a written shard is compared with its sources by; checks and doctor take the build's own
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def build_shard(
         with draft_of(place.draft) as temporary:
             written = write_shard(temporary, empty, parts, progress=progress)
             index = check_shard(temporary, empty, parts, str(place))
-            _check_sources(index, trained, parts, files, landed, str(place))
+            account(index, trained, draft, files, landed, removed, name=str(place), seed=CHECK_SEED)
             del index
             record = replace(draft, bytes=written.bytes, sha256=written.sha256)
             publish_shard(temporary, place, record)
@@ -185,28 +184,3 @@ def _file_record(file: CatalogFile, part: Part) -> FileRecord:
         stamp=header.stamp,
         content=header.content,
     )
-
-
-def _check_sources(
-    index: FaissIvf,
-    trained: TrainedIndex,
-    parts: Sequence[Part],
-    files: Sequence[CatalogFile],
-    landed: Sequence[LandedFile | None],
-    name: str,
-) -> None:
-    """Decode some rows of the written shard and hold them against the files they came from."""
-    codes, sources = [], []
-    for part, file, there in zip(parts, files, landed, strict=True):
-        if there is None:
-            continue
-        count = min(SAMPLED_ROWS, file.rows)
-        first = (file.rows - count) // 2
-        block = read_block(replace(file, offset=file.offset + first, start_row=file.start_row + first, rows=count), there.path)
-        inside = np.flatnonzero((part.rows >= first) & (part.rows < first + count))
-        for place in inside:
-            row = int(part.rows[place])
-            codes.append(stored_code(index, int(part.lists[place]), file.start_row + row))
-            sources.append(block.vectors[row - first].astype(np.float32))
-    if codes and (share := share_near_source(trained.codec.decode(np.stack(codes)), np.stack(sources))) < LEAST_NEAR:
-        raise DamagedArtifact(f"{name}: {share:.0%} of {len(codes)} sampled rows decode near their source, expected {LEAST_NEAR:.0%}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from paired_index_assets.rows import Bool, Int64
 from paired_index_assets.shards.truth import DEPTH, TestCaptions, TruthInTheMaking, kept_truth, read_truth
 
 BLOCK_ROWS = 1 << 15
+DIGEST = re.compile("[0-9a-f]{16}")  # of test captions, as a folder's name
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,14 @@ def whole_truth(
     proven = (ids[:, : min(DEEPEST_K, width)] != NO_ID).all(1)
     chosen = np.ascontiguousarray(ids[proven, :width]), np.ascontiguousarray(scores[proven, :width])
     return WholeTruth(proven, GroundTruth(*chosen, total_rows, searchable, DEEPEST_K))
+
+
+def sweep_truths(root: BuildRoot, keep: str) -> None:
+    """Delete the truths of every set of captions but the one of that digest. Only once its own are whole: files may be gone by now."""
+    folder = root.truth(keep).parent
+    for place in folder.iterdir() if folder.exists() else ():
+        if place.is_dir() and place.name != keep and DIGEST.fullmatch(place.name):
+            place.fs.rm(place.path, recursive=True)
 
 
 def _struck_off(file: CatalogFile, listed: Listed, removed: Int64) -> int:

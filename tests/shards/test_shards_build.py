@@ -345,7 +345,7 @@ def test_codes_out_of_step_with_their_ids_are_found_before_the_shard_gets_its_na
     lists[segment.rows], codes[segment.rows] = segment.lists, segment.codes(0, segment.header.kept)
     write_segment(segment.path, segment.header, np.roll(lists, 1), np.roll(codes, 1, axis=0), np.zeros(file.rows, np.uint8))
     world.shard_file(0).unlink()
-    with pytest.raises(DamagedArtifact, match="near their source"):
+    with pytest.raises(DamagedArtifact, match="its code decodes"):
         build_shard(world.root, world.trained, world.catalog, 0, world.landing)
     assert not world.shard_file(0).exists()
 

@@ -19,7 +19,7 @@ from paired_index_assets.rows import Int64
 from paired_index_assets.shards.build import ShardSummary, build_shard
 from paired_index_assets.shards.record import read_record
 from paired_index_assets.shards.truth import TestCaptions, captions_to_judge, read_truth, truth_path
-from paired_index_assets.shards.truths import IndexedFile, WholeTruth, keep_truths, whole_truth
+from paired_index_assets.shards.truths import IndexedFile, WholeTruth, keep_truths, sweep_truths, whole_truth
 
 __all__ = ["place", "processes"]
 NOBODY = np.empty(0, np.int64)
@@ -162,6 +162,17 @@ def test_another_set_of_captions_has_a_truth_of_its_own_and_no_shard_is_built_fo
     assert all(summary.unchanged and not summary.without_truth for summary in build(world, captions=others))
     assert_is_brute_force(world, captions=others)
     assert_is_brute_force(world)
+
+
+def test_truths_of_captions_that_are_asked_no_more_go_and_nothing_else_does(world: World) -> None:
+    others = TestCaptions(unit_rows(25, 99, gap=0.5))
+    build(world)
+    build(world, captions=others)
+    mine = Path(world.root.truth("notes").path)
+    mine.mkdir()
+    sweep_truths(world.root, keep=others.digest)
+    assert sorted(path.name for path in mine.parent.iterdir()) == sorted([others.digest, "notes"])
+    assert_is_brute_force(world, captions=others)
 
 
 @pytest.mark.parametrize("damage", ["deleted", "cut", "flipped", "of another file"])
