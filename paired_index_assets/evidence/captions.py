@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from paired_index_assets.builds.opened import OpenBuild
-from paired_index_assets.errors import BadInput
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.files.storage import content_of, digest_of_parts, write_bytes
 from paired_index_assets.pairing.split import Split
@@ -16,7 +16,7 @@ from paired_index_assets.shards.truth import TestCaptions, captions_to_judge
 
 
 def captions_reported_on(build: OpenBuild) -> TestCaptions | None:
-    """The captions that truth is kept for; None before the captions are paired.
+    """The captions that truth is kept for; None before the captions are paired, and where they are gone: no shard has to wait for them.
 
     Kept beside their truths as a small file, so that who builds one shard on a machine of its own does not fetch all captions.
     """
@@ -32,7 +32,10 @@ def captions_reported_on(build: OpenBuild) -> TestCaptions | None:
                 return TestCaptions(kept["vectors"])
     except (FileNotFoundError, BadInput, ValueError, KeyError, EOFError, OSError, BadZipFile):
         pass  # a copy: made again
-    captions = _chosen(build, rows)
+    try:
+        captions = _chosen(build, rows)
+    except (MissingInput, DamagedArtifact):
+        return None
     if captions is not None:
         content = io.BytesIO()
         np.savez(content, vectors=captions.vectors, made_from=made_from)

@@ -35,7 +35,7 @@ def measure_shards(build: OpenBuild, *, progress: Progress = silent) -> Served:
     """
     root, settings, catalog, captions = build.root, build.settings, build.catalog, captions_reported_on(build)
     if captions is None:
-        raise BadInput(f"{root.split}: no test captions; build again, or ask for some with --test-captions")
+        raise BadInput(f"{root.split}: no test captions, or their embeddings are gone; build again, or ask for some with --test-captions")
     with ShardedIndex.open(root, partial=True) as index:
         if not index.ntotal:
             raise MissingInput(

@@ -66,6 +66,7 @@ def account_of_shard(
     record = finished_record(place)
     if record is None:
         raise MissingInput(f"{place.file}: no finished shard; build it")
+    files = files[: len(record.files)]  # what was appended since is not in it yet
     local = root.cache.local(shard_file(place, record), sha256=record.sha256)
     index = faiss.read_index(str(local.path), READ_ONLY)
     landed = [listing.get(file.name) for file in files]
@@ -86,8 +87,8 @@ def account(
 ) -> Account:
     """The same for an open index. `removed` (n,) ascending ids; `landed` is where the rows of `files` are, None where they are gone."""
     first, stop = files[0].start_row, files[-1].stop_row
-    if [(file.file_id, file.start_row, file.rows) for file in files] != [(f.file_id, f.start_row, f.rows) for f in record.files]:
-        raise DamagedArtifact(f"{name}: made of {len(record.files)} files or rows other than the catalog's {len(files)}; build it again")
+    if not record.is_of(files):
+        raise DamagedArtifact(f"{name}: made of other files or rows than the {len(files)} of the catalog; build it again")
     asked = np.sort(np.random.default_rng([seed, record.shard]).choice(stop - first, min(SAMPLED_ROWS, stop - first), replace=False))
     present, codes = _ids_and_codes(index, stop - first, first, asked, name)
     for file, mine in zip(files, record.files, strict=True):

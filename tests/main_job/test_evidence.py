@@ -117,6 +117,14 @@ def test_without_truth_and_without_files_the_report_says_that_it_could_not_be_me
     assert json.loads((copied / "report/recall.json").read_text())["served"] is None
 
 
+def test_captions_that_are_gone_keep_no_shard_waiting(copied):
+    assert len(captions_reported_on(OpenBuild(load_settings(root=str(copied))))) == 100
+    shutil.rmtree(copied / "embeddings/text_emb")
+    assert len(captions_reported_on(OpenBuild(load_settings(root=str(copied))))) == 100  # kept beside their truth
+    (copied / "truth/captions.npz").unlink()
+    assert captions_reported_on(OpenBuild(load_settings(root=str(copied)))) is None
+
+
 def test_measuring_the_shards_reads_no_image_embeddings(copied, monkeypatch):
     read = EmbeddingSet.__getitem__
 

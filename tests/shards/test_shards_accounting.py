@@ -143,6 +143,17 @@ def test_files_that_are_gone_are_named_and_the_others_compared(world: World) -> 
     assert "the source of 1 files is gone" in str(found)
 
 
+def test_files_that_were_appended_since_are_no_fault(world: World) -> None:
+    files = world.catalog.all_files
+    before = dataclasses.replace(world, catalog=Catalog.of(files[:-1]))
+    build(before, shard=2)
+    found = accounted(world, shard=2)
+    assert found.rows == sum(file.rows for file in files[6:8])
+    moved = Catalog.of([dataclasses.replace(file, name=f"other-{file.name}") for file in files])
+    with pytest.raises(DamagedArtifact, match="made of other files or rows"):
+        accounted(dataclasses.replace(world, catalog=moved), shard=2)
+
+
 def test_a_shard_that_is_not_there_says_so(world: World) -> None:
     with pytest.raises(MissingInput, match="no finished shard"):
         accounted(world)

@@ -24,14 +24,18 @@ from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput, 
 from paired_index_assets.files import storage
 from paired_index_assets.files.cache import Cache
 from paired_index_assets.files.storage import as_path, digest_of, require_reachable
+from paired_index_assets.landing.landed import list_folder
 from paired_index_assets.layout import BuildRoot, ShardPlace
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.search.shardset import served_index
+from paired_index_assets.shards.accounting import account_of_shard
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import read_lengths, read_manifest, write_manifest
 from paired_index_assets.shards.record import finished_record, read_record, shard_file, verify_shard
 from paired_index_assets.shards.state import stale_shards
 from paired_index_assets.shards.takedown import add_removed, read_removed
+from paired_index_assets.shards.truth import TestCaptions, truth_path
+from paired_index_assets.shards.truths import sweep_truths
 from paired_index_assets.trained.artifact import TrainedIndex
 from paired_index_assets.trained.promotion import Promotion
 from paired_index_assets.trained.promotion import promote as promote_index
@@ -128,9 +132,12 @@ def test_two_nodes_that_build_the_same_shard_at_once_leave_one_whole_file(bucket
         from paired_index_assets.files.cache import Cache
         from paired_index_assets.landing.catalog import Catalog
         from paired_index_assets.layout import BuildRoot
-        from paired_index_assets.shards.build import build_shard
+        from paired_index_assets.shards.accounting import account_of_shard
+from paired_index_assets.shards.build import build_shard
         from paired_index_assets.files.storage import as_path
-        from paired_index_assets.trained.artifact import TrainedIndex
+        from paired_index_assets.shards.truth import TestCaptions, truth_path
+from paired_index_assets.shards.truths import sweep_truths
+from paired_index_assets.trained.artifact import TrainedIndex
         url, folder, cache = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
         trained, catalog = TrainedIndex.load(folder / "trained.index"), Catalog.load(folder / "catalog.parquet")
         print("ready", flush=True)
@@ -264,3 +271,18 @@ def test_nothing_is_written_to_a_folder_named_like_the_url(bucket, world, tmp_pa
     before = {path for path in Path().rglob("*") if "cache" not in path.parts}
     finished(node(bucket, tmp_path / "cache"), world)
     assert {path for path in Path().rglob("*") if "cache" not in path.parts} == before
+
+
+def test_truths_in_a_bucket_are_the_local_ones_and_its_rows_are_accounted_for(bucket, world, tmp_path):
+    remote, captions = node(bucket, tmp_path / "cache"), TestCaptions(unit_rows(20, 17, gap=0.5))
+    removed = np.array([3, 70])
+    for shard in range(world.catalog.shards):
+        build(world.root, world, shard, captions=captions, removed=removed)
+        build(remote, world, shard, captions=captions, removed=removed)
+        found = account_of_shard(remote, world.trained, world.catalog, shard, list_folder(world.landing), removed=removed, seed=1)
+        assert found.compared == min(100, found.rows)
+    for file in world.catalog:
+        mine, theirs = (truth_path(root, captions.digest, file).read_bytes() for root in (remote, world.root))
+        assert mine == theirs
+    sweep_truths(remote, keep="0" * 16)
+    assert not truth_path(remote, captions.digest, world.catalog.all_files[0]).exists()
