@@ -1,6 +1,7 @@
 """Pictures and captions as unit vectors in one space: row i of both is pair i."""
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -36,10 +37,11 @@ def image_embeddings(
     exist already are checked and used where they lie.
     """
     from paired_index_assets.builds.opened import write_catalog
+    from paired_index_assets.serving.metadata import metadata_of
 
     build, watch = settings.open(), Stopwatch()
     fates = _make("images", build.settings, progress.of(context))
-    catalog = write_catalog(build)
+    catalog = write_catalog(build, partial(metadata_of, build.root, build.settings.caption_texts))
     return dg.MaterializeResult(
         metadata={
             **_facts(build.images, fates, watch.seconds),

@@ -8,11 +8,11 @@ all show what was taken down.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,36 @@ from paired_index_assets.landing.landed import Listing, read_block, read_blocks
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
-from paired_index_assets.serving.metadata import Metadata
 from paired_index_assets.shards.matching import rows_with
 from paired_index_assets.shards.takedown import LOST, TRAITS, Traits, add_moved, read_log
 
 Removal = dict[str, Any]  # a row of the log
 SAID = 5  # rows named in a message
+
+
+class DescribedFile(Protocol):
+    """A Parquet file whose row 0 describes the global id `start`."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def start(self) -> int: ...
+
+
+class Described(Protocol):
+    """What is said of rows (serving.metadata.Metadata)."""
+
+    @property
+    def files(self) -> Sequence[DescribedFile]: ...
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+
+    def rows(self, ids: Sequence[int], columns: Sequence[str] | None = None) -> Sequence[Mapping[str, Any] | None]: ...
+
+
+Describe = Callable[[Catalog], Described | None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +63,7 @@ class DataSet:
 
     catalog: Catalog
     listing: Listing
-    metadata: Metadata | None
+    metadata: Described | None
 
     def traits(self, ids: Int64) -> Traits:
         """What identifies those rows, as far as their files and metadata are there."""
@@ -202,7 +226,7 @@ def _narrowed(removal: Removal, rows: list[int], found: DataSet) -> list[int]:
     return rows
 
 
-def _by_metadata(removals: Sequence[Removal], left: Sequence[int], metadata: Metadata, progress: Progress) -> dict[int, list[int]]:
+def _by_metadata(removals: Sequence[Removal], left: Sequence[int], metadata: Described, progress: Progress) -> dict[int, list[int]]:
     files = [(file.url, file.start) for file in metadata.files]
     columns = set(metadata.columns)
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from upath import UPath
 
-from paired_index_assets.builds.following import DataSet, follow
+from paired_index_assets.builds.following import DataSet, Describe, follow
 from paired_index_assets.builds.indexed import catalog_of_set, listing_of_set
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
@@ -20,7 +20,6 @@ from paired_index_assets.landing.appending import Appended, append_quiet
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import Listing, first_complete, list_folder
 from paired_index_assets.progress import Progress
-from paired_index_assets.serving.metadata import metadata_of
 from paired_index_assets.settings import LAION_2B, Settings
 from paired_index_assets.shards.supply import Supply
 from paired_index_assets.trained.artifact import TrainedIndex
@@ -92,9 +91,9 @@ class OpenBuild:
                 raise
             return None
 
-    def data_set_of(self, catalog: Catalog) -> DataSet:
+    def data_set_of(self, catalog: Catalog, describe: Describe) -> DataSet:
         """What the ids of `catalog` mean."""
-        return DataSet(catalog, self.listing_of(catalog), metadata_of(self.root, self.settings.caption_texts, catalog))
+        return DataSet(catalog, self.listing_of(catalog), describe(catalog))
 
     @cached_property
     def promoted(self) -> TrainedIndex:
@@ -167,11 +166,11 @@ class OpenBuild:
         return files_of
 
 
-def write_catalog(build: OpenBuild) -> Catalog:
+def write_catalog(build: OpenBuild, describe: Describe) -> Catalog:
     """Make the build's catalog: the one given, a scan of the landing folder, or else the image set itself.
 
     That of a landing folder is made once, and what was appended to a given one stays: ids must not move. Where rows moved all the same, those
-    that were taken down are found again, see builds/following.py.
+    that were taken down are found again (builds/following.py), also by what `describe` finds to be said of the rows.
     """
     settings, root, before = build.settings, build.root, build.catalog_before
     if settings.catalog == LAION_2B:
@@ -188,7 +187,7 @@ def write_catalog(build: OpenBuild) -> Catalog:
         raise BadInput(f"the catalog has {catalog.shards} shards, the settings {settings.shards}; set shards to {catalog.shards}")
     if settings.landing and before is not None and before.all_files[: len(catalog)] == catalog.all_files:
         catalog = before
-    named = follow(root, catalog, before, lambda: build.data_set_of(catalog), allow_lost=settings.allow_lost_takedowns)
+    named = follow(root, catalog, before, lambda: build.data_set_of(catalog, describe), allow_lost=settings.allow_lost_takedowns)
     if before is None or not before.table.equals(named.table, check_metadata=True):
         named.save(root.catalog)
     return named

@@ -1,6 +1,7 @@
 """`paired-index takedown`: rows that must not be found any more."""
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -29,6 +30,7 @@ def takedown(
     Exit code 1 if a line of the list is no row's: the others are removed all the same.
     """
     from paired_index_assets.builds.opened import OpenBuild
+    from paired_index_assets.serving.metadata import metadata_of
     from paired_index_assets.shards.manifest import served_data_set
     from paired_index_assets.shards.matching import read_list, row_ids
     from paired_index_assets.shards.takedown import add_removed
@@ -44,7 +46,7 @@ def takedown(
             f"{root.root}: a build of other data has begun and not ended, so an id has two meanings; finish it with `paired-index build`"
         )
     lines = read_list(file)
-    found = build.data_set_of(catalog)
+    found = build.data_set_of(catalog, partial(metadata_of, root, settings.caption_texts))
     rows, unknown = (row_ids(file, lines), []) if kind == "ids" else _matched(found, kind, lines)
     new = add_removed(
         root,

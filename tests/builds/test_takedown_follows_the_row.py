@@ -18,7 +18,9 @@ from upath import UPath
 from paired_index_assets.builds.opened import OpenBuild, write_catalog
 from paired_index_assets.embeddings.sets import SetPart, write_set
 from paired_index_assets.errors import BadInput, DamagedArtifact
+from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.serving.metadata import Metadata, metadata_of
 from paired_index_assets.settings import load_settings
 from paired_index_assets.shards.takedown import add_removed, read_log, read_removed
 
@@ -50,13 +52,24 @@ class Build:
                 pq.write_table(pa.table({name: values[a:b] for name, values in columns.items()}), metadata)
             parts.append(SetPart(UPath(path), b - a, f"{number}", metadata and UPath(metadata)))
         write_set(self.root.image_set, parts, model="m", modality="images")
-        self.catalog = write_catalog(OpenBuild(self.settings.model_copy(update={"allow_lost_takedowns": allow})))
+        self.catalog = self.catalogued(allow)
         return read_removed(self.root, self.catalog.data_set)
+
+    def catalogued(self, allow: bool = False) -> Catalog:
+        return write_catalog(OpenBuild(self.settings.model_copy(update={"allow_lost_takedowns": allow})), self.described)
+
+    def described(self, catalog: Catalog) -> Metadata | None:
+        return metadata_of(self.root, None, catalog)
 
     def take_down(self, *ids: int) -> None:
         of = self.catalog.data_set
         add_removed(
-            self.root, np.array(ids), "asked", when=NOON, data_set=of, traits_of=OpenBuild(self.settings).data_set_of(self.catalog).traits
+            self.root,
+            np.array(ids),
+            "asked",
+            when=NOON,
+            data_set=of,
+            traits_of=OpenBuild(self.settings).data_set_of(self.catalog, self.described).traits,
         )
 
 
@@ -146,11 +159,11 @@ def test_a_landed_file_that_is_replaced_takes_the_removal_along(tmp_path):
     np.save(landing / "1.npy", vectors(20, 2))
     build = Build(tmp_path, landing=str(landing))
     write_set(build.root.image_set, [SetPart(UPath(landing) / "0.npy", 20, "")], model="m", modality="images")
-    build.catalog = write_catalog(OpenBuild(build.settings))
+    build.catalog = build.catalogued()
     build.take_down(3, 25)
     np.save(landing / "0.npy", vectors(20)[::-1])
     (landing / "1.npy").unlink()  # encoded, and deleted to make room
-    catalog = write_catalog(OpenBuild(build.settings))
+    catalog = build.catalogued()
     assert read_removed(build.root, catalog.data_set).tolist() == [16, 25]
 
 

@@ -263,7 +263,9 @@ def test_files_beyond_the_catalog_extend_the_last_shard_and_rebuild_no_other(wor
     assert (world.root / "shards" / first).read_bytes() == before[first]
     assert after[last].ntotal == sum(file.rows for file in catalog.files(SHARDS - 1))
     assert after[last].ntotal > faiss.deserialize_index(np.frombuffer(before[last], np.uint8)).ntotal
-    assert write_catalog(OpenBuild(world.settings)).all_files == catalog.all_files  # a new training keeps what was appended
+    assert (
+        write_catalog(OpenBuild(world.settings), lambda catalog: None).all_files == catalog.all_files
+    )  # a new training keeps what was appended
 
 
 def test_a_source_that_can_list_its_files_is_watched_like_the_landing_folder(world, tmp_path):

@@ -40,7 +40,7 @@ def root(tmp_path):
     settings = load_settings(root=str(tmp_path / "root"), shards=1)
     part = SetPart(UPath(tmp_path) / "img_emb.npy", 6, "s", UPath(tmp_path) / "metadata.parquet")
     write_set(settings.build_root.image_set, [part], model="m", modality="images")
-    write_catalog(OpenBuild(settings))
+    write_catalog(OpenBuild(settings), lambda catalog: None)
     return settings.build_root
 
 
