@@ -2,7 +2,7 @@
 
     POST /knn-service   {"text" | "image" | "embedding_input", "num_images", ...} -> [{"id", "similarity", ...}]
     POST /metadata      {"ids"} -> [{"id", "metadata"}]
-    GET  /indices-list  /healthz  /metrics  /
+    GET  /indices-list  /healthz  /metrics  /openapi.json  /docs  /
 
 A request that can not be served is answered with 4xx and ``{"error": why}``; what goes wrong in here with 500 and no detail.
 """
@@ -32,6 +32,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -39,6 +40,7 @@ from starlette.routing import Route
 
 from paired_index_assets.errors import Transient
 from paired_index_assets.rows import Float32
+from paired_index_assets.serving import openapi
 from paired_index_assets.serving.connections import Connection, Door
 from paired_index_assets.serving.limits import Limits
 from paired_index_assets.serving.requests import BadRequest, KnnRequest, MetadataRequest, parsed
@@ -80,7 +82,7 @@ class _Server:
         self._uploads: dict[asyncio.Timeout, None] = {}  # of large bodies that are coming in, oldest first
         self._threads: dict[str, anyio.CapacityLimiter] = {}
         self._page = resources.files("paired_index_assets.serving").joinpath("page", "index.html").read_text("utf-8")
-        self._policy = _policy(self._page)
+        self._api = openapi.document()
 
     async def knn(self, request: Request) -> Response:
         body = await self._body(request)
@@ -88,7 +90,7 @@ class _Server:
             wanted = await self._in_thread(partial(parsed, body, KnnRequest, self.limits))
             del body
             self.service.checked(wanted)
-            found = self.service.sets.current()
+            found = self.service.ready_set()
             vector = await self._vector(wanted, found)
             return _json(await self._in_thread(lambda: _encoded(self.service.knn(wanted, found, vector, self.metrics.stage))))
 
@@ -102,7 +104,14 @@ class _Server:
         return JSONResponse([self.service.name])
 
     async def healthz(self, request: Request) -> Response:
-        return JSONResponse(await self._in_thread(self.service.health, "health"))
+        health = await self._in_thread(self.service.health, "health")
+        return JSONResponse(health, 200 if health["ready"] else 503)
+
+    async def api(self, request: Request) -> Response:
+        return JSONResponse(self._api)
+
+    async def docs(self, request: Request) -> Response:
+        return _page(openapi.page(self._api))
 
     async def metrics_text(self, request: Request) -> Response:
         health = await self._in_thread(self.service.health, "health")
@@ -114,7 +123,7 @@ class _Server:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def page(self, request: Request) -> Response:
-        return Response(self._page, media_type="text/html", headers={"Content-Security-Policy": self._policy})
+        return _page(self._page)
 
     def counted(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """`answer`, with its outcome counted and its errors in JSON."""
@@ -193,8 +202,8 @@ class _Places:
             self._taken -= 1
 
 
-def make_app(service: SearchService, *, allowed_hosts: Sequence[str] = OWN_NAMES) -> Starlette:
-    """The ASGI application. `allowed_hosts` are the names it answers to (``["*"]``: any)."""
+def make_app(service: SearchService, *, allowed_hosts: Sequence[str] = OWN_NAMES, cors: Sequence[str] = ()) -> Starlette:
+    """The ASGI application. `allowed_hosts` are the names it answers to (``["*"]``: any), `cors` the origins whose pages may ask it."""
     server = _Server(service)
     routes = [
         Route("/knn-service", server.counted(server.knn), methods=["POST"]),
@@ -202,9 +211,14 @@ def make_app(service: SearchService, *, allowed_hosts: Sequence[str] = OWN_NAMES
         Route("/indices-list", server.counted(server.indices)),
         Route("/healthz", server.counted(server.healthz)),
         Route("/metrics", server.metrics_text),
+        Route("/openapi.json", server.counted(server.api)),
+        Route("/docs", server.counted(server.docs)),
         Route("/", server.counted(server.page)),
     ]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
+    if cors:
+        let_in = Middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["GET", "POST"], allow_headers=["Content-Type"])
+        middleware.insert(0, let_in)
     return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _http_refusal, Exception: _failure})
 
 
@@ -256,6 +270,10 @@ async def _outcome(answer: Callable[[Request], Awaitable[Response]], request: Re
 def _encoded(hits: list[dict[str, Any]]) -> bytes:
     """JSON, hit by hit: no thread may hold the interpreter for as long as all of them take."""
     return b"[" + b",".join(json.dumps(hit, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") for hit in hits) + b"]"
+
+
+def _page(content: str) -> Response:
+    return Response(content, media_type="text/html", headers={"Content-Security-Policy": _policy(content)})
 
 
 def _json(content: bytes) -> Response:

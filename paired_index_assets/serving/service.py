@@ -34,7 +34,7 @@ from paired_index_assets.serving.reloading import Reloading, watched
 from paired_index_assets.serving.requests import BadRequest, KnnRequest, MetadataRequest, picture_bytes
 from paired_index_assets.serving.results import jsonable
 from paired_index_assets.serving.sent import check_size
-from paired_index_assets.serving.shown import Inputs, Shown, shown_of
+from paired_index_assets.serving.shown import Inputs, Shown, remembered, shown_of
 from paired_index_assets.shards.record import read_record
 
 LOG = logging.getLogger(__name__)
@@ -93,7 +93,9 @@ class SearchService:
         fetch: how to get the bytes behind an `image_url`; None refuses them, since a server that fetches what strangers name reaches
         into its own network.
         """
-        build, inputs = BuildRoot.at(root), Inputs(images, texts)
+        build = BuildRoot.at(root)
+        known = remembered(build)  # what the build itself says may change with it
+        inputs = Inputs(None if images == known.get("images") else images, None if texts == known.get("caption_texts") else texts)
 
         def opened(before: Searchable | None) -> Searchable:
             stamp = ServedStamp(build)
@@ -179,10 +181,24 @@ class SearchService:
         rows = _looked_up(found, request.ids, len(request.ids), self.limits.answered_pictures)
         return [{"id": row_id, "metadata": row} for row_id, row in zip(request.ids, rows, strict=True) if row]
 
+    def ready_set(self) -> Searchable:
+        """The set to answer one request from. Raises Busy where it has no vectors yet."""
+        found = self.sets.current()
+        if not found.index.ntotal:
+            raise Busy("no shard can be searched yet")
+        return found
+
     def health(self) -> dict[str, Any]:
+        """What `/healthz` says: `ready` if a search works now, which is tried."""
         index = self.sets.current().index
+        try:
+            ready = bool(index.ntotal) and len(index.search(np.full(index.d, index.d**-0.5, np.float32), 1, nprobe=1)[1]) == 1
+        except Exception:  # whatever it is, it is what requests meet
+            LOG.exception("a search to see whether searches work")
+            ready = False
         return {
-            "status": "ok" if not index.missing and self.sets.problem is None else "degraded",
+            "ready": ready,
+            "status": "ok" if ready and not index.missing and self.sets.problem is None else "degraded",
             "index": self.name,
             "vectors": index.ntotal,
             "dimensions": index.d,

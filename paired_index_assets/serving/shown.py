@@ -112,19 +112,20 @@ def shown_of(build: BuildRoot, records: Iterable[FileRecord], inputs: Inputs, be
     """What belongs to the landed files of an open index. Nothing that can not be had is an error: the index answers without it."""
     files = list(_by_name(records))
     said: list[str] = []
-    remembered = _remembered(build)
+    settings = remembered(build)
     images = _tried(lambda: EmbeddingSet.open(build.image_set), said) if build.image_set.exists() else None
     made_here = images is not None and all(part.metadata is not None for part in images.parts)
     found = files
     if images is not None:
-        pictures = _pictures(images, inputs.images or remembered.get("images"), remembered, said) if made_here else {}
+        pictures = _pictures(images, inputs.images or settings.get("images"), settings, said) if made_here else {}
         found = list(_of_set(files, images, build.cache, pictures, said))
-    if inputs.images is not None and not made_here:  # of features, or of what landed: whoever names them says that row i is picture i
+    elsewhere = not made_here if images is not None else not settings.get("images")  # features, or what landed
+    if inputs.images is not None and elsewhere:  # whoever names pictures for them says that row i is picture i
         given = _tried(lambda: Pictures.of(str(inputs.images), max((file.start + file.rows for file in files), default=0)), said)
         found = [replace(file, pictures=given) for file in found]
     earlier = {} if before is None else {file.version: file for file in before.files}
     kept = [file if file.metadata or file.pictures else earlier.get(file.version, file) for file in found]
-    texts = inputs.texts or remembered.get("caption_texts")
+    texts = inputs.texts or settings.get("caption_texts")
     if any(file.metadata for file in kept) or texts is None:
         return Shown(kept, None, said)
     return Shown(kept, _tried(lambda: _texts(build, str(texts), kept, said), said), said)
@@ -167,11 +168,11 @@ def _metadata(part: SetPart, file: ShownFile, cache: Cache, said: list[str]) -> 
     return _tried(held, said)
 
 
-def _pictures(images: EmbeddingSet, spec: Any, remembered: dict[str, Any], said: list[str]) -> dict[str, PicturesOf]:
+def _pictures(images: EmbeddingSet, spec: Any, settings: dict[str, Any], said: list[str]) -> dict[str, PicturesOf]:
     """For the stamp of each part: the pictures it was made from, if they are there as they were."""
     if not isinstance(spec, str) or not spec:
         return {}
-    captions, part_rows = remembered.get("captions"), remembered.get("part_rows")
+    captions, part_rows = settings.get("captions"), settings.get("part_rows")
 
     def opened() -> dict[str, PicturesOf]:
         source: Source = open_source(spec, "images")
@@ -236,7 +237,7 @@ def _by_name(records: Iterable[FileRecord]) -> Iterator[ShownFile]:
         yield ShownFile(tuple(slices))
 
 
-def _remembered(build: BuildRoot) -> dict[str, Any]:
+def remembered(build: BuildRoot) -> dict[str, Any]:
     """The settings of the last build, as they are now."""
     try:
         found = read_json(build.settings)

@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -288,3 +290,48 @@ def test_a_fault_of_the_servers_own_files_is_5xx_without_their_names(fresh, tmp_
         assert answer.status_code == 500
         assert "parquet" not in answer.text
         assert str(tmp_path) not in answer.text
+
+
+def test_a_set_without_vectors_is_not_ready(fresh):
+    for record in Path(fresh.root.generation(fresh.trained.fingerprint).records.path).glob("index*.json"):
+        record.unlink()
+    service = SearchService.of_build(fresh.root, None, partial=True)
+    with TestClient(make_app(service), base_url="http://localhost") as client:
+        health = client.get("/healthz")
+        assert (health.status_code, health.json()["ready"], health.json()["status"]) == (503, False, "degraded")
+        answer = knn(client, embedding_input=[0.1] * D)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_other_origins_are_let_in_by_name_only(finished):
+    def allowed(origin, **given):
+        service = SearchService.of_build(finished.root, None)
+        with TestClient(make_app(service, **given), base_url="http://localhost") as client:
+            asked = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+            before = client.options("/knn-service", headers=asked)
+            after = client.post("/knn-service", content=json.dumps({"embedding_input": [0.1] * D}), headers={"Origin": origin})
+            assert after.status_code == 200
+            return [answer.headers.get("access-control-allow-origin") for answer in (before, after)]
+
+    assert allowed("https://front.example") == [None, None]
+    assert allowed("https://front.example", cors=["https://front.example"]) == ["https://front.example"] * 2
+    assert allowed("https://other.example", cors=["https://front.example"]) == [None, None]
+    assert allowed("https://other.example", cors=["*"]) == ["*", "*"]
+
+
+def test_the_api_describes_itself(client):
+    described = client.get("/openapi.json").json()
+    assert described["openapi"].startswith("3.1")
+    answered = {route.path for route in client.app.routes} - {"/", "/docs", "/openapi.json"}
+    assert set(described["paths"]) == answered
+    schemas = described["components"]["schemas"]
+    assert set(schemas["KnnRequest"]["properties"]) >= set(CLIENT_FIELDS)
+    for name in re.findall(r"#/components/schemas/(\w+)", json.dumps(described)):
+        assert name in schemas
+    example = described["paths"]["/knn-service"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    hit = client.post("/knn-service", json=example).json()[0]
+    assert set(schemas["Hit"]["required"]) <= set(hit)
+    page = client.get("/docs")
+    assert "unsafe" not in page.headers["content-security-policy"]
+    for name in schemas["KnnRequest"]["properties"]:
+        assert f"<code>{name}</code>" in page.text
