@@ -27,5 +27,10 @@ __all__ = ["ShardedIndex", "exact_neighbors", "train_kmeans", "train_paired_kmea
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        from paired_index_assets.extras import missing_extra
+
+        try:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        except ImportError as error:
+            raise missing_extra(error) or error from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,10 @@ class BadInput(PairedIndexError, ValueError):
     """A file, array or setting handed in by the user cannot be used."""
 
 
+class MissingExtra(PairedIndexError, ImportError):
+    """A package that an extra brings is not installed."""
+
+
 class MissingInput(BadInput, FileNotFoundError):
     """A file that should be there is not."""
 

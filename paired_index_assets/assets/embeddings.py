@@ -36,8 +36,8 @@ def image_embeddings(
     A picture that can not be used keeps its row, zero, with the reason beside it: it is never paired and never found. Features that
     exist already are checked and used where they lie.
     """
+    from paired_index_assets.builds.metadata import metadata_of
     from paired_index_assets.builds.opened import write_catalog
-    from paired_index_assets.serving.metadata import metadata_of
 
     build, watch = settings.open(), Stopwatch()
     fates = _make("images", build.settings, progress.of(context))

@@ -11,6 +11,7 @@ import dagster as dg
 from upath import UPath
 
 from paired_index_assets.errors import PairedIndexError, Transient, of_the_system
+from paired_index_assets.extras import missing_extra
 
 
 class Stopwatch:
@@ -56,6 +57,10 @@ def failing_in_one_line() -> Iterator[None]:
         yield
     except PairedIndexError as error:
         raise dg.Failure(description=str(error), allow_retries=isinstance(error, Transient)) from error
+    except ImportError as error:
+        if (missing := missing_extra(error)) is None:
+            raise
+        raise dg.Failure(description=str(missing), allow_retries=False) from error
     except OSError as error:
         if (named := of_the_system(error)) is None:
             raise

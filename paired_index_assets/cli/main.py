@@ -1,7 +1,8 @@
 """`paired-index`: the same core and the same assets as the Dagster UI, from a terminal."""
 
+import importlib.metadata
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -9,11 +10,11 @@ from paired_index_assets.cli import build, catalog, doctor, report, search, serv
 from paired_index_assets.cli.stopping import STATUS, stoppable
 from paired_index_assets.cli.terminal import errors, fail
 from paired_index_assets.errors import PairedIndexError, of_the_system
+from paired_index_assets.extras import NAME, missing_extra
 
 app = typer.Typer(
     name="paired-index",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Text search over very large sets of CLIP image embeddings.",
@@ -28,6 +29,19 @@ app.command()(doctor.doctor)
 app.command()(ui.ui)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"paired-index {importlib.metadata.version(NAME)}")
+        raise typer.Exit
+
+
+@app.callback()
+def of_every_command(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)] = False,
+) -> None:
+    """Text search over very large sets of CLIP image embeddings."""
+
+
 def main() -> None:
     """Run the command; a mistake that has a name is one line on standard error and exit code 1, a command that is stopped exits by its
     signal."""
@@ -37,7 +51,7 @@ def main() -> None:
         except BaseException as error:
             if (number := signals.number()) is not None:
                 fail_stopped(number)
-            named = error if isinstance(error, PairedIndexError) else of_the_system(error)
+            named = error if isinstance(error, PairedIndexError) else missing_extra(error) or of_the_system(error)
             if named is None:
                 raise
             fail(" ".join(str(named).split()))

@@ -1,14 +1,16 @@
 """`paired-index report`: the recall report of a build."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import bars, say, table
 from paired_index_assets.errors import MissingInput
-from paired_index_assets.quality.report import CandidateReport, RecallReport
 from paired_index_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from paired_index_assets.quality.report import CandidateReport, RecallReport
 
 K = 10
 
@@ -19,6 +21,8 @@ def report(
     measure: Annotated[bool, typer.Option("--measure", help="Search the shards that are on disk now, and write what they find.")] = False,
 ) -> None:
     """Print what a finished build finds on captions it never saw; report/ has all of it, with intervals and a picture."""
+    from paired_index_assets.quality.report import RecallReport
+
     folder = settings.build_root.report
     if not (folder / "recall.json").exists():
         raise MissingInput(f"{folder / 'recall.json'}: no report yet; run `paired-index build --root {settings.root}` first")
@@ -43,7 +47,7 @@ def report(
     say(f"The whole report: {folder / 'recall.md'} .json .png")
 
 
-def _measured_again(settings: Settings, found: RecallReport) -> RecallReport:
+def _measured_again(settings: Settings, found: "RecallReport") -> "RecallReport":
     from paired_index_assets.builds.opened import OpenBuild
     from paired_index_assets.evidence.measuring import with_served
     from paired_index_assets.quality.publish import publish_report
@@ -54,7 +58,7 @@ def _measured_again(settings: Settings, found: RecallReport) -> RecallReport:
     return again
 
 
-def _show_served(found: RecallReport) -> None:
+def _show_served(found: "RecallReport") -> None:
     served = found.served
     for note in found.notes:
         say(note)
@@ -70,12 +74,12 @@ def _show_served(found: RecallReport) -> None:
     )
 
 
-def _name(found: RecallReport, candidate: CandidateReport) -> str:
+def _name(found: "RecallReport", candidate: "CandidateReport") -> str:
     marks = {found.promoted: " (promoted)", found.baseline: " (baseline)"}
     return candidate.name + marks.get(candidate.name, "")
 
 
-def _cell(candidate: CandidateReport, *, nprobe: int | None = None, share: float | None = None) -> str:
+def _cell(candidate: "CandidateReport", *, nprobe: int | None = None, share: float | None = None) -> str:
     point = candidate.at(nprobe=nprobe, share=share)
     if point is None:
         return "-"

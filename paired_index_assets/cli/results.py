@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from paired_index_assets.builds.metadata import metadata_of
 from paired_index_assets.cli.terminal import fail, say, table
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Float32, Int64
-from paired_index_assets.serving.metadata import metadata_of
 from paired_index_assets.serving.pictures import Pictures
 from paired_index_assets.serving.results import answers, table_rows, write_html, write_json, write_npz
 from paired_index_assets.settings import Settings

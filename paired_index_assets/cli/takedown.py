@@ -29,8 +29,8 @@ def takedown(
 
     Exit code 1 if a line of the list is no row's: the others are removed all the same.
     """
+    from paired_index_assets.builds.metadata import metadata_of
     from paired_index_assets.builds.opened import OpenBuild
-    from paired_index_assets.serving.metadata import metadata_of
     from paired_index_assets.shards.manifest import served_data_set
     from paired_index_assets.shards.matching import read_list, row_ids
     from paired_index_assets.shards.takedown import add_removed

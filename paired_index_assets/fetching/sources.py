@@ -11,15 +11,16 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, urlsplit, urlunsplit
 
-import requests
 from upath import UPath
-from urllib3.exceptions import HTTPError
 
 from paired_index_assets.files.listing import ListedFile, entry_at
 from paired_index_assets.files.storage import as_path, is_local
+
+if TYPE_CHECKING:
+    import requests
 
 CHUNK_BYTES = 1 << 20
 RANGE_BYTES = 8 << 20  # one fsspec request
@@ -103,6 +104,8 @@ class HttpSource:
         headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
         if start and version:
             headers |= {"Range": f"bytes={start}-", "If-Range": version}
+        import requests
+
         with _http_faults():
             response = requests.get(_joined(self.url, name), headers=headers, stream=True, timeout=(patience.connect_s, patience.stall_s))
         with response:
@@ -178,6 +181,9 @@ def _joined(url: str, name: str) -> str:
 
 @contextmanager
 def _http_faults() -> Iterator[None]:
+    import requests
+    from urllib3.exceptions import HTTPError
+
     try:
         yield
     except (requests.RequestException, HTTPError, OSError) as error:

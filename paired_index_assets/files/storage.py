@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput, OutOfDisk, PairedIndexError, SourceUnavailable
+from paired_index_assets.extras import missing_extra
 from paired_index_assets.files.deadline import within
 
 CHUNK_BYTES = 1 << 22
@@ -83,7 +84,7 @@ def require_reachable(root: UPath) -> None:
             f"{root}: there is no bucket {root.path.split('/')[0]!r}, or it is not for these credentials; make it first"
         ) from error
     except ImportError as error:
-        raise BadInput(f"{root}: {error}") from error
+        raise missing_extra(error) or BadInput(f"{root}: {error}") from error
     except Exception as error:  # each file system has its own
         raise SourceUnavailable(
             f"{root}: can not be reached ({_one_line(error)}); check the name, and the credentials and the endpoint in the environment"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from paired_index_assets.builds.metadata import Metadata
 from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.files.listing import ListedFile, list_files
 from paired_index_assets.files.stamp import stamp_of
@@ -21,7 +22,6 @@ from paired_index_assets.readers.members import PLACE_COLUMNS
 from paired_index_assets.readers.open import open_source
 from paired_index_assets.readers.parquet import KNOWN_COLUMNS, ParquetSource
 from paired_index_assets.readers.sample import MAX_IMAGE_BYTES, HeldImage, ImageFile, Source, SourcePart
-from paired_index_assets.serving.metadata import Metadata
 
 PART_ROWS = 64  # read to reach one picture, at most
 SHOWN_BYTES = 4 << 20  # a larger picture is not put into a page

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from paired_index_assets.builds.metadata import Metadata
 from paired_index_assets.files.storage import atomic_file, write_bytes
 from paired_index_assets.rows import Float32, Int64
-from paired_index_assets.serving.metadata import Metadata
 from paired_index_assets.serving.pictures import Pictures, data_uri
 
 SHOWN = ("caption", "text", "url", "license", "key")  # columns shown under a picture, in this order

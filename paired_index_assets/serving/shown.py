@@ -3,7 +3,7 @@
 The embeddings, their metadata and the pictures of a build may be made anew under a server, in place. So each landed file of the index has
 its own version here: the digest of its rows, from the shard's record. Metadata is taken only if it is that of the embeddings with this
 digest, and pictures only if these embeddings were made from them. What an index that is open already has of the same digest stays
-with it where there is nothing newer, and files that are held (serving.held) answer as they were.
+with it where there is nothing newer, and files that are held (files.held) answer as they were.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
+from paired_index_assets.builds.metadata import Metadata, MetadataFile
 from paired_index_assets.embeddings.metadata import FINGERPRINT
 from paired_index_assets.embeddings.run import part_fingerprint
 from paired_index_assets.embeddings.sets import EmbeddingSet, SetPart
 from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.files.cache import Cache
+from paired_index_assets.files.held import HeldFile
 from paired_index_assets.files.listing import list_files
 from paired_index_assets.files.npy import map_rows
 from paired_index_assets.files.stamp import stamp_of
@@ -35,8 +37,6 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.open import PairedSource, open_source
 from paired_index_assets.readers.sample import Source
 from paired_index_assets.readers.webdataset import WebdatasetSource
-from paired_index_assets.serving.held import HeldFile
-from paired_index_assets.serving.metadata import Metadata, MetadataFile
 from paired_index_assets.serving.pictures import Pictures, TarPictures
 from paired_index_assets.shards.record import FileRecord
 

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
+from paired_index_assets.builds.metadata import Metadata, metadata_of
 from paired_index_assets.builds.opened import OpenBuild, write_catalog
 from paired_index_assets.embeddings.sets import SetPart, write_set
 from paired_index_assets.errors import BadInput, DamagedArtifact
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.serving.metadata import Metadata, metadata_of
 from paired_index_assets.settings import load_settings
 from paired_index_assets.shards.takedown import add_removed, read_log, read_removed
 

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from paired_index_assets.builds import metadata as module
+from paired_index_assets.builds.metadata import Metadata
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.landing.catalog import Catalog
-from paired_index_assets.serving import metadata as module
-from paired_index_assets.serving.metadata import Metadata
 from paired_index_assets.serving.pictures import Pictures, data_uri
 
 

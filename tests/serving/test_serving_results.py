@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paired_index_assets.serving.metadata import Metadata
+from paired_index_assets.builds.metadata import Metadata
 from paired_index_assets.serving.results import Answer, Hit, answers, as_html, as_json, table_rows, write_html, write_json, write_npz
 
 

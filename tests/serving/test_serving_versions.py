@@ -22,10 +22,10 @@ from starlette.testclient import TestClient
 from paired_index_assets.builds.indexed import catalog_of_set
 from paired_index_assets.embeddings.run import embed_images
 from paired_index_assets.embeddings.sets import EmbeddingSet
+from paired_index_assets.files.held import HeldFile
 from paired_index_assets.files.storage import write_json
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.open import open_source
-from paired_index_assets.serving.held import HeldFile
 from paired_index_assets.serving.server import make_app
 from paired_index_assets.serving.service import SearchService
 

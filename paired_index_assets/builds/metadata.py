@@ -2,7 +2,7 @@
 
 Row r of a file describes the global id ``start + r``. Which row group that is, the footer's row counts say; its wanted columns are read
 once and kept while they are in use. A row group too large to keep is read in batches up to the last wanted row. A file that is held
-(serving.held) answers as it was, also when another has its name.
+(files.held) answers as it was, also when another has its name.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from upath import UPath
 
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, MissingInput
+from paired_index_assets.files.held import HeldFile
 from paired_index_assets.files.listing import list_files
 from paired_index_assets.files.storage import as_path
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.members import PLACE_COLUMNS
-from paired_index_assets.serving.held import HeldFile
 
 KEPT_BYTES = 128 << 20  # of decoded row groups
 BATCH_ROWS = 8192
