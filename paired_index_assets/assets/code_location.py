@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from paired_index_assets.assets import embeddings, landing, pairing, report, shards, training
+from paired_index_assets.assets.executor import by_steps
 from paired_index_assets.assets.lost_runs import lost_runs_sensor
 from paired_index_assets.assets.partitions import shard_partitions, share_partitions
 from paired_index_assets.assets.resources import ProgressLog, settings_resource
@@ -16,6 +17,13 @@ from paired_index_assets.settings import Settings
 
 _MODULES = [embeddings, pairing, training, shards, report]
 _OF_A_SHARD = {landing.landed_embeddings.key, shards.shard_index.key}
+
+
+# The log of a run is in its page; what a terminal that shows several at once wants is trouble.
+quiet_console = dg.colored_console_logger.configured(
+    lambda config: {"log_level": config["log_level"]},
+    {"log_level": dg.Field(str, default_value="WARNING", is_required=False)},
+)
 
 
 def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
@@ -38,5 +46,6 @@ def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
             shards.index_automation(settings.tick_seconds),
             lost_runs_sensor,
         ],
-        executor=dg.multiprocess_executor.configured({"max_concurrent": 2}),
+        executor=by_steps,
+        loggers={"console": quiet_console},
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from paired_index_assets.assets.dagster_internals import forget_partition_status
 from paired_index_assets.assets.lost_runs import end_lost_runs
 from paired_index_assets.errors import BadInput, PairedIndexError, SourceUnavailable
 from paired_index_assets.files.deadline import within
@@ -19,6 +20,12 @@ from paired_index_assets.settings import Settings
 
 OPEN_SECONDS = 12.0  # for the first answer of Dagster's own records; ten of them are the driver's, see deploy/postgres-ray/dagster.yaml
 LAUNCHER_SECONDS = 5.0
+WORKSPACE = """\
+load_from:
+  - python_module:
+      module_name: dagster_project.definitions
+      location_name: paired_index
+"""
 
 
 def dagster_home(settings: Settings) -> Path:
@@ -36,6 +43,13 @@ def dagster_home(settings: Settings) -> Path:
     return home
 
 
+def workspace_of(home: Path) -> Path:
+    """`workspace.yaml` in `home`: the code location under the one name it has everywhere, so that sensors keep their cursors."""
+    workspace = home / "workspace.yaml"
+    workspace.write_text(WORKSPACE)
+    return workspace
+
+
 @contextmanager
 def instance_of(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """The build's instance, in which no run is left that a killed process or a restarted machine cut off. Raises as `open_instance`."""
@@ -43,6 +57,7 @@ def instance_of(settings: Settings) -> Iterator[dg.DagsterInstance]:
     os.environ["DAGSTER_HOME"] = str(home)
     with open_instance(home) as instance:
         end_lost_runs(instance)
+        forget_partition_status(instance, dg.AssetKey("shard_index"), dg.AssetKey("landed_embeddings"))
         yield instance
 
 

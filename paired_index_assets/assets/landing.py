@@ -67,12 +67,19 @@ def report_quiet_shards(
         )
         return dg.SkipReason("; not appended: ".join([found, *appended.refused.values()]))
     events = [event for shard, files in complete.items() if shard_key(shard) in settled for event in _report(shard, files)]
-    return dg.SensorResult(asset_events=events, cursor=cursor)
+    # A tick that starts no run reads "skipped" whatever it did, so its reason says what it reported.
+    reported = f"reported {', '.join(sorted(settled))}; {len(complete)} of {catalog.shards} shards are complete"
+    return dg.SensorResult(asset_events=events, cursor=cursor, skip_reason=dg.SkipReason(reported))
 
 
 def landed_embeddings_sensor(tick_seconds: int) -> dg.SensorDefinition:
     """`report_quiet_shards`, asked every `tick_seconds`."""
-    named = dg.sensor(name="landed_embeddings_sensor", minimum_interval_seconds=tick_seconds, default_status=dg.DefaultSensorStatus.RUNNING)
+    named = dg.sensor(
+        name="landed_embeddings_sensor",
+        minimum_interval_seconds=tick_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        tags={"stage": "landing"},
+    )
     return named(report_quiet_shards)
 
 

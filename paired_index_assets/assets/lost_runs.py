@@ -15,9 +15,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from paired_index_assets.assets.dagster_internals import keeps_records_on_this_machine
+from paired_index_assets.assets.dagster_internals import drop_old_evaluations, keeps_records_on_this_machine
 
-PROCESS_TAG = "paired_index/process"  # of a run inside `paired-index build`: host, process id, its start
+PROCESS_TAG = ".dagster/paired_index_process"  # of a run inside `paired-index build`: host, process id, its start; hidden in the UI
 SERVER_TAG = ".dagster/grpc_info"  # Dagster's own, of a run inside a code server
 UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
@@ -41,10 +41,11 @@ def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
     return [run.run_id for run in lost]
 
 
-@dg.sensor(minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING, tags={"stage": "housekeeping"})
 def lost_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Mark runs as failed whose process is gone: a code server that was killed can not say so itself."""
+    """Mark runs as failed whose process is gone, which a code server that was killed cannot say itself; and drop old evaluations."""
     ended = end_lost_runs(context.instance)
+    drop_old_evaluations(context.instance)
     return dg.SkipReason(f"marked as failed: {', '.join(ended)}" if ended else "every unfinished run lives")
 
 

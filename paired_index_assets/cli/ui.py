@@ -20,7 +20,7 @@ def ui(
 ) -> None:
     """Open the Dagster UI on a build: materialise, backfill, watch. Its sensors and schedules run while it does."""
     settings = load_settings(**settings.model_dump() | {"root": absolute(settings.root)})
-    from paired_index_assets.assets.instance import instance_of, reach_launcher
+    from paired_index_assets.assets.instance import dagster_home, instance_of, reach_launcher, workspace_of
 
     os.environ.update(settings.environment())
     with instance_of(settings) as instance:  # sets DAGSTER_HOME, and ends what a crash left unfinished
@@ -30,4 +30,6 @@ def ui(
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
     say(f"Dagster UI on {settings.root}: http://{host}:{port}  (Ctrl-C stops it)")
     sys.stdout.flush()
-    os.execvp("dagster", ["dagster", "dev", "-m", "dagster_project.definitions", "-h", host, "-p", str(port)])
+    quiet = ["--log-level", "warning", "--code-server-log-level", "warning"]
+    workspace = workspace_of(dagster_home(settings))
+    os.execvp("dagster", ["dagster", "dev", "-w", str(workspace), "-h", host, "-p", str(port), *quiet])

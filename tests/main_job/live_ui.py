@@ -16,7 +16,7 @@ from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.landing.catalog import Catalog
 
 PATIENCE_SECONDS = 420  # for two busy cores; each wait ends as soon as what it waits for is there
-SELECTOR = {"repositoryName": "__repository__", "repositoryLocationName": "dagster_project.definitions"}
+SELECTOR = {"repositoryName": "__repository__", "repositoryLocationName": "paired_index"}
 
 
 class Ui:
