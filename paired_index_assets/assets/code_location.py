@@ -16,7 +16,6 @@ from paired_index_assets.assets.resources import ProgressLog, settings_resource
 from paired_index_assets.settings import Settings
 
 _MODULES = [embeddings, pairing, training, shards, report]
-_OF_A_SHARD = {landing.landed_embeddings.key, shards.shard_index.key}
 
 
 # The log of a run is in its page; what a terminal that shows several at once wants is trouble.
@@ -32,12 +31,10 @@ def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
     of_a_shard, of_a_share = shard_partitions(settings), share_partitions(settings)
     in_parts = [dg.job(partitions_def=of_a_share)(work) for work in (embeddings.embed_in_parts, pairing.pair_in_parts)]
 
-    def partitioned(spec: dg.AssetSpec) -> dg.AssetSpec:
-        return spec.replace_attributes(partitions_def=of_a_shard) if spec.key in _OF_A_SHARD else spec
-
+    landed = landing.landed_embeddings.replace_attributes(partitions_def=of_a_shard)
     return dg.Definitions(
-        assets=dg.map_asset_specs(partitioned, [landing.landed_embeddings, *loaded]),
-        asset_checks=[*dg.load_asset_checks_from_modules(_MODULES), *shards.shard_checks(of_a_shard)],
+        assets=[landed, shards.shard_index(of_a_shard), *loaded],
+        asset_checks=dg.load_asset_checks_from_modules(_MODULES),
         resources={"settings": settings_resource(settings), "progress": progress},
         jobs=[*in_parts, training.train, shards.rebuild_shards],
         schedules=[shards.nightly_rebuild],

@@ -1,5 +1,8 @@
 """The 58 shard indices, the manifest that lists them, and when they are rebuilt."""
 
+import inspect
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
 from paired_index_assets.assets.automation import follow_when_quiet, rebuild_on_change
@@ -8,36 +11,57 @@ from paired_index_assets.assets.landing import landed_embeddings
 from paired_index_assets.assets.partitions import shard_key, shard_number
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.assets.training import trained_index
-from paired_index_assets.errors import MissingInput, PairedIndexError
+from paired_index_assets.errors import MissingInput, PairedIndexError, Transient
 from paired_index_assets.landing.landed import landed_by_shard, version_of
+from paired_index_assets.progress import Progress
+
+if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
+    from paired_index_assets.builds.opened import OpenBuild
 
 
-@dg.asset(
-    group_name="index",
-    kinds={"faiss"},
-    code_version="1",
-    pool="shards",
-    deps=[landed_embeddings, trained_index],
-    automation_condition=rebuild_on_change,
-    # Only what may get better by itself is tried again (a child process that was killed): mistakes with a name fail at once.
-    retry_policy=dg.RetryPolicy(max_retries=2, delay=30, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
-)
-@failing_in_one_line()
-def shard_index(
-    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
-) -> dg.MaterializeResult:
-    """One shard as a plain faiss IVF file with global row ids: landed file, validated block, list number, code, segment, shard.
+SHARD_INDEX = dg.AssetKey("shard_index")
 
-    Each file is encoded once and kept as a segment, so that a killed run loses at most one file; unchanged files are not read again and
-    an unchanged shard is not touched.
-    """
+
+def shard_index(partitions: dg.StaticPartitionsDefinition) -> dg.AssetsDefinition:
+    """The asset of the shards, one partition each, with its check in the same step: a run of one shard is one process."""
+    reads_back = dg.AssetCheckSpec(
+        "shard_reads_back", asset=SHARD_INDEX, blocking=True, partitions_def=partitions, description=inspect.getdoc(_reads_back)
+    )
+
+    @dg.asset(
+        key=SHARD_INDEX,
+        group_name="index",
+        kinds={"faiss"},
+        code_version="1",
+        pool="shards",
+        partitions_def=partitions,
+        deps=[landed_embeddings, trained_index],
+        check_specs=[reads_back],
+        automation_condition=rebuild_on_change,
+        # Only what may get better by itself is tried again (errors.Transient): mistakes and damage fail at once.
+        retry_policy=dg.RetryPolicy(max_retries=2, delay=30, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
+    )
+    @failing_in_one_line()
+    def made(
+        context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
+    ) -> dg.MaterializeResult:
+        """One shard as a plain faiss IVF file with global row ids: landed file, validated block, list number, code, segment, shard.
+
+        Each file is encoded once and kept as a segment, so that a killed run loses at most one file; unchanged files are not read again
+        and an unchanged shard is not touched.
+        """
+        return _built(context, settings.open(), progress.of(context))
+
+    return made
+
+
+def _built(context: dg.AssetExecutionContext, build: "OpenBuild", report: Progress) -> dg.MaterializeResult:
     from paired_index_assets.evidence.captions import captions_reported_on
     from paired_index_assets.shards.build import build_shard, data_version
     from paired_index_assets.shards.sweeping import sweep
 
-    build, watch, shard = settings.open(), Stopwatch(), shard_number(context.partition_key)
+    watch, shard = Stopwatch(), shard_number(context.partition_key)
     trained, catalog, listing = build.promoted, build.catalog, build.listing
-    report = progress.of(context)
     sweep(build.root, trained.fingerprint, catalog, in_place=build.settings.in_place)  # room for what is made now
     captions = captions_reported_on(build)
     made = build_shard(build.root, trained, catalog, shard, listing, supply=build.supply(report), captions=captions, progress=report)
@@ -58,30 +82,26 @@ def shard_index(
             "path": dg.MetadataValue.path(str(made.path)),
         },
         data_version=dg.DataVersion(data_version(trained.fingerprint, version, made.record.removed)),
+        check_results=[_reads_back(build, shard)],
     )
 
 
-@failing_in_one_line()
-def shard_reads_back(context: dg.AssetCheckExecutionContext, settings: SettingsResource) -> dg.AssetCheckResult:
+def _reads_back(build: "OpenBuild", shard: int) -> dg.AssetCheckResult:
     """The file on disk is the one its record describes, every row of its files is in one list or left out for a reason, and a sample of
     rows, decoded by stock faiss, is what lies under their ids in the landed files."""
     from paired_index_assets.evidence.conservation import account_of_build
     from paired_index_assets.shards.record import verify_shard
 
-    build, shard = settings.open(), shard_number(context.partition_key)
+    trained = build.promoted
     try:
-        trained = build.promoted
         record = verify_shard(build.root.generation(trained.fingerprint).shard(trained.codec.name, shard), build.root.cache)
         (found,) = account_of_build(build, trained, [shard])
+    except Transient:
+        raise  # that it could not be read says nothing about the shard
     except PairedIndexError as error:
         return dg.AssetCheckResult(passed=False, description=str(error))
     counts = {"vectors": found.in_lists, "rows_compared": found.compared, "sources_gone": len(found.gone)}
     return dg.AssetCheckResult(passed=True, description=f"shard {shard}: {found}", metadata={**counts, "sha256": record.sha256})
-
-
-def shard_checks(partitions: dg.StaticPartitionsDefinition) -> list[dg.AssetChecksDefinition]:
-    """The checks of `shard_index`, each partition showing the result of its own."""
-    return [dg.asset_check(asset=shard_index, blocking=True, partitions_def=partitions)(shard_reads_back)]
 
 
 @dg.asset(
@@ -89,7 +109,7 @@ def shard_checks(partitions: dg.StaticPartitionsDefinition) -> list[dg.AssetChec
     kinds={"parquet"},
     code_version="1",
     automation_condition=follow_when_quiet,
-    deps=[dg.AssetDep(shard_index, partition_mapping=dg.AllPartitionMapping())],
+    deps=[dg.AssetDep(SHARD_INDEX, partition_mapping=dg.AllPartitionMapping())],
 )
 @failing_in_one_line()
 def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
@@ -156,7 +176,7 @@ def index_automation(tick_seconds: int) -> dg.AutomationConditionSensorDefinitio
 
 
 rebuild_shards = dg.define_asset_job(
-    "rebuild_shards", selection=dg.AssetSelection.assets(shard_index), description="Shards by partition; unchanged ones are left alone."
+    "rebuild_shards", selection=dg.AssetSelection.assets(SHARD_INDEX), description="Shards by partition; unchanged ones are left alone."
 )
 
 

@@ -15,7 +15,7 @@ from paired_index_assets.assets.code_location import assemble
 from paired_index_assets.assets.landing import landed_embeddings_sensor
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.assets.resources import ProgressLog, settings_resource
-from paired_index_assets.assets.shards import nightly_rebuild, shard_index
+from paired_index_assets.assets.shards import SHARD_INDEX, nightly_rebuild
 from paired_index_assets.assets.training import trained_index
 from paired_index_assets.builds.opened import OpenBuild, write_catalog
 from paired_index_assets.landing.catalog import Catalog
@@ -73,7 +73,7 @@ class World:
         for _ in range(ticks):
             found = dg.evaluate_automation_conditions(self.defs, self.instance, cursor=self.automation_cursor)
             self.automation_cursor = found.cursor
-            keys.extend(found.get_requested_partitions(shard_index.key))
+            keys.extend(found.get_requested_partitions(SHARD_INDEX))
         return sorted(keys)
 
     @contextmanager
@@ -87,18 +87,18 @@ class World:
 
     def build(self, shard):
         return self.job.execute_in_process(
-            instance=self.instance, asset_selection=[shard_index.key], partition_key=shard_key(shard), raise_on_error=False
+            instance=self.instance, asset_selection=[SHARD_INDEX], partition_key=shard_key(shard), raise_on_error=False
         )
 
     @contextmanager
     def building(self, shard):
         """A run for the shard is under way: planned and started, not finished."""
-        subset = self.job.get_subset(asset_selection={shard_index.key})
+        subset = self.job.get_subset(asset_selection={SHARD_INDEX})
         run = self.instance.create_run_for_job(
-            subset, tags={"dagster/partition": shard_key(shard)}, asset_selection=frozenset({shard_index.key})
+            subset, tags={"dagster/partition": shard_key(shard)}, asset_selection=frozenset({SHARD_INDEX})
         )
         planned = DagsterEvent.build_asset_materialization_planned_event(
-            run.job_name, "shard_index", AssetMaterializationPlannedData(shard_index.key, partition=shard_key(shard))
+            run.job_name, "shard_index", AssetMaterializationPlannedData(SHARD_INDEX, partition=shard_key(shard))
         )
         self.instance.report_dagster_event(planned, run.run_id)
         yield

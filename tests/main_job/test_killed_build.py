@@ -14,8 +14,8 @@ from paired_index_assets.settings import load_settings
 
 KILLED_AT_TRAINING = """
 import os, signal
-from paired_index_assets.assets import training
-training.make_and_judge = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)
+from paired_index_assets.contest import contestants
+contestants.make_and_judge = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)
 from paired_index_assets.cli.main import main
 main()
 """
