@@ -6,7 +6,9 @@ one a file. Rows are read through a stream, never a memory map: a file that shri
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +20,7 @@ from upath import UPath
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.files.listing import ListedFile, entry_at, list_entries
 from paired_index_assets.files.npy import HEAD_BYTES, header_of
-from paired_index_assets.files.storage import as_path, digest_of_parts, is_local
+from paired_index_assets.files.storage import CHUNK_BYTES, as_path, digest_of_parts, is_local
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.origin import is_origin, name_of_origin, read_origin
 from paired_index_assets.rows import NORM_TOLERANCE, Bool, Int64, squared_norms, usable_squares
@@ -123,11 +125,7 @@ def read_blocks(file: CatalogFile, path: UPath | Path | str, *, block_rows: int 
     ends early.
     """
     place = as_path(path)
-    try:
-        stream = place.open("rb")
-    except FileNotFoundError as error:
-        raise MissingInput(f"{place}: no such file; it should hold rows {file.start_row} to {file.stop_row - 1}") from error
-    with stream:
+    with _missing_named(file, place), place.open("rb") as stream:
         _seek_first_row(file, stream, str(place))
         for at in range(0, file.rows, block_rows):
             count = min(block_rows, file.rows - at)
@@ -136,6 +134,19 @@ def read_blocks(file: CatalogFile, path: UPath | Path | str, *, block_rows: int 
                 raise BadInput(f"{place}: ended inside row {file.offset + at + len(data) // file.row_bytes}; it changed while it was read")
             vectors = np.frombuffer(data, dtype=file.dtype).reshape(count, file.dimensions)
             yield inspect_rows(vectors, file.start_row + at)
+
+
+def digest_of_rows(file: CatalogFile, path: UPath | Path | str) -> str:
+    """The sha256 of the rows of `file` as they lie in it. Raises as read_blocks does."""
+    place, left, sha = as_path(path), file.rows * file.row_bytes, hashlib.sha256()
+    with _missing_named(file, place), place.open("rb") as stream:
+        _seek_first_row(file, stream, str(place))
+        while left and (data := stream.read(min(left, CHUNK_BYTES))):
+            sha.update(data)
+            left -= len(data)
+    if left:
+        raise BadInput(f"{place}: ended {left} bytes early; it changed while it was read")
+    return sha.hexdigest()
 
 
 def read_block(file: CatalogFile, path: UPath | Path | str) -> LandedBlock:
@@ -166,11 +177,8 @@ def read_rows(file: CatalogFile, path: UPath | Path | str, rows: Int64) -> npt.N
 def check_file(file: CatalogFile, path: UPath | Path | str) -> None:
     """Hold size and header against the catalog; raises as read_blocks does, without reading rows."""
     place = as_path(path)
-    try:
-        with place.open("rb") as stream:
-            _seek_first_row(file, stream, str(place))
-    except FileNotFoundError as error:
-        raise MissingInput(f"{place}: no such file; it should hold rows {file.start_row} to {file.stop_row - 1}") from error
+    with _missing_named(file, place), place.open("rb") as stream:
+        _seek_first_row(file, stream, str(place))
 
 
 def inspect_rows(vectors: npt.NDArray[Any], start_row: int = 0) -> LandedBlock:
@@ -181,6 +189,15 @@ def inspect_rows(vectors: npt.NDArray[Any], start_row: int = 0) -> LandedBlock:
         off = valid & ~(np.abs(np.sqrt(squares) - 1) <= NORM_TOLERANCE)
         zero = ~valid & (squares <= 1)
     return LandedBlock(start_row, vectors, valid, int((~valid & ~zero).sum()), int(zero.sum()), int(off.sum()))
+
+
+@contextmanager
+def _missing_named(file: CatalogFile, place: UPath) -> Iterator[None]:
+    """One line for a file that was never there, or that a store or a network file system loses while it is read."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingInput(f"{place}: no such file; it should hold rows {file.start_row} to {file.stop_row - 1}") from error
 
 
 def _seek_first_row(file: CatalogFile, stream: BinaryIO, name: str) -> None:

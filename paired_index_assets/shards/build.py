@@ -19,6 +19,7 @@ from upath import UPath
 from paired_index_assets.files.locks import only_writer
 from paired_index_assets.files.storage import VERSION_LENGTH, digest_of_parts, draft_of, remove_older
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
+from paired_index_assets.landing.contents import LandedContents
 from paired_index_assets.landing.landed import LandedFile, Listing, list_folder
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
@@ -103,7 +104,14 @@ def build_shard(
         settle_records(place)
         done = finished_record(place)
         version = removed_version(removed, files[0].start_row, files[-1].stop_row)
-        if done is not None and done.stands_for(trained.fingerprint, version, files, landed):
+        contents = LandedContents()
+        if (
+            done is not None
+            and done.is_made_of(trained.fingerprint, version, files)
+            and (same := _same_rows(done, files, landed, contents))
+        ):
+            if same != done:  # read anew, or copied
+                write_record(place, done := same)
             without = _keep_truths(root, captions, files, done.files, landed, removed)
             return ShardSummary(shard, shard_file(place, done), done, unchanged=True, without_truth=without)
         segments, encoded = segments_of(
@@ -113,6 +121,7 @@ def build_shard(
             files,
             landed,
             supply or landed_alone(listing),
+            contents,
             captions=captions,
             block_rows=block_rows,
             progress=progress,
@@ -127,7 +136,7 @@ def build_shard(
             removed=version,
             bytes=0,
             sha256="",
-            files=tuple(_file_record(file, part) for file, part in zip(files, parts, strict=True)),
+            files=tuple(_file_record(*three, contents) for three in zip(files, parts, landed, strict=True)),
         )
         without = _keep_truths(root, captions, files, draft.files, landed, removed)
         if done is not None and done.inputs == draft.inputs:  # files were touched, or copied anew, with the rows they had
@@ -167,8 +176,24 @@ def _keep_truths(
     return tuple(without.file.name for without in keep_truths(root, captions, indexed, removed))
 
 
-def _file_record(file: CatalogFile, part: Part) -> FileRecord:
+def _same_rows(
+    done: ShardRecord, files: Sequence[CatalogFile], landed: Sequence[LandedFile | None], contents: LandedContents
+) -> ShardRecord | None:
+    """The record of the same shard with the stamps that its files have now, None where the rows of one are others."""
+    mine = []
+    for record, file, there in zip(done.files, files, landed, strict=True):
+        if record.stands_for(file, there):
+            mine.append(record)
+        elif there is not None and record.lossy == there.lossy and contents.is_the_same(file, there, record.content):
+            mine.append(replace(record, size=there.size, stamp=there.stamp))
+        else:
+            return None
+    return replace(done, files=tuple(mine))
+
+
+def _file_record(file: CatalogFile, part: Part, landed: LandedFile | None, contents: LandedContents) -> FileRecord:
     header, left = part.segment.header, part.segment.left_out()
+    read = landed if landed is not None and landed.stamp != header.stamp and contents.is_the_same(file, landed, header.content) else header
     return FileRecord(
         file_id=file.file_id,
         name=file.name,
@@ -180,7 +205,7 @@ def _file_record(file: CatalogFile, part: Part) -> FileRecord:
         zero=left["zero"],
         taken_down=header.kept - len(part.rows),
         lossy=header.lossy,
-        size=header.size,
-        stamp=header.stamp,
+        size=read.size,
+        stamp=read.stamp,
         content=header.content,
     )

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
-from paired_index_assets.errors import BadInput, DamagedArtifact
+from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.files.storage import is_local
 from paired_index_assets.landing.catalog import CatalogFile
+from paired_index_assets.landing.contents import LandedContents
 from paired_index_assets.landing.landed import LandedBlock, LandedFile, read_blocks
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
@@ -42,16 +43,24 @@ def segment_path(root: BuildRoot, trained: str, file: CatalogFile) -> UPath:
     return root.generation(trained).segments / segment_name(file.file_id)
 
 
-def kept_segment(root: BuildRoot, trained: str, file: CatalogFile, landed: LandedFile | None) -> SegmentHeader | None:
-    """The header of a segment that still stands for `file`, else None. Without a source (`landed` None) a finished segment stands."""
+def kept_segment(
+    root: BuildRoot, trained: str, file: CatalogFile, landed: LandedFile | None, contents: LandedContents | None = None
+) -> SegmentHeader | None:
+    """The header of a segment that still stands for `file`, else None. Without a source (`landed` None) a finished segment stands.
+
+    A source of another stamp is another file; with `contents` only if its rows are others too.
+    """
     try:
         header = read_header(segment_path(root, trained, file))
     except (DamagedArtifact, FileNotFoundError):
         return None
     same = (header.trained, header.name, header.offset, header.rows) == (trained, file.name, file.offset, file.rows)
-    if landed is not None:
-        same = same and (header.size, header.stamp, header.lossy) == (landed.size, landed.stamp, landed.lossy)
-    return header if same else None
+    if not same or landed is None:
+        return header if same else None
+    if (header.size, header.stamp, header.lossy) == (landed.size, landed.stamp, landed.lossy):
+        return header
+    equal = contents is not None and header.lossy == landed.lossy and contents.is_the_same(file, landed, header.content)
+    return header if equal else None
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,8 @@ class SegmentEncoder:
         """Read and validate every row of `file` once; the file may go away afterwards.
 
         Memory: the file's codes, two blocks, and what waits. Raises BadInput naming the file if it is not what the catalog says, if more
-        than `MOST_UNUSABLE` of its rows are NaN, infinite, zero (unless that is their outcome) or not of unit norm, or if it changed while it was read; OutOfDisk.
+        than `MOST_UNUSABLE` of its rows are NaN, infinite, zero (unless that is their outcome) or not of unit norm, or if it changed while
+        it was read; MissingInput if it is gone; OutOfDisk.
         """
         if file.dimensions != self._trained.d:
             raise BadInput(
@@ -117,7 +127,7 @@ class SegmentEncoder:
         draft = _Draft.of(file, landed, self._trained.codec.code_size, self._captions)
         try:
             self._take(draft)
-        except BadInput:
+        except (BadInput, MissingInput):
             self._waiting = [rows for rows in self._waiting if rows.draft is not draft]
             raise
         self._read.append(draft)
@@ -153,7 +163,10 @@ class SegmentEncoder:
             raise BadInput(
                 f"{landed.path}: {bad.total()} of {file.rows} rows can not be used ({found}); expected at most {MOST_UNUSABLE:.0%}. {cure}"
             )
-        if is_local(landed.path) and stamp_of(landed.path) != landed.stamp:
+        stamp = stamp_of(landed.path) if is_local(landed.path) else landed.stamp
+        if not stamp:
+            raise MissingInput(f"{landed.path}: deleted while it was read; build its shard again when it is there")
+        if stamp != landed.stamp:
             raise BadInput(f"{landed.path}: changed while it was read; build its shard again when it is complete")
 
     def _encode(self) -> None:

@@ -93,11 +93,13 @@ class ShardRecord:
 
     def stands_for(self, trained: str, removed: str, files: Sequence[CatalogFile], landed: Sequence[LandedFile | None]) -> bool:
         """Whether a build with these inputs would make the same shard."""
-        return (
-            (self.trained, self.removed) == (trained, removed)
-            and len(self.files) == len(files)
-            and all(mine.stands_for(file, there) for mine, file, there in zip(self.files, files, landed, strict=True))
+        return self.is_made_of(trained, removed, files) and all(
+            mine.stands_for(file, there) for mine, file, there in zip(self.files, files, landed, strict=True)
         )
+
+    def is_made_of(self, trained: str, removed: str, files: Sequence[CatalogFile]) -> bool:
+        """Whether it is of these catalogued files, whatever rows they have now."""
+        return (self.trained, self.removed, len(self.files)) == (trained, removed, len(files)) and self.is_of(files)
 
 
 def shard_file(place: ShardPlace, record: ShardRecord) -> UPath:

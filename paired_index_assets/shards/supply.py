@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.fetching.obtain import Obtained
 from paired_index_assets.landing.catalog import CatalogFile
+from paired_index_assets.landing.contents import LandedContents
 from paired_index_assets.landing.landed import LandedFile, Listing
 from paired_index_assets.layout import BuildRoot, ShardPlace
 from paired_index_assets.progress import Progress, silent
@@ -31,6 +32,7 @@ def segments_of(
     files: Sequence[CatalogFile],
     landed: Sequence[LandedFile | None],
     supply: Supply,
+    contents: LandedContents,
     *,
     captions: TestCaptions | None = None,
     block_rows: int = ENCODE_ROWS,
@@ -42,7 +44,7 @@ def segments_of(
     MissingInput naming those that are not to be had, after all others are saved; both are also kept beside `shard`.
     """
     fingerprint = trained.fingerprint
-    wanted = [file for file, there in zip(files, landed, strict=True) if kept_segment(root, fingerprint, file, there) is None]
+    wanted = [file for file, there in zip(files, landed, strict=True) if kept_segment(root, fingerprint, file, there, contents) is None]
     encoded = _encode(root, trained, shard, wanted, files, supply, captions, block_rows, progress)
     segments: dict[int, Segment] = {}
     damaged = []
@@ -87,6 +89,8 @@ def _encode(
         else:
             try:
                 encoder.add(got.file, got.landed)
+            except MissingInput:
+                missing.append((got.file, "was there and is gone"))
             except BadInput as fault:
                 faults.append((got.file, str(fault)))
         before += got.file.rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from paired_index_assets.codes.formats import ivf_of
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.fetching.obtain import Obtained
 from paired_index_assets.files.storage import digest_of
+from paired_index_assets.landing import landed
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import list_folder
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.progress import silent
 from paired_index_assets.shards import assemble
 from paired_index_assets.shards.build import ShardSummary, build_shard
 from paired_index_assets.shards.encode import SegmentEncoder, segment_path
@@ -170,6 +173,83 @@ def test_a_touched_file_changes_nothing(world: World) -> None:
     assert build_all(world)[2].unchanged
     assert path.stat().st_mtime_ns == before
     assert stale_shards(world.root, "QT_4bit", world.trained.fingerprint, world.catalog, list_folder(world.landing)) == []
+
+
+def never_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(_: SegmentEncoder, file: CatalogFile, __: object) -> None:
+        pytest.fail(f"{file.name} is encoded again")
+
+    monkeypatch.setattr(SegmentEncoder, "add", add)
+
+
+def test_a_build_that_was_copied_with_its_landing_folder_encodes_and_writes_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_all(world)
+    build, landing = Path(world.root.root.path), world.landing
+    for folder in (build, landing):
+        folder.rename(folder.with_name(f"{folder.name}.away"))
+        subprocess.run(["cp", "-r", folder.with_name(f"{folder.name}.away"), folder], check=True)
+    fingerprint, listing = world.trained.fingerprint, list_folder(landing)
+    assert stale_shards(world.root, "QT_4bit", fingerprint, world.catalog, listing) == [0, 1, 2]
+    never_encoded(monkeypatch)
+    before = {s: world.shard_file(s).stat() for s in range(3)}
+    assert all(summary.unchanged and not summary.encoded for summary in build_all(world))
+    assert {s: world.shard_file(s).stat() for s in range(3)} == before
+    assert stale_shards(world.root, "QT_4bit", fingerprint, world.catalog, listing) == []
+    gone = world.catalog.files(1)[0].start_row
+    assert [summary.unchanged for summary in build_all(world, removed=np.array([gone]))] == [True, False, True]  # from the same segments
+
+
+def test_a_file_replaced_by_another_of_the_same_size_and_time_is_noticed(world: World) -> None:
+    build_all(world)
+    path = world.landing / world.catalog.files(1)[0].name
+    facts = path.stat()
+    np.save(path.with_name("other.npy"), np.load(path)[::-1])
+    os.utime(path.with_name("other.npy"), ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    path.with_name("other.npy").rename(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (facts.st_size, facts.st_mtime_ns)
+    assert stale_shards(world.root, "QT_4bit", world.trained.fingerprint, world.catalog, list_folder(world.landing)) == [1]
+    again = build_all(world)
+    assert [summary.encoded for summary in again] == [(), (path.name,), ()]
+    assert world.shard_file(1).read_bytes() == filled_by_faiss(world, 1)
+
+
+def test_a_touched_file_is_not_encoded_where_another_of_its_shard_is(world: World) -> None:
+    build_all(world)
+    changed, _, touched = (world.landing / file.name for file in world.catalog.files(1))
+    os.utime(touched)
+    np.save(changed, np.load(changed)[::-1])
+    assert build_all(world)[1].encoded == (changed.name,)
+    assert stale_shards(world.root, "QT_4bit", world.trained.fingerprint, world.catalog, list_folder(world.landing)) == []
+
+
+@pytest.mark.parametrize("when", ["before it is read", "while it is read", "when it has been read"])
+def test_a_landed_file_that_is_deleted_meanwhile_is_one_line_and_the_others_are_kept(
+    world: World, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = world.catalog.files(0)[1]
+    path, listing = world.landing / late.name, list_folder(world.landing)
+    if when == "before it is read":
+        path.unlink()
+    progress = (
+        (lambda step, *_, **facts: path.unlink(missing_ok=True) if facts.get("file") == late.name else None) if "has" in when else silent
+    )
+    if when == "while it is read":
+        blocks = landed.read_blocks
+
+        def lost(file: CatalogFile, place: object, **options: int) -> Iterator[landed.LandedBlock]:
+            for block in blocks(file, place, **options):
+                path.unlink(missing_ok=True)
+                yield block
+
+        monkeypatch.setattr("paired_index_assets.shards.encode.read_blocks", lost)
+    with pytest.raises(MissingInput) as refused:
+        build_shard(world.root, world.trained, world.catalog, 0, listing, progress=progress, block_rows=50)
+    assert f"waits for 1 files: {late.name} was there and is gone" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    segments = world.root.generation(world.trained.fingerprint).segments
+    assert len(list(segments.iterdir())) == 2
 
 
 def test_an_appended_file_extends_the_last_shard_alone(world: World) -> None:
