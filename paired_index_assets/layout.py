@@ -70,6 +70,11 @@ class Generation:
         return self.folder / "trained.index"
 
     @property
+    def catalog(self) -> UPath:
+        """A copy of the catalog that its shards are made of: their ids are the rows of this one."""
+        return self.folder / "catalog.parquet"
+
+    @property
     def shards(self) -> UPath:
         return self.folder / "shards"
 

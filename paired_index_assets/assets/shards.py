@@ -130,7 +130,7 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
         "shards": f"{len(states) - len(unfinished)} of {len(states)} current",
         "rows_indexed": sum(n or 0 for n in table["indexed"].to_pylist()),
         "rows_left_out": sum(n or 0 for n in table["left_out"].to_pylist()),
-        "bytes": sum(record.bytes for record in finished_shards(root.generation(fingerprint), read.codec, len(states)).values()),
+        "bytes": sum(record.bytes for record in finished_shards(root.generation(fingerprint)).values()),
         "path": path(root.manifest),
     }
     sweep(root, fingerprint, build.catalog, in_place=read.in_place)

@@ -152,7 +152,7 @@ def _generations(settings: Settings) -> str:
     if served is None:
         return "none yet"
     found = f"{served.fingerprint} is served, {bytes_of(served) / 1e9:,.3g} GB"
-    made = being_made(root, trained.fingerprint, trained.codec.name, catalog)
+    made = being_made(root, trained.fingerprint, catalog)
     if made is None:
         return found
     lacking = ", ".join(map(str, made.lacking)) or "none: the next run of a shard serves it"

@@ -26,7 +26,7 @@ SETTLED_NS = 100_000_000  # a folder's time of change is coarser than its change
 
 @dataclass(frozen=True)
 class ServedIndex:
-    """The generation that is served: its folder, the trained index that made it, in memory and as a faiss file, and the catalog."""
+    """The generation that is served: its folder, the trained index that made it, in memory and as a faiss file, and the catalog of its ids."""
 
     generation: Generation
     trained: TrainedIndex
@@ -46,7 +46,7 @@ def served_index(build: BuildRoot) -> ServedIndex:
     generation = served_generation(build)
     if generation is None:
         raise MissingInput(f"{build.shards}: no shards yet; build them first")
-    catalog = Catalog.load(build.catalog) if build.catalog.exists() else None
+    catalog = next((Catalog.load(path) for path in (generation.catalog, build.catalog) if path.exists()), None)
     held = shared(generation.reading)
     return ServedIndex(generation, trained_of(generation), build.cache.local(generation.trained), catalog, held)
 

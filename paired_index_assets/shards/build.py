@@ -27,7 +27,7 @@ from paired_index_assets.rows import Int64
 from paired_index_assets.shards.accounting import account
 from paired_index_assets.shards.assemble import Part, check_shard, part_of, write_shard
 from paired_index_assets.shards.encode import ENCODE_ROWS
-from paired_index_assets.shards.generations import keep_trained, served_when_whole
+from paired_index_assets.shards.generations import keep_inputs, served_when_whole
 from paired_index_assets.shards.record import (
     FileRecord,
     ShardRecord,
@@ -98,7 +98,7 @@ def build_shard(
     listing = landing if isinstance(landing, dict) else list_folder(landing)
     landed = [listing.get(file.name) for file in files]
     removed = read_removed(root, catalog.data_set) if removed is None else np.unique(removed)
-    keep_trained(root, trained)
+    keep_inputs(root, trained, catalog)
     with served_when_whole(root, trained, catalog), only_writer(place.lock):
         place.failure.unlink(missing_ok=True)
         settle_records(place)

@@ -65,7 +65,7 @@ def serve(root: BuildRoot, generation: Generation) -> None:
 
 
 def serve_when_whole(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) -> bool:
-    """Serve the generation of `trained` if it has every shard of the catalog that the served one has; whether it is served now.
+    """Serve the generation of `trained` if it has the shards it needs for that (`needed_shards`); whether it is served now.
 
     Not if another one is promoted meanwhile, whose turn it is.
     """
@@ -74,8 +74,8 @@ def serve_when_whole(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) -
         return True
     if root.promoted.exists() and read_promotion(root).fingerprint != trained.fingerprint:
         return False
-    finished = set(finished_shards(mine, trained.codec.name, catalog.shards))
-    if not finished or (served is not None and set(_finished(served, catalog)) - finished):
+    finished = finished_shards(mine)
+    if not finished or needed_shards(served, catalog) - set(finished):
         return False
     serve(root, mine)
     return True
@@ -109,11 +109,27 @@ def served_when_whole(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) 
     serve_when_whole(root, trained, catalog)
 
 
-def keep_trained(root: BuildRoot, trained: TrainedIndex) -> None:
-    """Leave a copy of the trained index with its generation, which is searched with it also when another has been trained."""
+def needed_shards(served: Generation | None, catalog: Catalog) -> set[int]:
+    """The shards of the catalog without which a next generation is not served: those with files that the served one finds rows of, or
+    all, if it finds none of the catalog's. Shards that wait for files in both keep neither back."""
+    found = {file.name for record in finished_shards(served).values() for file in record.files} if served else set()
+    if not found:
+        return set()
+    return {file.shard for file in catalog if file.name in found} or set(range(catalog.shards))
+
+
+def keep_inputs(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) -> None:
+    """Leave copies of the trained index and of the catalog with their generation: it is searched with them also when the build has
+    others by now."""
     generation = root.generation(trained.fingerprint)
     if not all(file.exists() for file in files_of(generation.trained)):
         trained.save(generation.trained)
+    try:
+        same = Catalog.load(generation.catalog).table.equals(catalog.table)
+    except (MissingInput, DamagedArtifact):
+        same = False
+    if not same:
+        catalog.save(generation.catalog)
 
 
 def trained_of(generation: Generation) -> TrainedIndex:
@@ -125,14 +141,6 @@ def trained_of(generation: Generation) -> TrainedIndex:
             f"delete {generation.folder} and build again"
         )
     return trained
-
-
-def _finished(generation: Generation, catalog: Catalog) -> set[int]:
-    try:
-        codec = trained_of(generation).codec.name
-    except (MissingInput, DamagedArtifact):  # nobody can search it
-        return set()
-    return set(finished_shards(generation, codec, catalog.shards))
 
 
 def _target(generation: Generation) -> Path:

@@ -20,8 +20,8 @@ from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import atomic_file, is_local, read_parquet, write_bytes
 from paired_index_assets.landing.catalog import DATA_SET, Catalog
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.shards.generations import served_if_any, trained_of
-from paired_index_assets.shards.record import finished_record, read_failure, shard_file
+from paired_index_assets.shards.generations import served_if_any
+from paired_index_assets.shards.record import finished_shards, read_failure, shard_file
 from paired_index_assets.trained.artifact import TrainedIndex
 
 MANIFEST_SCHEMA = pa.schema(
@@ -53,7 +53,7 @@ NORMALIZED = b"paired_index.normalized"  # which features this project divided b
 
 
 def write_manifest(root: BuildRoot, trained: TrainedIndex, catalog: Catalog, normalized: Sequence[str] = ()) -> pa.Table:
-    """Collect the records of the served generation's finished shards into the manifest; returns it. What keeps shards of `trained`
+    """Collect the records of the served generation's finished shards into the manifest; returns it. What keeps others
     from being built is in it too.
 
     Also writes the list for mudg-style readers: every catalogued file in order, so that lengths add up to global ids. Its Parquet
@@ -62,10 +62,12 @@ def write_manifest(root: BuildRoot, trained: TrainedIndex, catalog: Catalog, nor
     rows, index_files = [], []
     made = root.generation(trained.fingerprint)
     served = served_if_any(root) or made
-    codec = trained.codec.name if served == made else trained_of(served).codec.name
+    finished = finished_shards(served)
+    if served != made:  # it has ids of its own catalog, and nothing is built in it any more
+        catalog = Catalog.load(served.catalog)
     for shard in range(catalog.shards):
-        place = served.shard(codec, shard)
-        record, problems = finished_record(place), read_failure(made.shard(trained.codec.name, shard))
+        record, problems = finished.get(shard), read_failure(served.shard(trained.codec.name, shard))
+        place = served.shard(record.codec if record else trained.codec.name, shard)
         done = {file.file_id: file for file in record.files} if record else {}
         name = _relative(root, shard_file(place, record)) if record else ""
         if record:

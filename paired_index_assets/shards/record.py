@@ -214,10 +214,14 @@ def recorded_shards(generation: Generation) -> list[int]:
     return sorted({int(found[1]) for name in names if (found := re.fullmatch(r"index(\d+)(?:\.next)?\.json", name))})
 
 
-def finished_shards(generation: Generation, codec: str, shards: int) -> dict[int, ShardRecord]:
-    """The records of the finished ones of shards 0 to `shards` - 1."""
-    records = ((number, finished_record(generation.shard(codec, number))) for number in range(shards))
-    return {number: record for number, record in records if record is not None}
+def finished_shards(generation: Generation) -> dict[int, ShardRecord]:
+    """The records of its finished shards."""
+    found = {}
+    for number in recorded_shards(generation):
+        known = read_record(generation.shard("", number)) or _read(generation.shard("", number).next_record)
+        if known is not None and (record := finished_record(generation.shard(known.codec, number))) is not None:
+            found[number] = record
+    return found
 
 
 def write_failure(place: ShardPlace, faults: Sequence[tuple[CatalogFile, str]]) -> None:

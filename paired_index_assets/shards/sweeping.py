@@ -22,7 +22,7 @@ from paired_index_assets.files.locks import only_writer
 from paired_index_assets.files.storage import VERSION_LENGTH, is_local
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot, Generation
-from paired_index_assets.shards.generations import EARLIER, FINGERPRINT, served_if_any
+from paired_index_assets.shards.generations import EARLIER, FINGERPRINT, needed_shards, served_if_any
 from paired_index_assets.shards.record import finished_shards, read_record, recorded_shards
 from paired_index_assets.shards.segment import file_id_of
 
@@ -33,7 +33,7 @@ SHARD_NAME = re.compile(r"knn\.paired_[^.]+\.index(\d+)")
 
 def sweep(root: BuildRoot, promoted: str, catalog: Catalog, *, in_place: bool = False) -> list[str]:
     """Delete the generations that are neither served nor of the trained index `promoted`, which is being made; of the served one, if it
-    is another than that, the segments, for no shard of it is built any more; and of both the shards and segments beyond the catalog.
+    is another than that, the segments, for no shard of it is built any more; and of that the shards and segments beyond the catalog.
 
     `in_place`: the served generation goes too if it is not the promoted one, so that both never need room at once; until the first
     shards of that are there, nothing is found. Returns what was deleted, one line each.
@@ -50,8 +50,6 @@ def sweep(root: BuildRoot, promoted: str, catalog: Catalog, *, in_place: bool = 
             _delete(served.segments)
             done.append(f"segments of generation {served.fingerprint}")
     done += _beyond(mine, catalog)
-    if served is not None and served != mine and not in_place:
-        done += _beyond(served, catalog)
     return done
 
 
@@ -69,7 +67,7 @@ def unexpected(root: BuildRoot, promoted: str | None, catalog: Catalog) -> list[
         if generation != served and generation.fingerprint != promoted:
             lines.append(f"{generation.folder}: neither served nor being made; it goes with the next build, when nobody reads it")
             continue
-        beyond = [number for number in recorded_shards(generation) if number >= catalog.shards]
+        beyond = [n for n in recorded_shards(generation) if n >= catalog.shards and generation.fingerprint == promoted]
         if beyond:
             lines.append(f"{generation.shards}: shards {', '.join(map(str, beyond))} are beyond the catalog; they go with the next build")
         lines += [f"{path}: not a shard of this build; move it elsewhere" for path in _strangers(generation)]
@@ -87,13 +85,13 @@ class Progressing:
     lacking: tuple[int, ...]
 
 
-def being_made(root: BuildRoot, promoted: str, codec: str, catalog: Catalog) -> Progressing | None:
+def being_made(root: BuildRoot, promoted: str, catalog: Catalog) -> Progressing | None:
     """None where the promoted generation is the one that is served, or where none is served yet."""
     served, mine = served_if_any(root), root.generation(promoted)
     if served is None or served == mine:
         return None
-    there, finished = recorded_shards(served), finished_shards(mine, codec, catalog.shards)
-    return Progressing(mine, tuple(finished), tuple(n for n in there if n < catalog.shards and n not in finished))
+    finished = finished_shards(mine)
+    return Progressing(mine, tuple(finished), tuple(sorted(needed_shards(served, catalog) - set(finished))))
 
 
 def bytes_of(generation: Generation) -> int:

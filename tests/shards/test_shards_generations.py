@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import shard_child
 from object_store import node
-from shard_world import World, train
+from shard_world import World, land, train
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.cache import Cache
@@ -29,6 +29,7 @@ from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.shards import sweeping
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.generations import served_generation
+from paired_index_assets.shards.manifest import write_manifest
 from paired_index_assets.shards.record import finished_record
 from paired_index_assets.shards.sweeping import being_made, bytes_of, sweep, unexpected
 
@@ -77,6 +78,37 @@ def test_shards_that_wait_for_files_keep_no_next_generation_from_being_served(wo
     for one in (world, newer):
         for shard in (0, 2):
             build_shard(one.root, one.trained, one.catalog, shard, one.landing)
+    assert served(world) == newer.trained.fingerprint
+
+
+@pytest.mark.parametrize("shards", [2, 5])
+def test_a_next_generation_of_fewer_or_more_shards_is_served_when_it_finds_all_that_the_one_before_does(
+    world: World, newer: World, shards: int
+) -> None:
+    build_all(world)
+    dealt = dataclasses.replace(newer, catalog=Catalog.scan(world.landing, shards=shards))
+    dealt.catalog.save(world.root.catalog)
+    for shard in range(shards):
+        with ShardedIndex.open(world.root) as index:
+            assert (index.fingerprint, index.ntotal) == (world.trained.fingerprint, world.catalog.total_rows)
+        manifest = write_manifest(world.root, newer.trained, dealt.catalog)
+        assert sum(manifest["indexed"].to_pylist()) == world.catalog.total_rows
+        build_shard(dealt.root, dealt.trained, dealt.catalog, shard, dealt.landing)
+        sweep(world.root, newer.trained.fingerprint, dealt.catalog)
+    with ShardedIndex.open(world.root) as index:
+        assert (index.fingerprint, index.ntotal) == (newer.trained.fingerprint, world.catalog.total_rows)
+    assert len(names(Path(world.root.shards.path))) == shards
+
+
+def test_a_next_generation_of_other_files_is_served_when_all_of_it_is_there(world: World, newer: World, tmp_path: Path) -> None:
+    build_all(world)
+    land(tmp_path / "other", [50, 60, 70], seed=500)
+    for file in list((tmp_path / "other").iterdir()):
+        file.rename(file.with_name(f"other_{file.name}"))
+    other = dataclasses.replace(newer, landing=tmp_path / "other", catalog=Catalog.scan(tmp_path / "other", shards=3))
+    for shard in range(3):
+        assert served(world) == world.trained.fingerprint
+        build_shard(other.root, other.trained, other.catalog, shard, other.landing)
     assert served(world) == newer.trained.fingerprint
 
 
@@ -216,9 +248,9 @@ def test_segments_of_files_that_left_the_catalog_go(world: World) -> None:
 
 def test_what_is_being_made_beside_the_served_and_what_it_takes_is_told(world: World, newer: World) -> None:
     build_all(world)
-    assert being_made(world.root, world.trained.fingerprint, "QT_4bit", world.catalog) is None
+    assert being_made(world.root, world.trained.fingerprint, world.catalog) is None
     build_shard(newer.root, newer.trained, newer.catalog, 1, newer.landing)
-    made = being_made(world.root, newer.trained.fingerprint, "QT_4bit", world.catalog)
+    made = being_made(world.root, newer.trained.fingerprint, world.catalog)
     assert made is not None
     assert (made.finished, made.lacking) == ((1,), (0, 2))
     assert bytes_of(made.generation) > newer.shard_file(1).stat().st_size
