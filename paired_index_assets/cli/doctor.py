@@ -183,7 +183,7 @@ def _rows(settings: Settings) -> str:
         return "none yet"
     build, served = OpenBuild(settings), served_index(settings.build_root)
     conserved = rows_are_conserved(build)
-    finished = finished_shards(served.generation, served.trained.codec.name, len(served.shards))
+    finished = finished_shards(served.generation)
     with bars() as progress:
         accounts = account_of_build(build, served.trained, list(finished), progress=progress)
     gone = sum(len(account.gone) for account in accounts)

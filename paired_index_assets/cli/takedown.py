@@ -41,7 +41,7 @@ def takedown(
     ((kind, file),) = given.items()
     build = OpenBuild(settings)
     root, catalog = build.root, build.catalog
-    if root.manifest.exists() and served_data_set(root) != catalog.data_set:
+    if served_data_set(root) not in ("", catalog.data_set):
         raise BadInput(
             f"{root.root}: a build of other data has begun and not ended, so an id has two meanings; finish it with `paired-index build`"
         )

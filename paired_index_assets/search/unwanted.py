@@ -20,7 +20,7 @@ class RemovedIds:
 
     def __init__(self, build: BuildRoot) -> None:
         self._build, self._log = build, Watched(build.removed, lambda: log_stamp(build))
-        self._data_set = served_data_set(build) if build.manifest.exists() else ""
+        self._data_set = served_data_set(build)
         self._lock = threading.Lock()
         self._read: tuple[str, Int64] | None = None
         self._current()

@@ -125,7 +125,7 @@ def keep_inputs(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) -> Non
     if not all(file.exists() for file in files_of(generation.trained)):
         trained.save(generation.trained)
     try:
-        same = Catalog.load(generation.catalog).table.equals(catalog.table)
+        same = Catalog.load(generation.catalog).table.equals(catalog.table, check_metadata=True)
     except (MissingInput, DamagedArtifact):
         same = False
     if not same:

@@ -82,7 +82,7 @@ def write_manifest(root: BuildRoot, trained: TrainedIndex, catalog: Catalog, nor
                 row |= {"shard_file": name, "shard_sha256": record.sha256, "shard_bytes": record.bytes}
             if file.file_id in done or file.file_id in problems:
                 rows.append(row | {"problem": problems.get(file.file_id)})
-    facts = {DATA_SET: (catalog.data_set if served == made else _data_set_before(root, catalog)).encode()}
+    facts = {DATA_SET: catalog.data_set.encode()}
     schema = MANIFEST_SCHEMA.with_metadata(facts | ({NORMALIZED: ", ".join(normalized).encode()} if normalized else {}))
     table = pa.Table.from_pylist(rows, schema=schema)
     with atomic_file(root.manifest) as temporary:
@@ -92,16 +92,9 @@ def write_manifest(root: BuildRoot, trained: TrainedIndex, catalog: Catalog, nor
 
 
 def served_data_set(root: BuildRoot) -> str:
-    """What the ids in the finished shards mean, see Catalog.data_set. Raises as `read_manifest`."""
-    return ((read_manifest(root).schema.metadata or {}).get(DATA_SET) or b"").decode()
-
-
-def _data_set_before(root: BuildRoot, catalog: Catalog) -> str:
-    """Of a generation that was made before another, which is being made: what the manifest said of it."""
-    try:
-        return served_data_set(root)
-    except (MissingInput, DamagedArtifact):
-        return catalog.data_set
+    """What the ids in the served shards mean, see Catalog.data_set; empty where none are."""
+    served = served_if_any(root)
+    return Catalog.load(served.catalog).data_set if served is not None and served.catalog.exists() else ""
 
 
 def any_taken_down(root: BuildRoot) -> bool:
