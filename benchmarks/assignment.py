@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import process_time
 
@@ -108,9 +109,10 @@ def compare(rows: np.ndarray, centroids: np.ndarray, repeats: int) -> None:
         for known in (False, True):
             assigner = Assigner(ways={known: way})
             before = expected if known else None
-            equal = min(equal, float((assigner(rows, centroids, before=before, device="cpu") == expected).mean()))
-            costs.append(best_of(repeats, lambda a=assigner, b=before: a(rows, centroids, before=b, device="cpu")) / len(rows))
-        line(str(way), *costs, equal)
+            assigned = partial(assigner, rows, centroids, before=before, device="cpu")
+            equal = min(equal, float((assigned() == expected).mean()))
+            costs.append(best_of(repeats, assigned) / len(rows))
+        line(str(way), costs[0], costs[1], equal)
     chosen = choice(rows, centroids)
     print(f"| {d} | {nlist:,} | chosen by the probe: {chosen} | | | | | |", flush=True)
 
