@@ -4,7 +4,7 @@
     python benchmarks/second_set.py --pairs names.tsv --name-column 0 --text-column 1 --out FOLDER
 
 Writes FOLDER/caption_features.npy (of the names: the queries) and FOLDER/image_features.npy (of the sentences: the database), (rows, 384) float16,
-row i of both a pair, for benchmarks/codes.py and benchmarks/routing.py.
+row i of both a pair, for benchmarks/codes.py and benchmarks/lists.py.
 """
 
 from __future__ import annotations

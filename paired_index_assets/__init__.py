@@ -1,6 +1,6 @@
 """Text search over very large sets of image embeddings: caption-space centroids, 4-bit codes, sharded faiss files.
 
-The numeric rooms (`neighbors`, `clustering`, `codes`, `routing`, `quality`, `shards`, `search`) are plain functions on arrays and
+The numeric rooms (`neighbors`, `clustering`, `codes`, `quality`, `shards`, `search`) are plain functions on arrays and
 paths; `assets` wraps them for Dagster and `cli` for the terminal. docs/architecture.md is the map.
 """
 

@@ -7,7 +7,6 @@ that the last build left in its root, then from the defaults below.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +19,7 @@ from paired_index_assets.files.cache import CACHE_FOLDER, Cache
 from paired_index_assets.files.listing import several
 from paired_index_assets.files.storage import as_path, read_json, require_reachable, write_json
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.trained.nlist import FEWEST_LISTS, fine_lists, flat_lists
 
 ENVIRONMENT_PREFIX = "PAIRED_INDEX_"
 DEFAULT_ROOT = "data/build"
@@ -103,16 +103,27 @@ class Settings(BaseSettings):
         "Training",
         "Centroids: `auto` builds every method and promotes the best on validation captions; `paired_kmeans` is the paper's.",
     )
-    routing: Literal["centroids", "learned", "auto"] = _field(
+    coarse: Literal["auto", "flat", "two_level"] = _field(
         "auto",
         "Training",
-        "Which lists a query probes: by the centroids; by a table learned from captions; or, `auto`, whichever finds more on validation "
-        "captions. Either is the coarse quantizer of the files, so any faiss probes by it.",
+        "How a query finds its lists: `flat` compares it with every centroid; `two_level` has four times the lists, in groups, at about the "
+        "same cost; `auto`, whichever finds more on validation captions. Only with rounding `query`; the others are flat, as the paper's.",
     )
-    nlist: int | None = _field(None, "Training", "Inverted lists; left out, the power of two below 4 sqrt(rows).", ge=1)
+    nlist: int | None = _field(
+        None, "Training", "Inverted lists; left out, the power of two below 4 sqrt(rows), and four times as many in two levels.", ge=1
+    )
     niter: int = _field(10, "Training", "k-means iterations.", ge=1, le=1000)
     codec: Literal["QT_4bit", "QT_6bit", "QT_8bit"] = _field("QT_4bit", "Training", "How a vector is stored.")
     rounding: Literal["query", "nearest", "faiss"] = _field("query", "Training", "How a vector is rounded to its code.")
+    transform: Literal["auto", "none"] = _field(
+        "auto",
+        "Training",
+        "Queries through a linear transform, so that the axes that captions care about most get 8 bits of a QT_4bit code, others 4; `auto` "
+        "where that finds more on validation captions. `none` keeps the files plain IVFs.",
+    )
+    bytes_per_vector: int | None = _field(
+        None, "Training", "Bytes of a code; left out, those of the codec: half the dimensions. Others need the transform.", ge=1
+    )
     validation_captions: int = _field(2_000, "Training", "Captions kept aside to choose by.", ge=1)
     test_captions: int = _field(4_000, "Training", "Captions kept aside to report on.", ge=1)
     seed: int = _field(1234, "Training", "Seed of every random choice.", ge=0)
@@ -187,8 +198,14 @@ class Settings(BaseSettings):
         return BuildRoot(as_path(self.root), Cache(Path(self.cache).expanduser().absolute(), budget))
 
     def lists_for(self, rows: int) -> int:
-        """`nlist` if given, otherwise the power of two below 4 sqrt(rows): 256 for 12,000 rows, 131,072 for LAION-2B."""
-        return self.nlist or 2 ** max(0, math.floor(math.log2(4 * math.sqrt(max(rows, 1)))))
+        """`nlist` if given, otherwise `flat_lists`."""
+        return self.nlist or flat_lists(rows)
+
+    def fine_lists_for(self, rows: int, training_rows: int) -> int | None:
+        """`nlist` if given, otherwise `fine_lists`; None where two levels do not compete."""
+        if self.rounding != "query" or self.coarse == "flat":
+            return None
+        return fine_lists(rows, training_rows) if self.nlist is None else self.nlist if self.nlist >= FEWEST_LISTS else None
 
     def environment(self) -> dict[str, str]:
         """The same settings as environment variables, for the processes a run starts; what is not set is said to be so, empty."""

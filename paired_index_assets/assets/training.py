@@ -14,8 +14,10 @@ from paired_index_assets.settings import Settings
 if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
     from paired_index_assets.builds.opened import OpenBuild
     from paired_index_assets.clustering.clusters import Clustering
+    from paired_index_assets.contest.contestants import Contestant
 
 ALL_METHODS = ("kmeans", "paired_kmeans")
+FINE = ".fine"  # in the name of a clustering for two levels
 
 
 @dg.asset(group_name="training", kinds={"torch"}, code_version="1", pool="accelerator", deps=[caption_image_pairs])
@@ -59,14 +61,14 @@ def centroids_are_unit_and_distinct(settings: SettingsResource) -> dg.AssetCheck
 
     from paired_index_assets.clustering.clusters import Clustering
 
-    read = settings.read()
+    build = settings.open()
     faults = {}
-    for method in _methods(read):
-        centroids = Clustering.load(read.build_root.clusters(method)).centroids
+    for name, _ in _lists(build):
+        centroids = Clustering.load(build.root.clusters(name)).centroids
         unit = np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-4)
         distinct = len(np.unique(centroids, axis=0)) == len(centroids)
-        faults[method] = not (unit and distinct)
-    return dg.AssetCheckResult(passed=not any(faults.values()), metadata={f"{method}_sound": not bad for method, bad in faults.items()})
+        faults[name] = not (unit and distinct)
+    return dg.AssetCheckResult(passed=not any(faults.values()), metadata={f"{name}_sound": not bad for name, bad in faults.items()})
 
 
 @dg.asset(group_name="training", kinds={"faiss"}, code_version="1", pool="accelerator", deps=[paired_centroids])
@@ -74,27 +76,27 @@ def centroids_are_unit_and_distinct(settings: SettingsResource) -> dg.AssetCheck
 def trained_index(
     context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
 ) -> dg.MaterializeResult:
-    """Empty, trained faiss indices: centroids, 4-bit codes rounded for captions, routing. The best on validation captions is promoted.
+    """Empty, trained faiss indices: centroids in one level or two, codes rounded for captions. The best on validation captions is promoted.
 
-    Every candidate is measured on the same captions at an equal share of vectors scanned; what won, and by how much, is recorded with it.
+    Every candidate is measured on the same captions at an equal share of vectors scanned; what won, and by how much, is recorded with it,
+    and so is the nprobe that a search takes which does not say.
     """
-    from paired_index_assets.clustering.clusters import Clustering
     from paired_index_assets.contest.contestants import make_and_judge
     from paired_index_assets.pairing.split import Split
     from paired_index_assets.trained.promotion import Promotion, promote
 
     build, watch, report = settings.open(), Stopwatch(), progress.of(context)
     read, root, (images, captions) = build.settings, build.root, build.pairs
-    clusters = {method: Clustering.load(root.clusters(method)) for method in _methods(read)}
     judged = make_and_judge(
         images,
         captions,
         Split.load(root.split),
-        clusters,
+        _contestants(build),
         images.valid(),
         codec=read.codec,
         rounding=read.rounding,
-        routings=_routings(read),
+        transform=read.transform == "auto",
+        bytes_per_vector=read.bytes_per_vector,
         model=images.model,
         seed=read.seed,
         device=read.device,
@@ -124,7 +126,15 @@ def trained_index(
     )
     k, share = verdict.k, verdict.share
     table = [
-        [m.name, f"{m.recall(k, share=share, of='coverage').mean():.4f}", f"{m.recall(k, share=share).mean():.4f}", f"{m.imbalance:.2f}"]
+        [
+            m.name,
+            f"{m.recall(k, share=share, of='coverage').mean():.4f}",
+            f"{m.recall(k, share=share).mean():.4f}",
+            m.bytes_per_vector,
+            f"{m.coarse_dots:,}",
+            m.nprobe,
+            f"{m.imbalance:.2f}",
+        ]
         for m in judged.measurements
     ]
     return dg.MaterializeResult(
@@ -132,8 +142,12 @@ def trained_index(
             "promoted": winner.name,
             "why": str(verdict),
             "gain_over_baseline": verdict.gain.mean,
-            "candidates": markdown_table(["candidate", f"coverage@{k} at {share:.0%} scanned", f"recall@{k}", "imbalance"], table),
+            "candidates": markdown_table(
+                ["candidate", f"coverage@{k} at {share:.1%} scanned", f"recall@{k}", "bytes", "centroids compared", "nprobe", "imbalance"],
+                table,
+            ),
             "nlist": winner.trained.nlist,
+            "nprobe": winner.trained.nprobe,
             "bytes_per_vector": winner.trained.codec.code_size,
             "fingerprint": winner.trained.fingerprint,
             "seconds": round(watch.seconds, 2),
@@ -172,44 +186,68 @@ def _methods(settings: Settings) -> tuple[str, ...]:
     return ALL_METHODS if settings.method == "auto" else tuple(dict.fromkeys((BASELINE, settings.method)))
 
 
-def _routings(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """method -> the routings that may be promoted for it."""
-    asked = ("centroids", "learned") if settings.routing == "auto" else (settings.routing,)
-    return {method: asked if settings.method in ("auto", method) else () for method in _methods(settings)}
+def _counts(build: "OpenBuild") -> tuple[int, int | None]:
+    """Lists in one level, and in two where those compete."""
+    rows = build.catalog.total_rows
+    return build.settings.lists_for(rows), build.settings.fine_lists_for(rows, len(build.pairs[0]))
+
+
+def _lists(build: "OpenBuild") -> list[tuple[str, int]]:
+    """The name of each clustering and its lists: every method in one level, as reports compare with it, and in two where those compete."""
+    flat, fine = _counts(build)
+    counts = [("", flat)] + ([] if fine in (None, flat) else [(FINE, fine)])
+    return [(f"{method}{suffix}", nlist) for suffix, nlist in counts if nlist for method in _methods(build.settings)]
+
+
+def _contestants(build: "OpenBuild") -> list["Contestant"]:
+    """The lists that compete; what the settings rule out is measured all the same where reports compare with it."""
+    from paired_index_assets.clustering.clusters import Clustering
+    from paired_index_assets.contest.contestants import Contestant
+
+    (flat, fine), settings = _counts(build), build.settings
+    found = []
+    for method in _methods(settings):
+        asked = settings.method in ("auto", method)
+        plain = Clustering.load(build.root.clusters(method))
+        found.append(Contestant(method, 1, plain, may_win=asked and (settings.coarse != "two_level" or fine is None)))
+        if fine is not None and asked:
+            found.append(Contestant(method, 2, plain if fine == flat else Clustering.load(build.root.clusters(f"{method}{FINE}"))))
+    return found
 
 
 def _clusterings(build: "OpenBuild", progress: Progress) -> dict[str, "Clustering"]:
-    """method -> its centroids, saved."""
+    """name -> its centroids, saved."""
     import numpy as np
 
     from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
-    from paired_index_assets.contest.measuring import validation_of
+    from paired_index_assets.contest.contestants import BASELINE
+    from paired_index_assets.contest.measuring import fair_share, validation_of
     from paired_index_assets.pairing.pairs import read_pairs
     from paired_index_assets.pairing.split import Split
     from paired_index_assets.rows import Selected
 
     settings, root, (images, captions) = build.settings, build.root, build.pairs
-    nlist, valid = settings.lists_for(build.catalog.total_rows), images.valid()
-    held_out = Split.load(root.split).validation
-    validation = validation_of(images, captions, held_out, valid, nlist, seed=settings.seed, device=settings.device, progress=progress)
+    valid, held_out = images.valid(), Split.load(root.split).validation
+    share = fair_share(_counts(build)[0])
+    validation = validation_of(images, captions, held_out, valid, share, seed=settings.seed, device=settings.device, progress=progress)
     pairs = read_pairs(root.pairs)
     made: dict[str, Clustering] = {}
-    for method in _methods(settings):
+    for name, nlist in _lists(build):
         train: Any = partial(
-            train_kmeans if method == "kmeans" else train_paired_kmeans,
+            train_kmeans if name.startswith(BASELINE) else train_paired_kmeans,
             nlist=nlist,
             niter=settings.niter,
             seed=settings.seed,
             validation=validation,
-            checkpoint=root.checkpoint(method),
+            checkpoint=root.checkpoint(name),
             device=settings.device,
-            progress=partial(_named, progress, method),
+            progress=partial(_named, progress, name),
         )
-        if method == "kmeans":
-            made[method] = train(Selected(images, np.flatnonzero(valid).astype(np.int64)))
+        if name.startswith(BASELINE):
+            made[name] = train(Selected(images, np.flatnonzero(valid).astype(np.int64)))
         else:
-            made[method] = train(Selected(images, pairs["image_id"].to_numpy()), Selected(captions, pairs["caption_id"].to_numpy()))
-        made[method].save(root.clusters(method))
+            made[name] = train(Selected(images, pairs["image_id"].to_numpy()), Selected(captions, pairs["caption_id"].to_numpy()))
+        made[name].save(root.clusters(name))
     return made
 
 

@@ -1,30 +1,41 @@
-"""From centroids to the index the shards use: codes for all, routing for each, one contest on validation captions."""
+"""From centroids to the index the shards use: codes for all, one level of lists or two, one contest on validation captions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from paired_index_assets.clustering.clusters import Clustering
-from paired_index_assets.codes.codec import train_codec
-from paired_index_assets.contest.measuring import Contest, Verdict, choose, judged_images
-from paired_index_assets.neighbors.exact import exact_neighbors
+from paired_index_assets.codes.codec import TrainedCodec, train_codec
+from paired_index_assets.codes.transformed import train_transformed
+from paired_index_assets.contest.measuring import Contest, Verdict, choose, fair_share, judged_images
+from paired_index_assets.contest.probing import default_nprobe
+from paired_index_assets.errors import BadInput
 from paired_index_assets.pairing.split import Split
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.quality.recall import Measurement
 from paired_index_assets.quality.truth import ground_truth
-from paired_index_assets.routing.training import train_routing
-from paired_index_assets.rows import Bool, Float32, Int64, Rows, Selected
+from paired_index_assets.rows import Bool, Int64, Rows, Selected
 from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.coarse import group_lists
 
 BASELINE = "kmeans"
 CODEC_IMAGES = 65_536  # second moments of 768 dimensions are steady well before
 CODEC_CAPTIONS = 200_000
-ROUTING_CAPTIONS = 100_000  # labels: ten lists each; benchmarks/routing.py shows what more would bring
-ROUTING_NEIGHBORS = 10
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Lists that compete: centroids of a method, compared with a query all at once (levels 1) or in groups (2)."""
+
+    method: str
+    levels: Literal[1, 2]
+    clustering: Clustering
+    may_win: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,73 +62,87 @@ def make_and_judge(
     images: Rows,
     captions: Rows,
     split: Split,
-    clusters: Mapping[str, Clustering],
+    contestants: Sequence[Contestant],
     valid: Bool,
     *,
     codec: str,
     rounding: str,
-    routings: Mapping[str, Sequence[str]],
+    transform: bool = True,
+    bytes_per_vector: int | None = None,
     model: str | None,
     seed: int,
     device: str | None = None,
     progress: Progress = silent,
 ) -> Judged:
-    """Train codes and routing on training captions, measure every candidate on validation captions, choose.
+    """Train codes on training captions, measure every candidate on validation captions, choose.
 
-    images, captions (n, d), aligned; `clusters` method -> centroids, with BASELINE among them; `routings` method -> the routings
-    ("centroids", "learned") that may win for it: the baseline is measured also when none of its may. Deterministic in its arguments.
+    images, captions (n, d), aligned; `contestants` have BASELINE with one level among them. Every one competes with today's code
+    (`codec`, `rounding`) and, where `transform` allows it, with the transformed code of `bytes_per_vector`; with bytes that today's code
+    does not have, with that alone. Deterministic in its arguments. Raises BadInput for bytes that no code can have.
     """
     ids = judged_images(valid, seed)
     shown = Selected(images, ids)
     queries = captions[split.validation].astype(np.float32)
     contest = Contest(shown, queries, ground_truth(queries, shown, device=device, progress=progress), device, progress)
     began = time.perf_counter()
-    coded = train_codec(
-        codec,
-        rounding,
-        images[some(ids, CODEC_IMAGES, seed)].astype(np.float32),
-        captions[some(split.train, CODEC_CAPTIONS, seed)].astype(np.float32),
-        progress=progress,
-    )
+    codecs = codes_for(
+        images[some(ids, CODEC_IMAGES, seed)], captions[some(split.train, CODEC_CAPTIONS, seed)],
+        codec=codec, rounding=rounding, transform=transform, bytes_per_vector=bytes_per_vector, progress=progress,
+    )  # fmt: skip
     codec_seconds = time.perf_counter() - began
-    learning = any("learned" in chosen for chosen in routings.values())
-    asked = captions[some(split.train, ROUTING_CAPTIONS, seed)].astype(np.float32) if learning else queries[:0]
-    tops = _tops(asked, shown, device, progress) if learning else np.empty((0, ROUTING_NEIGHBORS), np.int64)
-    candidates, measurements, may_win = [], [], []
-    for method, clustering in clusters.items():
-        lists = contest.lists_of(method, clustering.centroids)
-        for routing in dict.fromkeys(("centroids", *routings.get(method, ()))):
-            began = time.perf_counter()
-            table = None
-            if routing == "learned":
-                table = train_routing(
-                    clustering.centroids,
-                    lists,
-                    asked,
-                    tops,
-                    validation_captions=queries,
-                    validation_top_images=contest.truth.ids[:, :10],
-                    seed=seed,
-                    progress=progress,
-                )
-            nlist, d = clustering.centroids.shape
-            seconds = sum(step.seconds for step in clustering.history) + codec_seconds + time.perf_counter() - began
+    share = fair_share(min(len(contestant.clustering.centroids) for contestant in contestants))
+    entries, measurements, may_win = [], [], []
+    for contestant in contestants:
+        clustering, seconds = contestant.clustering, codec_seconds + sum(step.seconds for step in contestant.clustering.history)
+        nlist, d = clustering.centroids.shape
+        groups = group_lists(clustering.centroids, seed=seed) if contestant.levels == 2 else None
+        for code in codecs:
             evidence = {"build_seconds": round(seconds, 2)}
-            trained = TrainedIndex(method, nlist, d, clustering.centroids, coded, table, model, evidence)
-            found = contest.measured(trained)
+            trained = TrainedIndex(contestant.method, nlist, d, clustering.centroids, code, model, evidence, groups)
+            lists = contest.lists_of(contestant.method, clustering.centroids)
+            trained = replace(trained, nprobe=default_nprobe(trained, lists, queries))
+            found = contest.measured(trained, nprobes=(trained.nprobe,), shares=(share,))
+            entries.append(Entry(found.name, file_method(trained), trained))
             measurements.append(found)
-            candidates.append(Entry(found.name, method if routing == "centroids" else f"{method}.{routing}", trained))
-            if routing in routings.get(method, ()):
+            if contestant.may_win:
                 may_win.append(found)
-    baseline = next(m for m in measurements if (m.method, m.routing) == (BASELINE, "centroids"))
-    return Judged(candidates, measurements, choose(may_win, baseline, seed=seed))
+    baseline = next(m for m in measurements if (m.method, m.levels) == (BASELINE, 1))
+    return Judged(entries, measurements, choose(may_win, baseline, share=share, seed=seed))
+
+
+def codes_for(
+    images: Rows,
+    captions: Rows,
+    *,
+    codec: str,
+    rounding: str,
+    transform: bool,
+    bytes_per_vector: int | None,
+    progress: Progress = silent,
+) -> list[TrainedCodec]:
+    """The codes that compete, today's first: at least one. Raises BadInput for bytes that none can have."""
+    rows = np.asarray(images[:], np.float32), np.asarray(captions[:], np.float32)
+    found: list[TrainedCodec] = []
+    today = train_codec(codec, rounding, *rows, progress=progress)
+    if bytes_per_vector in (None, today.code_size):
+        found.append(today)
+    if transform and rounding == "query" and codec == "QT_4bit" and today.rounding == "query":
+        transformed = train_transformed(*rows, bytes_per_vector=bytes_per_vector, progress=progress)
+        found += [] if transformed is None else [transformed]
+    if not found:
+        raise BadInput(
+            f"bytes_per_vector: {codec} has {today.code_size} bytes at {today.d} dimensions, found {bytes_per_vector}; other sizes need "
+            "codec QT_4bit, rounding query, transform auto, and at least as many captions and images as dimensions"
+        )
+    return found
+
+
+def file_method(trained: TrainedIndex) -> str:
+    """What names a candidate's file beside nlist and codec: the method alone for the plain index, as the paper's."""
+    parts = [trained.method, "two_level" if trained.groups else "", "transformed" if trained.codec.transform else ""]
+    return ".".join(part for part in parts if part)
 
 
 def some(ids: Int64, most: int, seed: int) -> Int64:
     """At most `most` of `ids`, drawn with `seed`, ascending."""
     return ids if len(ids) <= most else np.sort(np.random.default_rng(seed).choice(ids, most, replace=False))
-
-
-def _tops(captions: Float32, images: Rows, device: str | None, progress: Progress) -> Int64:
-    """(m, 10) the images, by place among `images`, that each caption is closest to: what its routing is to find."""
-    return exact_neighbors(captions, images, min(ROUTING_NEIGHBORS, len(images)), device=device, progress=progress)[1]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.contest.contestants import BASELINE, CODEC_IMAGES, some
-from paired_index_assets.contest.measuring import Contest, judged_images
+from paired_index_assets.contest.measuring import Contest, fair_share, judged_images
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.quality.peers import NPROBES, SHARES, Lists, measure_peers
+from paired_index_assets.quality.intervals import difference_interval
+from paired_index_assets.quality.peers import NPROBES as PEER_NPROBES
+from paired_index_assets.quality.peers import SHARES as PEER_SHARES
+from paired_index_assets.quality.peers import Lists, measure_peers
+from paired_index_assets.quality.recall import NPROBES, SHARES, Measurement
 from paired_index_assets.quality.report import RecallReport, build_report
+from paired_index_assets.quality.tables import table
 from paired_index_assets.quality.truth import ground_truth
 from paired_index_assets.rows import Bool, Int64, Rows, Selected
 from paired_index_assets.trained.artifact import TrainedIndex
@@ -45,17 +50,24 @@ def measure_build(
     ids = judged_images(valid, seed)
     shown, queries = Selected(images, ids), captions[test].astype(np.float32)
     contest = Contest(shown, queries, ground_truth(queries, shown, device=device, progress=progress), device, progress)
-    found = {trained.fingerprint: contest.measured(trained) for trained in candidates}
-    baseline = next(trained for trained in candidates if trained.method == BASELINE and trained.routing is None)
-    codecs = [baseline.codec]
+    nprobes = sorted({*NPROBES, *(trained.nprobe for trained in candidates)})
+    share = fair_share(min(trained.nlist for trained in candidates))
+    shares = sorted({*SHARES, share})
+
+    def measured(trained: TrainedIndex) -> Measurement:
+        return contest.measured(trained, nprobes=nprobes, shares=shares)
+
+    found = {trained.fingerprint: measured(trained) for trained in candidates}
+    baseline = next(trained for trained in candidates if trained.method == BASELINE and trained.groups is None)
+    codecs = list({trained.codec.axes: trained.codec for trained in candidates}.values())
     if baseline.codec.rounding != "faiss":
         plain = train_codec(baseline.codec.name, "faiss", images[some(ids, CODEC_IMAGES, seed)].astype(np.float32), queries)
-        for trained in [candidate for candidate in candidates if candidate.routing is None]:
+        for trained in [c for c in candidates if c.groups is None and c.codec.axes == baseline.codec.axes]:
             variant = replace(trained, codec=plain)
-            found[variant.fingerprint] = contest.measured(variant)
+            found[variant.fingerprint] = measured(variant)
         codecs.append(plain)
     lists = Lists(BASELINE, baseline.centroids, contest.lists_of(BASELINE, baseline.centroids))
-    ours = contest.measured(promoted, nprobes=NPROBES, shares=SHARES, rerank=True)
+    ours = contest.measured(promoted, nprobes=PEER_NPROBES, shares=PEER_SHARES, rerank=True)
     others = [
         replace(ours, name=f"{ours.name}, re-ranked"),
         *measure_peers(lists, shown, queries, contest.truth, names=peers, progress=progress),
@@ -66,6 +78,38 @@ def measure_build(
         baseline=found[baseline.fingerprint].name,
         promoted=found[promoted.fingerprint].name,
         codes=[contest.codes_alone(codec) for codec in codecs],
+        notes=pieces(promoted, candidates, found, share=share, seed=seed),
         facts={"captions": "test captions: never trained on, never chosen by, one a concept", **(facts or {})},
         seed=seed,
     )
+
+
+def pieces(
+    promoted: TrainedIndex, candidates: Sequence[TrainedIndex], found: Mapping[str, Measurement], *, share: float, seed: int, k: int = 10
+) -> list[str]:
+    """What each piece of the promoted index adds: a heading and a table of the candidates that differ from it in one piece.
+
+    At an equal share of the vectors scanned; bytes and coarse cost, the centroids that a query is compared with, stand beside each.
+    """
+    ours = found[promoted.fingerprint]
+    rows = []
+    for other in candidates:
+        differ = {
+            "codes": other.codec.axes != promoted.codec.axes,
+            "lists": (other.nlist, other.levels) != (promoted.nlist, promoted.levels),
+            "centroids": other.method != promoted.method,
+        }
+        if sum(differ.values()) == 1:
+            theirs = found[other.fingerprint]
+            gain = difference_interval(ours.recall(k, share=share), theirs.recall(k, share=share), seed=seed)
+            piece = next(name for name, differs in differ.items() if differs)
+            rows.append([piece, theirs.name, gain.signed(), _pair(ours.bytes_per_vector, theirs.bytes_per_vector)])
+            rows[-1].append(_pair(ours.coarse_dots, theirs.coarse_dots))
+    if not rows:
+        return []
+    head = ["piece", "instead of", f"adds to recall@{k} at {share:.2%} scanned", "bytes a vector", "centroids compared"]
+    return [f"## What each piece of {ours.name} adds", table(head, rows)]
+
+
+def _pair(ours: int, theirs: int) -> str:
+    return f"{ours:,}" if ours == theirs else f"{ours:,} for {theirs:,}"

@@ -1,4 +1,4 @@
-"""Every index that could be used, measured on the same captions: lists x routing x codec."""
+"""Every index that could be used, measured on the same captions: lists x levels x codec."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from paired_index_assets.trained.artifact import TrainedIndex
 
 ENCODE_ROWS = 1 << 15
 VALIDATION_NEIGHBORS = 10
+EQUAL = 0.005  # recall that a coarse quantizer of fewer inner products may cost
 JUDGED_IMAGES = 1_000_000  # images that candidates are measured on: recall at a share scanned hardly moves beyond, and all stays in memory
 
 
@@ -43,7 +44,7 @@ def validation_of(
     captions: Rows,
     held_out: Int64,
     valid: Bool,
-    nlist: int,
+    share: float,
     *,
     seed: int,
     device: str | None = None,
@@ -51,12 +52,12 @@ def validation_of(
 ) -> Validation:
     """What centroids are judged by while they are trained: captions `held_out` and their ten best of the images candidates are judged on.
 
-    images, captions (n, d) float16/32, aligned; held_out (m,) int64 row numbers of captions; valid (n,) which images may be found.
+    images, captions (n, d) float16/32, aligned; held_out (m,) int64 row numbers of captions; valid (n,) which images may be found; `share` of the vectors may be scanned.
     """
     shown, queries = Selected(images, judged_images(valid, seed)), captions[held_out].astype(np.float32)
     _, best = exact_neighbors(queries, shown, min(VALIDATION_NEIGHBORS, len(shown)), device=device, progress=progress)
     rows, places = np.unique(best, return_inverse=True)  # each image is read once, in order
-    return Validation(queries, shown[rows].astype(np.float32)[places.reshape(best.shape)], scanned=fair_share(nlist))
+    return Validation(queries, shown[rows].astype(np.float32)[places.reshape(best.shape)], scanned=share)
 
 
 @dataclass
@@ -75,19 +76,20 @@ class Contest:
     def __post_init__(self) -> None:
         if len(self.queries) != len(self.truth):
             raise BadInput(f"contest: {len(self.queries)} queries and the truth of {len(self.truth)}; expected the same captions")
-        self._lists: dict[str, Int64] = {}
-        self._codes: dict[tuple[str, str], UInt8] = {}
+        self._lists: dict[tuple[str, int], Int64] = {}
+        self._codes: dict[tuple[str, str, str], UInt8] = {}
 
     def lists_of(self, method: str, centroids: Float32) -> Int64:
-        """(n,) the list of each image; one set of centroids a method."""
-        if method not in self._lists:
-            self._lists[method] = assign(self.images, centroids, device=self.device)
-        return self._lists[method]
+        """(n,) the list of each image; one set of centroids a method and number of lists."""
+        key = method, len(centroids)
+        if key not in self._lists:
+            self._lists[key] = assign(self.images, centroids, device=self.device)
+        return self._lists[key]
 
     def measured(
         self, trained: TrainedIndex, *, nprobes: Sequence[int] = NPROBES, shares: Sequence[float] = SHARES, rerank: bool = False
     ) -> Measurement:
-        """At `nprobes`, at `shares` of the vectors scanned and at `fair_share`; `rerank` as `quality.recall.measure` does it."""
+        """At `nprobes` and at `shares` of the vectors scanned; `rerank` as `quality.recall.measure` does it."""
         seconds = trained.evidence.get("build_seconds", 0.0)
         lists = self.lists_of(trained.method, trained.centroids)
         return measure(
@@ -95,7 +97,7 @@ class Contest:
             self.queries,
             self.truth,
             nprobes=nprobes,
-            shares=sorted({*shares, fair_share(trained.nlist)}),
+            shares=shares,
             rerank=rerank,
             progress=self.progress,
         )
@@ -104,11 +106,16 @@ class Contest:
         """Every image scored by its code: the loss of the codes without that of the lists."""
         rows = DecodedRows(self._codes_of(codec), codec.decode, codec.d)
         return measure_codes(
-            f"{codec.name} {codec.rounding}", rows, self.queries, self.truth, bytes_per_vector=codec.code_size, device=self.device
+            f"{codec.name} {codec.axes or codec.rounding}",
+            rows,
+            self.queries,
+            self.truth,
+            bytes_per_vector=codec.code_size,
+            device=self.device,
         )
 
     def _codes_of(self, codec: TrainedCodec) -> UInt8:
-        key = (codec.name, codec.rounding)
+        key = (codec.name, codec.rounding, codec.axes)
         if key not in self._codes:
             codes = np.empty((len(self.images), codec.code_size), np.uint8)
             for start in range(0, len(self.images), ENCODE_ROWS):
@@ -142,8 +149,11 @@ class Verdict:
         )
 
 
-def choose(measurements: Sequence[Measurement], baseline: Measurement, *, seed: int, k: int = 10) -> Verdict:
-    """The measurement with the best mean recall@k at `fair_share` (the first of equals), against `baseline` query by query."""
-    share = fair_share(baseline.nlist)
-    best = max(measurements, key=lambda m: float(m.recall(k, share=share).mean()))
+def choose(measurements: Sequence[Measurement], baseline: Measurement, *, share: float, seed: int, k: int = 10) -> Verdict:
+    """Of the measurements within EQUAL of the best mean recall@k at `share` scanned, and of those that compare a query with fewest
+    centroids, the best (the first of equals); against `baseline` query by query.
+    """
+    means = {m.name: float(m.recall(k, share=share).mean()) for m in measurements}
+    near = [m for m in measurements if means[m.name] >= max(means.values()) - EQUAL]
+    best = max((m for m in near if m.coarse_dots == min(n.coarse_dots for n in near)), key=lambda m: means[m.name])
     return Verdict(best, baseline, difference_interval(best.recall(k, share=share), baseline.recall(k, share=share), seed=seed), k, share)

@@ -27,11 +27,11 @@ class Candidate:
 
     `list_of_image` (images,): -1 for an image in no list. `scan` None measures coverage only. `codec` names what is stored a vector,
     with the way it was rounded; `bytes_per_vector` its code, without the id.
+    levels of the coarse quantizer, and `coarse_dots` the centroids it compares with a query (0: nlist); `nprobe` what the index asks for.
     """
 
     name: str
     method: str
-    routing: str
     codec: str
     nlist: int
     list_of_image: Int64
@@ -39,6 +39,9 @@ class Candidate:
     scan: Scan | None = None
     bytes_per_vector: int = 0
     build_seconds: float = 0.0
+    levels: int = 1
+    coarse_dots: int = 0
+    nprobe: int | None = None
 
     def list_sizes(self) -> Int64:
         return np.bincount(self.list_of_image[self.list_of_image >= 0], minlength=self.nlist).astype(np.int64)
@@ -68,7 +71,11 @@ class Trained(Protocol):
     @property
     def codec(self) -> Codec: ...
     @property
-    def routing(self) -> object | None: ...
+    def levels(self) -> int: ...
+    @property
+    def coarse_dots(self) -> int: ...
+    @property
+    def nprobe(self) -> int: ...
     def probe(self, queries: Float32, nprobe: int, /) -> tuple[Float32, Int64]: ...
     def empty_index(self) -> Any: ...
 
@@ -80,12 +87,10 @@ def candidate_from(
 
     Image i gets id i. List -1 leaves an image out. codes None measures coverage only.
     """
-    routing = "centroids" if trained.routing is None else "learned"
     codec = f"{trained.codec.name} {trained.codec.axes or trained.codec.rounding}"
     return Candidate(
-        name=name or f"{trained.method}, {routing}, {codec}",
+        name=name or f"{trained.method}, {trained.nlist:,} lists{' in two levels' if trained.levels == 2 else ''}, {codec}",
         method=trained.method,
-        routing=routing,
         codec=codec,
         nlist=trained.nlist,
         list_of_image=lists,
@@ -93,6 +98,9 @@ def candidate_from(
         scan=None if codes is None else faiss_scan(filled(ivf_of(trained.empty_index()), lists, codes), trained.codec.transform_queries),
         bytes_per_vector=trained.codec.code_size,
         build_seconds=build_seconds,
+        levels=trained.levels,
+        coarse_dots=trained.coarse_dots,
+        nprobe=trained.nprobe,
     )
 
 

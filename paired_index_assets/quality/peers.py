@@ -124,7 +124,6 @@ def peer_candidate(name: str, lists: Lists, images: Rows, *, probe: Probe | None
     return Candidate(
         name=f"{name}, lists of {lists.method}",
         method=lists.method,
-        routing="centroids" if probe is None else "given",
         codec=name,
         nlist=len(lists.centroids),
         list_of_image=lists.list_of_image,

@@ -4,7 +4,7 @@ For a query q let s_k be the k-th best exact inner product over all images. The 
 s_k - TIE (so the images of an exact tie are equally right), and every recall below is hits / k with at most k hits.
 
 - coverage recall@k: relevant images whose list is probed: what exact scores inside the probed lists would return. 1 - coverage is the loss
-  of routing and lists.
+  of lists and probing.
 - product recall@k: relevant images among the k that the index returns with its stored codes. coverage - product is the loss of the codes.
 - re-ranked recall@k: the top `RERANK` x k by the codes, put in exact order, k kept. Exact order puts relevant images first, so that this is
   min(k, relevant images among the RERANK x k) / k, without computing a score.
@@ -52,13 +52,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured. imbalance: faiss's factor nlist sum(size^2) / (sum size)^2, 1 is even."""
+    """What is measured. imbalance: faiss's factor nlist sum(size^2) / (sum size)^2, 1 is even. levels: of the coarse quantizer, which
+    compares a query with coarse_dots centroids. nprobe: what the index takes where a search does not say, None where it has none."""
 
     name: str
     method: str
-    routing: str
     codec: str
     nlist: int
+    levels: int
+    coarse_dots: int
+    nprobe: int | None
     bytes_per_vector: int
     build_seconds: float
     images: int
@@ -167,9 +170,11 @@ def measure(
     return Measurement(
         name=candidate.name,
         method=candidate.method,
-        routing=candidate.routing,
         codec=candidate.codec,
         nlist=candidate.nlist,
+        levels=candidate.levels,
+        coarse_dots=candidate.coarse_dots or candidate.nlist,
+        nprobe=candidate.nprobe,
         bytes_per_vector=candidate.bytes_per_vector,
         build_seconds=candidate.build_seconds,
         images=truth.searchable,

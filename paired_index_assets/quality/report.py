@@ -22,7 +22,7 @@ from paired_index_assets.quality.intervals import Interval, mean_intervals
 from paired_index_assets.quality.recall import Measurement, Setting, Subject
 from paired_index_assets.quality.served import Served
 
-SCHEMA = 1
+SCHEMA = 2
 
 Recalls = dict[int, Interval]
 """k -> recall@k."""
@@ -83,7 +83,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class RecallReport:
-    """candidates: every method x routing x codec built here; codes: every codec alone; peers: stock faiss on the same lists.
+    """candidates: every method x levels of lists x codec built here; codes: every codec alone; peers: stock faiss on the same lists.
 
     facts: where the numbers come from (sets, sizes, seeds, encoder), for people. baseline: the candidate that differences are against.
     promoted: the candidate that the shards use. notes: sentences to print above the tables. served: what the shards on disk find; all

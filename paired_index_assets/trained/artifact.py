@@ -1,4 +1,4 @@
-"""`TrainedIndex`: centroids, codec and routing of a build, as one value with a fingerprint and three files.
+"""`TrainedIndex`: centroids, codec and groups of a build, as one value with a fingerprint and three files.
 
 ``X.index``  an empty, trained faiss index that any faiss can read: IndexIVFScalarQuantizer over inner products, no residual, with a
     coarse quantizer of one or two levels; behind a LinearTransform of queries (IndexPreTransform) where the codec has one;
@@ -23,19 +23,18 @@ from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import as_path, atomic_file, digest_of, digest_of_parts, is_local, read_json, write_json
 from paired_index_assets.rows import Float32, Int64, UInt8, usable_rows
 from paired_index_assets.trained.coarse import Groups, probe, quantizer_of
+from paired_index_assets.trained.nlist import NPROBE
 
 if TYPE_CHECKING:
     from paired_index_assets.neighbors.assigning import Assigner
 
 FORMAT = 3
-NPROBE = 8  # the paper's
 LEFT_OUT = -1  # the list of a row that must not be searchable
 
 
 @dataclass(frozen=True)
 class TrainedIndex:
-    """What every shard of a build shares. `centroids` (nlist, d) float32 assign vectors; `routing`, of the same shape, orders the lists
-    for queries where it was learned. Codes are not residuals, so lists may be filled by the one and probed by the other.
+    """What every shard of a build shares. `centroids` (nlist, d) float32 assign vectors and are probed; codes are not residuals.
 
     `groups` make the coarse quantizer one of two levels; `nprobe` is what a search takes that does not say: both are in the files.
     """
@@ -45,7 +44,6 @@ class TrainedIndex:
     d: int
     centroids: Float32
     codec: TrainedCodec
-    routing: Float32 | None = None
     model: str | None = None  # identity of the encoder, where somebody named it
     evidence: dict[str, Any] = field(default_factory=dict)  # what training saw, for people; not part of the fingerprint
     groups: Groups | None = None
@@ -54,12 +52,12 @@ class TrainedIndex:
     def __post_init__(self) -> None:
         if self.centroids.shape != (self.nlist, self.d) or self.codec.d != self.d:
             raise BadInput(f"trained index: centroids {self.centroids.shape}, codec of {self.codec.d}: expected ({self.nlist}, {self.d})")
-        if self.routing is not None and self.routing.shape != self.centroids.shape:
-            raise BadInput(f"trained index: routing {self.routing.shape}, expected {self.centroids.shape}; train it on these lists")
+        if self.groups is not None and self.groups.of_list.shape != (self.nlist,):
+            raise BadInput(f"trained index: groups of {len(self.groups.of_list)} lists, expected {self.nlist}; group these lists")
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of a sha256 over names and arrays; two equal ones code and route every vector alike."""
+        """16 hexadecimal digits of a sha256 over names and arrays; two equal ones code and list every vector alike, and probe alike."""
         parts: list[str | bytes] = [str(FORMAT), self.method, self.model or "", self.codec.name, self.codec.rounding, str(self.nprobe)]
         for name, array in sorted(self._arrays().items()):
             parts += [name, str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes()]
@@ -90,9 +88,14 @@ class TrainedIndex:
         return Assigner()
 
     @property
-    def probed_by(self) -> Float32:
-        """(nlist, d): a query looks in the lists of its largest inner products with these."""
-        return self.centroids if self.routing is None else self.routing
+    def levels(self) -> int:
+        """Of the coarse quantizer."""
+        return 1 if self.groups is None else 2
+
+    @property
+    def coarse_dots(self) -> int:
+        """Centroids that a query is compared with."""
+        return self.nlist if self.groups is None else self.groups.dots
 
     def probe(self, queries: Float32, nprobe: int) -> tuple[Float32, Int64]:
         """Scores (nq, nprobe), descending, and lists to look in for `queries` (nq, d); list -1 where there are no more."""
@@ -101,13 +104,13 @@ class TrainedIndex:
     @cached_property
     def _quantizer(self) -> faiss.Index:
         places = self.codec.places
-        return quantizer_of(places(self.probed_by), self.groups, None if self.groups is None else places(self.groups.centroids))
+        return quantizer_of(places(self.centroids), self.groups, None if self.groups is None else places(self.groups.centroids))
 
     def empty_index(self) -> faiss.Index:
         """A trained faiss index with no vectors: what shard files are, but for their lists. `trained.coarse.ivf_of` is its IVF.
 
-        Any faiss searches what `add_sa_codes` and `encode` put in the IVF. faiss's own `add` is only for indices without transform,
-        groups and learned routing: it would treat a vector as it treats a query.
+        Any faiss searches what `add_sa_codes` and `encode` put in the IVF. faiss's own `add` is only for indices without transform and
+        groups: it would treat a vector as it treats a query.
         """
         codec = self.codec
         coarse = faiss.clone_index(self._quantizer)
@@ -141,8 +144,7 @@ class TrainedIndex:
             "d": self.d,
             "codec": self.codec.name,
             "rounding": self.codec.rounding,
-            "routing": "learned" if self.routing is not None else "centroids",
-            "levels": 1 if self.groups is None else 2,
+            "levels": self.levels,
             "axes": self.codec.axes,
             "nprobe": self.nprobe,
             "evidence": self.evidence,
@@ -171,7 +173,6 @@ class TrainedIndex:
                 content["d"],
                 parts["centroids"],
                 TrainedCodec.from_arrays(content["codec"], content["rounding"], _under("codec.", parts)),
-                parts.get("routing"),
                 content["model"] or None,
                 content["evidence"],
                 Groups.from_arrays(_under("groups.", parts)) if content["levels"] == 2 else None,
@@ -185,8 +186,6 @@ class TrainedIndex:
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         arrays = {"centroids": self.centroids} | {f"codec.{name}": array for name, array in self.codec.arrays().items()}
-        if self.routing is not None:
-            arrays["routing"] = self.routing
         return arrays | {f"groups.{name}": array for name, array in (self.groups.arrays() if self.groups else {}).items()}
 
 

@@ -19,7 +19,6 @@ from faiss.contrib.ivf_tools import add_preassigned
 from paired_index_assets.errors import BadInput
 from paired_index_assets.rows import Float32, Int64
 
-FEWEST_LISTS = 1024  # below, comparing a query with every centroid costs less than it saves
 GROUP_ITERATIONS = 20
 GROUPS_PROBED = 1 / 2  # of all; icons: .4 costs .004 of coverage at an equal scan, .5 costs .001
 
@@ -31,6 +30,11 @@ class Groups:
     centroids: Float32
     of_list: Int64
     nprobe: int
+
+    @property
+    def dots(self) -> int:
+        """Inner products a query takes, on the mean over groups."""
+        return len(self.centroids) + round(len(self.of_list) * self.nprobe / len(self.centroids))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         return {"centroids": self.centroids, "of_list": self.of_list, "nprobe": np.array([self.nprobe], np.int64)}

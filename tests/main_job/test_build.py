@@ -62,9 +62,10 @@ def test_stock_faiss_reads_every_index_file_and_every_row_is_in_exactly_one_shar
     ids = []
     for number in range(6):
         index = faiss.read_index(str(small_build / f"shards/knn.paired_QT_4bit.index{number}"))
-        for inverted_list in range(index.nlist):
-            size = index.invlists.list_size(inverted_list)
-            ids.append(faiss.rev_swig_ptr(index.invlists.get_ids(inverted_list), size).copy())
+        ivf = faiss.extract_index_ivf(index)
+        for inverted_list in range(ivf.nlist):
+            size = ivf.invlists.list_size(inverted_list)
+            ids.append(faiss.rev_swig_ptr(ivf.invlists.get_ids(inverted_list), size).copy())
     assert np.array_equal(np.sort(np.concatenate(ids)), np.arange(len(captions)))
     assert sum(manifest["rows"].to_pylist()) == len(captions)
     for method in ("paired_kmeans", "kmeans"):

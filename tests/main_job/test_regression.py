@@ -21,7 +21,7 @@ def features(tmp_path):
 def test_a_regression_stops_the_build_in_one_line_and_can_be_allowed(features, paired_index, tmp_path):
     root = tmp_path / "root"
     sizes = ["--nlist", 512, "--niter", 1, "--shards", 2, "--validation-captions", 1500, "--test-captions", 200]
-    command = ["build", "--root", root, *features, "--method", "paired_kmeans", "--routing", "centroids", *sizes]
+    command = ["build", "--root", root, *features, "--method", "paired_kmeans", *sizes]
     stopped = paired_index(*command, check=False)
     assert stopped.returncode == 1
     assert len(stopped.stderr.strip().splitlines()) == 1

@@ -46,7 +46,7 @@ class World:
 
     def candidate(self, index: faiss.IndexIVF | None, name: str = "kmeans, centroids, QT_4bit faiss") -> Candidate:
         scan = None if index is None else faiss_scan(index)
-        return Candidate(name, "kmeans", "centroids", "QT_4bit faiss", self.nlist, self.lists, self.probe, scan, 16, 1.5)
+        return Candidate(name, "kmeans", "QT_4bit faiss", self.nlist, self.lists, self.probe, scan, 16, 1.5)
 
 
 def make_world(

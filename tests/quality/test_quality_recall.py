@@ -168,7 +168,7 @@ def test_codes_measured_by_decoding_are_codes_measured_by_scanning(world):
 class OwnTrained:
     """The part of a TrainedIndex that is measured, on faiss's own codes."""
 
-    method, routing = "kmeans", None
+    method, levels, coarse_dots, nprobe = "kmeans", 1, 24, 8
 
     class codec:
         name, rounding, axes, code_size = "QT_4bit", "faiss", "", 16
@@ -188,7 +188,7 @@ def test_a_candidate_from_lists_and_codes_is_the_index_that_faiss_fills(nlist):
     world = make_world(5, nlist=nlist)
     index, trained = world.scalar(), OwnTrained(world)
     candidate = candidate_from(trained, world.lists, index.sq.compute_codes(world.images))
-    assert (candidate.name, candidate.codec, candidate.bytes_per_vector) == ("kmeans, centroids, QT_4bit faiss", "QT_4bit faiss", 16)
+    assert (candidate.name, candidate.codec, candidate.bytes_per_vector) == (f"kmeans, {nlist} lists, QT_4bit faiss", "QT_4bit faiss", 16)
     ours = measure(candidate, world.queries, world.truth)
     assert np.array_equal(ours.product, measure(world.candidate(index), world.queries, world.truth).product)
     assert measure(candidate_from(trained, world.lists, None), world.queries, world.truth).product is None

@@ -281,22 +281,3 @@ def test_a_mapped_shard_outlives_its_file(fresh):
     shutil.rmtree(fresh.root.root.path)
     for mine, earlier in zip(index.search(fresh.captions[:20], 10), before, strict=True):
         np.testing.assert_array_equal(mine, earlier)
-
-
-def test_a_routing_table_chooses_the_lists_where_there_is_one(fresh):
-    draw = np.random.default_rng(3)
-    routed = dataclasses.replace(fresh.trained, routing=draw.normal(size=(NLIST, D)).astype(np.float32))
-    promote(fresh.root, routed)
-    build = dataclasses.replace(fresh, trained=routed)
-    rebuild(build)
-    queries = fresh.captions[:30]
-    scores, ids = ShardedIndex.open(fresh.root.root).search(queries, 10, nprobe=3)
-    chosen = routed.probe(queries, 3)[1]
-    lists, codes = routed.encode(fresh.images.astype(np.float16))
-    decoded = routed.codec.decode(codes)
-    for query in range(len(queries)):
-        inside = np.flatnonzero(np.isin(lists, chosen[query]))
-        exact = decoded[inside] @ queries[query]
-        order = np.lexsort((inside, -exact))[:10]
-        np.testing.assert_allclose(scores[query], exact[order], rtol=1e-5)
-        assert np.isin(ids[query], inside).all()

@@ -40,21 +40,19 @@ def codec_of(name, rounding):
     return train_codec(name, rounding, images[:3000], captions[:3000])
 
 
-def made(vectors, name="QT_4bit", rounding="query", learned=False, levels=1):
-    images, captions = vectors
-    centroids = images[:NLIST]
-    routing = (9 * captions[:NLIST]).copy() if learned else None
+def made(vectors, name="QT_4bit", rounding="query", levels=1):
+    centroids = vectors[0][:NLIST]
     groups = group_lists(centroids, seed=1) if levels == 2 else None
-    return TrainedIndex("kmeans", NLIST, D, centroids, codec_of(name, rounding), routing, "a model", {"recall": 0.5}, groups, 5)
+    return TrainedIndex("kmeans", NLIST, D, centroids, codec_of(name, rounding), "a model", {"recall": 0.5}, groups, 5)
 
 
-KINDS = [(name, rounding, learned, 1) for name in sorted(CODECS) for rounding in ROUNDINGS for learned in (False, True)]
-KINDS += [("QT_4bit", "query", False, 2), ("QT_4bit", "transformed", False, 1), ("QT_4bit", "transformed", False, 2)]
+KINDS = [(name, rounding, 1) for name in sorted(CODECS) for rounding in ROUNDINGS]
+KINDS += [("QT_4bit", "query", 2), ("QT_4bit", "transformed", 1), ("QT_4bit", "transformed", 2)]
 
 
-@pytest.mark.parametrize(("name", "rounding", "learned", "levels"), KINDS)
-def test_an_unmodified_faiss_probes_and_scores_what_is_put_in_lists(name, rounding, learned, levels, vectors, tmp_path):
-    trained = made(vectors, name, rounding, learned, levels)
+@pytest.mark.parametrize(("name", "rounding", "levels"), KINDS)
+def test_an_unmodified_faiss_probes_and_scores_what_is_put_in_lists(name, rounding, levels, vectors, tmp_path):
+    trained = made(vectors, name, rounding, levels)
     trained.save(tmp_path / "x.index")
     images, captions = vectors[0][3000:], vectors[1][:40]
     lists, codes = trained.encode(images)
@@ -104,14 +102,11 @@ def test_rows_that_are_zero_or_not_finite_are_left_out_and_change_nothing_else(v
     assert nothing.tolist() == [-1] * 4
 
 
-def test_probe_goes_by_routing_if_there_is_one(vectors):
-    plain, routed = made(vectors), made(vectors, learned=True)
-    query = vectors[1][:25]
-    assert np.array_equal(plain.probe(query, 3)[1], np.argsort(-(query @ plain.centroids.T), axis=1)[:, :3])
-    score = query @ routed.routing.T
-    assert np.array_equal(routed.probe(query, 3)[1], np.argsort(-score, axis=1)[:, :3])
-    for every in (routed, made(vectors, levels=2)):
-        assert (np.sort(every.probe(query, 999)[1], axis=1) == np.arange(NLIST)).all()
+@pytest.mark.parametrize("levels", [1, 2])
+def test_every_list_is_probed_when_every_list_is_asked_for(levels, vectors):
+    trained, queries = made(vectors, levels=levels), vectors[1][:25]
+    lists = trained.probe(queries, 999)[1]
+    assert np.array_equal(lists, np.argsort(-(queries @ trained.centroids.T), axis=1))
 
 
 def test_two_levels_look_in_the_nearest_groups_and_nowhere_else(vectors):
@@ -126,11 +121,9 @@ def test_two_levels_look_in_the_nearest_groups_and_nowhere_else(vectors):
     assert np.array_equal(trained.probe(queries, 4)[1], np.argsort(-scores, axis=1)[:, :4])
 
 
-@pytest.mark.parametrize(
-    ("rounding", "learned", "levels"), [*((r, learned, 1) for r in ROUNDINGS for learned in (False, True)), ("transformed", False, 2)]
-)
-def test_what_is_saved_is_what_is_loaded(rounding, learned, levels, vectors, tmp_path):
-    trained = made(vectors, "QT_4bit" if rounding == "transformed" else "QT_6bit", rounding, learned, levels)
+@pytest.mark.parametrize(("rounding", "levels"), [*((r, 1) for r in ROUNDINGS), ("transformed", 2)])
+def test_what_is_saved_is_what_is_loaded(rounding, levels, vectors, tmp_path):
+    trained = made(vectors, "QT_4bit" if rounding == "transformed" else "QT_6bit", rounding, levels)
     trained.save(tmp_path / "x.index")
     loaded = TrainedIndex.load(tmp_path / "x.index")
     assert loaded.fingerprint == trained.fingerprint
@@ -147,7 +140,6 @@ def test_the_fingerprint_tells_all_that_codes_or_routes_apart(vectors):
     others = [
         made(vectors, rounding="nearest"),
         made(vectors, "QT_6bit"),
-        made(vectors, learned=True),
         made(vectors, levels=2),
         made(vectors, rounding="transformed"),
         dataclasses.replace(base, nprobe=6),
@@ -193,8 +185,8 @@ def test_parts_that_do_not_fit_are_refused(vectors):
     trained = made(vectors)
     with pytest.raises(BadInput, match="centroids"):
         dataclasses.replace(trained, nlist=NLIST + 1)
-    with pytest.raises(BadInput, match="routing"):
-        dataclasses.replace(trained, routing=np.zeros((3, D), np.float32))
+    with pytest.raises(BadInput, match="groups"):
+        dataclasses.replace(trained, groups=group_lists(trained.centroids[:10], seed=1))
 
 
 KILLED = """

@@ -1,1 +1,0 @@
-"""Which lists to look in: a table learned from captions, beside the centroids that assign images."""

@@ -1,0 +1,107 @@
+"""What is promoted, how many lists it probes, and what a report says that each piece of it adds."""
+
+import numpy as np
+import pytest
+
+from paired_index_assets.clustering.kmeans import train_kmeans
+from paired_index_assets.codes.codec import CodecWarning
+from paired_index_assets.contest.contestants import Contestant, codes_for, make_and_judge
+from paired_index_assets.contest.evidence import pieces
+from paired_index_assets.contest.measuring import Contest, choose
+from paired_index_assets.errors import BadInput
+from paired_index_assets.pairing.split import Split
+from paired_index_assets.quality.recall import Measurement, Setting
+from paired_index_assets.quality.truth import ground_truth
+from paired_index_assets.trained.nlist import FEWEST_LISTS, FINER, fine_lists, flat_lists
+
+D, ROWS = 32, 6000
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = np.random.default_rng(2)
+    things = (2 * rng.standard_normal((400, D)))[rng.integers(0, 400, ROWS)] + rng.standard_normal((ROWS, D))
+    spectrum = np.exp(-np.arange(D) / 8)
+    images, captions = things * spectrum, (things + 0.5 * rng.standard_normal((ROWS, D))) * spectrum + 0.3
+    return tuple(np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True)) for rows in (images, captions))
+
+
+@pytest.fixture(scope="module")
+def judged(pairs):
+    images, captions = pairs
+    rows = np.arange(ROWS)
+    split = Split(rows[:5000], rows[5000:5500], rows[5500:], rows)
+    coarse, fine = (train_kmeans(images, nlist, niter=3, seed=1) for nlist in (32, 128))
+    contestants = [Contestant("kmeans", 1, coarse), Contestant("kmeans", 2, fine)]
+    valid = np.ones(ROWS, bool)
+    return make_and_judge(images, captions, split, contestants, valid, codec="QT_4bit", rounding="query", model="m", seed=1)
+
+
+def test_every_kind_of_lists_competes_with_every_code(judged):
+    names = {entry.file_method for entry in judged.candidates}
+    assert names == {"kmeans", "kmeans.transformed", "kmeans.two_level", "kmeans.two_level.transformed"}
+    assert judged.verdict.gain.mean > 0
+    assert judged.winner.trained.groups is not None
+
+
+def test_two_levels_probe_as_many_lists_as_scan_what_the_papers_nprobe_scans_in_one(judged):
+    for entry, found in zip(judged.candidates, judged.measurements, strict=True):
+        scanned = found.scanned[0].mean() / ROWS
+        if entry.trained.groups is None:
+            assert entry.trained.nprobe == 8
+        else:
+            assert scanned <= 8 * FINER / entry.trained.nlist
+            assert entry.trained.nprobe >= 8
+
+
+def test_the_report_says_what_each_piece_adds(judged, pairs):
+    images, captions = pairs
+    queries = captions[5500:]
+    contest = Contest(images, queries, ground_truth(queries, images))
+    candidates = [entry.trained for entry in judged.candidates]
+    found = {trained.fingerprint: contest.measured(trained, nprobes=(), shares=(0.25,)) for trained in candidates}
+    heading, table = pieces(judged.winner.trained, candidates, found, share=0.25, seed=1)
+    assert judged.winner.name in heading
+    assert "| codes | kmeans, 128 lists in two levels, QT_4bit query |" in table
+    assert "| lists | kmeans, 32 lists, QT_4bit" in table
+
+
+def measurement(name: str, recall: float, dots: int) -> Measurement:
+    shape = (1, 1, 50)
+    return Measurement(
+        name, "kmeans", "QT_4bit query", 64, 1, dots, 8, 16, 0.0, 100, 100, 1.0, 0, 10, (10,), (Setting("share", 0.01),),
+        np.ones((1, 50), np.int64), np.ones((1, 50), np.int64), np.full(shape, recall, np.float32), np.full(shape, recall, np.float32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recalls", "chosen"),
+    [
+        ({"dear": (0.900, 400), "cheap": (0.896, 100)}, "cheap"),
+        ({"dear": (0.900, 400), "cheap": (0.890, 100)}, "dear"),
+        ({"first": (0.896, 100), "second": (0.899, 100), "dear": (0.9, 400)}, "second"),
+    ],
+)
+def test_fewer_centroids_compared_win_where_recall_is_as_good(recalls, chosen):
+    measured = [measurement(name, *values) for name, values in recalls.items()]
+    assert choose(measured, measured[0], share=0.01, seed=1).winner.name == chosen
+
+
+def test_bytes_that_only_the_transform_has_are_made_by_it_or_refused(pairs):
+    images, captions = pairs
+    (code,) = codes_for(images, captions, codec="QT_4bit", rounding="query", transform=True, bytes_per_vector=20)
+    assert (code.code_size, code.transform is not None) == (20, True)
+    for wrong in ({"transform": False}, {"rounding": "nearest"}, {"codec": "QT_6bit"}):
+        asked = {"codec": "QT_4bit", "rounding": "query", "transform": True, "bytes_per_vector": 20} | wrong
+        with pytest.raises(BadInput, match="bytes_per_vector"):
+            codes_for(images, captions, **asked)
+    with pytest.raises(BadInput, match="bytes_per_vector"), pytest.warns(CodecWarning):
+        codes_for(images, captions[:20], codec="QT_4bit", rounding="query", transform=True, bytes_per_vector=20)
+
+
+def test_the_rules_for_how_many_lists():
+    assert (flat_lists(12_000), fine_lists(12_000, 12_000)) == (256, 1024)
+    assert (flat_lists(2_170_337_258), fine_lists(2_170_337_258, 20_000_000)) == (131_072, 524_288)
+    assert fine_lists(2_170_337_258, 1_000_000) is None  # too few images to train so many
+    assert fine_lists(3_000, 3_000) is None
+    assert FINER * flat_lists(4_095) < FEWEST_LISTS
