@@ -61,7 +61,7 @@ def main() -> None:
         for rounding in options.roundings:
             sample = images[:TRAINING_ROWS].astype(np.float32)
             codec = train_codec("QT_4bit", rounding, sample, captions[:TRAINING_ROWS].astype(np.float32))
-            trained = TrainedIndex("kmeans", options.nlist, images.shape[1], centroids_of(sample, options.nlist), codec, None, "", {})
+            trained = TrainedIndex("kmeans", options.nlist, images.shape[1], centroids_of(sample, options.nlist), codec)
             for _ in range(options.repeats):
                 compare(rounding, trained, catalog, landing, Path(scratch) / "build")
 

@@ -57,7 +57,7 @@ def train(seed: int = 0, rounding: str = "nearest") -> TrainedIndex:
     whole = rounding == "transformed"
     codec = train_transformed(images, captions) if whole else train_codec("QT_4bit", rounding, images, captions)
     groups = group_lists(images[:NLIST], seed=seed) if whole else None
-    return TrainedIndex("paired_kmeans", NLIST, DIMENSIONS, images[:NLIST].copy(), codec, None, "test-model", {}, groups)
+    return TrainedIndex("paired_kmeans", NLIST, DIMENSIONS, images[:NLIST].copy(), codec, "test-model", {}, groups)
 
 
 def land(folder: Path, rows: list[int], seed: int = 0) -> None:
