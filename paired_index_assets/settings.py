@@ -19,7 +19,7 @@ from paired_index_assets.files.cache import CACHE_FOLDER, Cache
 from paired_index_assets.files.listing import several
 from paired_index_assets.files.storage import as_path, read_json, require_reachable, write_json
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.trained.nlist import FEWEST_LISTS, fine_lists, flat_lists
+from paired_index_assets.nlist import FEWEST_LISTS, fine_lists, flat_lists
 
 ENVIRONMENT_PREFIX = "PAIRED_INDEX_"
 DEFAULT_ROOT = "data/build"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from paired_index_assets.nlist import FINER, NPROBE
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.trained.artifact import TrainedIndex
-from paired_index_assets.trained.nlist import FINER, NPROBE
 
 
 def default_nprobe(trained: TrainedIndex, list_of_image: Int64, queries: Float32) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+from paired_index_assets.nlist import NPROBE
 from paired_index_assets.quality.report import CandidateReport, Point, RecallReport
 from paired_index_assets.quality.served import Served
-from paired_index_assets.trained.nlist import NPROBE
 
 SUMMARY_K = 10
 SUMMARY_SHARE = 0.01

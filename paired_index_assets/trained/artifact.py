@@ -21,9 +21,9 @@ from upath import UPath
 from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import as_path, atomic_file, digest_of, digest_of_parts, is_local, read_json, write_json
+from paired_index_assets.nlist import NPROBE
 from paired_index_assets.rows import Float32, Int64, UInt8, usable_rows
 from paired_index_assets.trained.coarse import Groups, probe, quantizer_of
-from paired_index_assets.trained.nlist import NPROBE
 
 if TYPE_CHECKING:
     from paired_index_assets.neighbors.assigning import Assigner

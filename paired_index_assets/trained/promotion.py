@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import is_local, read_json, remove_older, write_json
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.nlist import NPROBE
 from paired_index_assets.trained.artifact import TrainedIndex
-from paired_index_assets.trained.nlist import NPROBE
 
 
 @dataclass(frozen=True)

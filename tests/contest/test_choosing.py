@@ -9,10 +9,10 @@ from paired_index_assets.contest.contestants import Contestant, codes_for, make_
 from paired_index_assets.contest.evidence import pieces
 from paired_index_assets.contest.measuring import Contest, choose
 from paired_index_assets.errors import BadInput
+from paired_index_assets.nlist import FEWEST_LISTS, FINER, fine_lists, flat_lists
 from paired_index_assets.pairing.split import Split
 from paired_index_assets.quality.recall import Measurement, Setting
 from paired_index_assets.quality.truth import ground_truth
-from paired_index_assets.trained.nlist import FEWEST_LISTS, FINER, fine_lists, flat_lists
 
 D, ROWS = 32, 6000
 
