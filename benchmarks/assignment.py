@@ -76,10 +76,10 @@ def towers_around(rows: int, nlist: int, d: int) -> tuple[np.ndarray, np.ndarray
     mean[0] = 1
 
     def drawn(n: int, flat: float) -> np.ndarray:
-        return rng.standard_normal((n, d), dtype=np.float32) * np.sqrt((1 - flat) * spectrum + flat / d)
+        return np.asarray(rng.standard_normal((n, d), dtype=np.float32) * np.sqrt((1 - flat) * spectrum + flat / d))
 
     def unit(x: np.ndarray) -> np.ndarray:
-        return x / np.linalg.norm(x, axis=1, keepdims=True)
+        return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
 
     concepts = drawn(CONCEPTS, 0.0)
     centroids = unit(MEAN * mean + CONCEPT * concepts[rng.integers(0, CONCEPTS, nlist)] + WITHIN * drawn(nlist, 0.1))
