@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -55,10 +56,20 @@ def instance_of(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """The build's instance, in which no run is left that a killed process or a restarted machine cut off. Raises as `open_instance`."""
     home = dagster_home(settings)
     os.environ["DAGSTER_HOME"] = str(home)
-    with open_instance(home) as instance:
-        end_lost_runs(instance)
-        forget_partition_status(instance, dg.AssetKey("shard_index"), dg.AssetKey("landed_embeddings"))
-        yield instance
+    try:
+        with open_instance(home) as instance:
+            end_lost_runs(instance)
+            forget_partition_status(instance, dg.AssetKey("shard_index"), dg.AssetKey("landed_embeddings"))
+            yield instance
+    except PairedIndexError:
+        raise
+    except Exception as error:
+        if (said := _of_the_database(error)) is None:
+            raise
+        raise BadInput(
+            f"{home}: Dagster's own records can not be written ({said}); free some space or make them writable, or set DAGSTER_HOME to "
+            "another folder; what is finished is kept"
+        ) from error
 
 
 def open_instance(home: Path) -> dg.DagsterInstance:
@@ -101,6 +112,16 @@ def reach_launcher(instance: dg.DagsterInstance) -> str:
         raise SourceUnavailable(
             f"run_launcher: no Ray dashboard at {address} ({_innermost(error)}); start the head node, or mend the address"
         ) from error
+
+
+def _of_the_database(error: BaseException) -> str | None:
+    """What the database of Dagster's records says, in one line, where that is what went wrong somewhere below `error`."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, sqlite3.Error) or type(below).__module__.startswith(("sqlalchemy.", "psycopg2")):
+            return _innermost(below)
+        below = below.__cause__ or below.__context__
+    return None
 
 
 def _innermost(error: BaseException) -> str:

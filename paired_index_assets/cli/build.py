@@ -10,7 +10,7 @@ from paired_index_assets.cli.stopping import stop_if_asked
 from paired_index_assets.cli.terminal import bars, say
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.files.listing import several
-from paired_index_assets.files.storage import as_path, is_local
+from paired_index_assets.files.storage import as_path, is_local, require_writable
 from paired_index_assets.settings import Settings, absolute, load_settings
 
 INPUTS = ("images", "captions", "image_features", "caption_features", "caption_texts")
@@ -26,6 +26,7 @@ def build(
     Stopped at any point, the same command goes on from there. What is finished and unchanged is not built again.
     """
     settings = _resolved(settings, sample)
+    require_writable(settings.build_root.root)
     # Every process of a run inherits the environment, and the shard partitions are read from it when the assets are imported.
     os.environ.update(settings.environment())
     from paired_index_assets.assets.in_process import build_all

@@ -12,7 +12,7 @@ from typing import Any
 
 from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import bars, table
-from paired_index_assets.errors import DamagedArtifact, PairedIndexError
+from paired_index_assets.errors import DamagedArtifact, PairedIndexError, of_the_system
 from paired_index_assets.fetching.sources import parse_sources, shown
 from paired_index_assets.files.deadline import within
 from paired_index_assets.files.storage import is_local, nearest_folder, patiently
@@ -35,8 +35,10 @@ class Patient:
 def examine(**given: Any) -> Patient:
     try:
         return Patient(load_settings(**given))
-    except PairedIndexError as error:
-        return Patient(load_settings(ask_root=False, **given), error)
+    except (PairedIndexError, OSError) as error:
+        if (named := error if isinstance(error, PairedIndexError) else of_the_system(error)) is None:
+            raise
+        return Patient(load_settings(ask_root=False, **given), named)
 
 
 @takes_settings(load=examine)

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,7 @@ from paired_index_assets.extras import missing_extra
 from paired_index_assets.files.deadline import within
 
 CHUNK_BYTES = 1 << 22
+LEAST_FREE_BYTES = 20_000_000  # Dagster's records of one small build
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # the first piece of a path must be there before anything is put
 ATTEMPTS = 6  # at one request, beyond those of the store's own client
@@ -89,6 +91,19 @@ def require_reachable(root: UPath) -> None:
         raise SourceUnavailable(
             f"{root}: can not be reached ({_one_line(error)}); check the name, and the credentials and the endpoint in the environment"
         ) from error
+
+
+def require_writable(root: UPath) -> None:
+    """Make the local folder `root` and write into it. Raises OutOfDisk, or OSError naming the place, before anything long is started."""
+    if not is_local(root):
+        return
+    folder = Path(root.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        raise OutOfDisk(f"{root}: {free / 1e6:.0f} MB free, expected at least {LEAST_FREE_BYTES / 1e6:.0f}; free some space")
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b"?")
 
 
 def patiently(what: UPath | Path | str, work: Callable[[], Result]) -> Result:
