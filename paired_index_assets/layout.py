@@ -123,6 +123,11 @@ class BuildRoot:
         return self.embeddings / "images.json"
 
     @property
+    def caption_texts(self) -> UPath:
+        """The captions of features, as a Parquet of rows, where they were given in another format."""
+        return self.embeddings / "caption_texts.parquet"
+
+    @property
     def caption_set(self) -> UPath:
         return self.embeddings / "captions.json"
 

@@ -67,7 +67,9 @@ class Settings(BaseSettings):
         "Features divided by their norms: `auto` where all rows are off, as a model writes them; `always`; or `never`.",
     )
     caption_texts: str | None = _field(
-        None, "Input and output", "Parquet whose row i has the `caption` of pair i: shown in results, and equal texts are kept on one side."
+        None,
+        "Input and output",
+        "The caption of pair i in row i, as `--captions` takes them: shown in results, and equal texts are kept on one side.",
     )
     landing: str | None = _field(
         None, "Input and output", "Folder where the embedding files to index land; left out, the image embeddings themselves are indexed."

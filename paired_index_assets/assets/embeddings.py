@@ -62,8 +62,11 @@ def caption_embeddings(
 
     An empty or over-long caption keeps its row, zero, with the reason beside it: nothing is learned from it.
     """
+    from paired_index_assets.builds.opened import check_caption_texts
+
     build, watch = settings.open(), Stopwatch()
     fates = _make("captions", build.settings, progress.of(context))
+    check_caption_texts(build)
     return dg.MaterializeResult(
         metadata=_facts(build.captions, fates, watch.seconds), data_version=dg.DataVersion(build.captions.fingerprint)
     )

@@ -194,8 +194,8 @@ class Metadata:
 
 def metadata_of(build: BuildRoot, texts: str | None = None, catalog: Catalog | None = None) -> Metadata | None:
     """What describes the rows of a build: the metadata written with its image embeddings, if these are what it indexed; else `texts`,
-    a Parquet whose row i describes id i, or a folder of `metadata_NNNN.parquet` beside the catalogued files; else None. `catalog` is the
-    build's, unless it is given."""
+    a Parquet whose row i describes id i (or what the build kept of captions in another format), or a folder of `metadata_NNNN.parquet`
+    beside the catalogued files; else None. `catalog` is the build's, unless it is given."""
     if catalog is None and build.catalog.exists():
         catalog = Catalog.load(build.catalog)
     if build.image_set.exists():
@@ -209,7 +209,9 @@ def metadata_of(build: BuildRoot, texts: str | None = None, catalog: Catalog | N
         return None
     if catalog is not None and as_path(texts).is_dir():
         return Metadata.beside(texts, catalog)
-    return Metadata.in_order([file.url for file in list_files(texts) if file.suffix == ".parquet"])
+    if described := [file.url for file in list_files(texts) if file.suffix == ".parquet"]:
+        return Metadata.in_order(described)
+    return Metadata.in_order([build.caption_texts]) if build.caption_texts.exists() else None
 
 
 class _named:

@@ -6,6 +6,8 @@ Assets, command line and server are handed one and ask it; nobody opens the same
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.builds.following import DataSet, Describe, follow
@@ -15,11 +17,13 @@ from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.fetching.fetch import FetchRules, release
 from paired_index_assets.fetching.obtain import Obtained, obtain
 from paired_index_assets.fetching.sources import Politeness, parse_sources
-from paired_index_assets.files.storage import as_path, read_parquet
+from paired_index_assets.files.listing import list_files
+from paired_index_assets.files.storage import as_path, atomic_file, read_parquet
 from paired_index_assets.landing.appending import Appended, append_quiet
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import Listing, first_complete, list_folder
 from paired_index_assets.progress import Progress
+from paired_index_assets.readers.open import captions_of
 from paired_index_assets.settings import LAION_2B, Settings
 from paired_index_assets.shards.supply import Supply
 from paired_index_assets.trained.artifact import TrainedIndex
@@ -62,14 +66,22 @@ class OpenBuild:
 
     @cached_property
     def caption_texts(self) -> list[str] | None:
-        """The caption of every row, where they are known: from the metadata of the embeddings, or the Parquet named in the settings."""
-        named = self.settings.caption_texts
-        files = [as_path(named)] if named else [part.metadata for part in self.captions.parts]
+        """The caption of every row, where they are known: of the input named in the settings, or from the metadata of the embeddings.
+
+        Raises BadInput with both counts where there is not one a row.
+        """
+        rows = len(self.captions)
+        if self.settings.caption_texts:
+            texts = captions_of(self.settings.caption_texts)
+            if len(texts) != rows:
+                raise BadInput(f"{self.settings.caption_texts}: {len(texts)} captions for {rows} caption embeddings; expected one a row")
+            return texts
+        files = [part.metadata for part in self.captions.parts]
         if not files or any(file is None for file in files):
             return None
         texts = [text or "" for file in files if file is not None for text in read_parquet(file, ["caption"])["caption"].to_pylist()]
-        if len(texts) != (rows := len(self.captions)):
-            raise BadInput(f"{files[0]}: {len(texts)} captions for {rows} caption embeddings; expected one a row")
+        if len(texts) != rows:
+            raise DamagedArtifact(f"{files[0]}: {len(texts)} captions for {rows} caption embeddings; embed the captions again")
         return texts
 
     @cached_property
@@ -164,6 +176,18 @@ class OpenBuild:
                     release(obtained.landed.path)
 
         return files_of
+
+
+def check_caption_texts(build: OpenBuild) -> None:
+    """Read the captions given for features, if there are any, and keep those that are in no Parquet as one: servers read by row.
+
+    Raises BadInput where there is not one a row: before pictures are embedded and pairs are made.
+    """
+    if not build.settings.caption_texts or build.caption_texts is None:
+        return
+    if {file.suffix for file in list_files(build.settings.caption_texts)} != {".parquet"}:
+        with atomic_file(build.root.caption_texts) as temporary:
+            pq.write_table(pa.table({"caption": pa.array(build.caption_texts, pa.string())}), temporary)
 
 
 def write_catalog(build: OpenBuild, describe: Describe) -> Catalog:

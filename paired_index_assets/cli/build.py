@@ -58,5 +58,9 @@ def _resolved(settings: Settings, sample: bool) -> Settings:
         for given in several(chosen[name] or ""):
             if given and is_local(as_path(given)) and not any(mark in given for mark in "*?[{:") and not as_path(given).exists():
                 raise MissingInput(f"--{name.replace('_', '-')} {given}: no such file or folder")
+    if chosen["caption_texts"]:
+        from paired_index_assets.readers.open import open_source
+
+        open_source(chosen["caption_texts"], "captions")  # says what is wrong with it, before anything is embedded
     whole: dict[str, Any] = {name: "" if value is None else value for name, value in chosen.items()}  # unset is not what was remembered
     return load_settings(**whole)

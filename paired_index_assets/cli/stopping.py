@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import click
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN_SECONDS = 0.1
 STATUS = 128  # and the signal's number: what a shell says of a process that a signal ended
 
 
@@ -43,9 +46,22 @@ def stoppable() -> Iterator[Received]:
         yield Received(None)
         return
 
+    last = [int(signal.SIGINT)]
+
     def stop(number: int, frame: FrameType | None) -> None:
+        last[0] = number
         raise Stopped
 
+    def again(lost: Any) -> None:
+        """A signal that finds the thread in a destructor or a weak reference's callback is dropped there, with a traceback: send it again."""
+        if issubclass(lost.exc_type, Exception):
+            hook(lost)
+        else:
+            later = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), last[0]))
+            later.daemon = True
+            later.start()
+
+    hook, sys.unraisablehook = sys.unraisablehook, again
     before = {number: signal.signal(number, stop) for number in SIGNALS}
     reading, writing = os.pipe()
     for end in (reading, writing):
@@ -54,6 +70,7 @@ def stoppable() -> Iterator[Received]:
     try:
         yield Received(reading)
     finally:
+        sys.unraisablehook = hook
         signal.set_wakeup_fd(old)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -29,7 +29,7 @@ from paired_index_assets.files.storage import as_path, digest_of_parts
 from paired_index_assets.readers.folders import FolderSource, PathListSource
 from paired_index_assets.readers.lists import LIST_SUFFIXES, ListSource
 from paired_index_assets.readers.parquet import ParquetSource
-from paired_index_assets.readers.sample import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, Modality, Sample, Source, SourcePart
+from paired_index_assets.readers.sample import DEFAULT_PART_ROWS, IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, Modality, Sample, Source, SourcePart
 from paired_index_assets.readers.sidecar import record_names
 from paired_index_assets.readers.text import SavedListSource, TextSource
 from paired_index_assets.readers.webdataset import WebdatasetSource
@@ -170,6 +170,11 @@ def open_source(spec: str, modality: Modality) -> Source:
         f"{' or .pt (a list saved by torch)' if modality == 'captions' else ' (paths)'}, "
         f"found {', '.join(sorted(kind or 'no suffix' for kind in kinds)[:8])}{_cure(kinds)}"
     )
+
+
+def captions_of(spec: str) -> list[str]:
+    """Every caption of an input, in order; empty where a sample has none. Raises as `open_source`."""
+    return [sample.caption or "" for part in open_source(spec, "captions").parts(DEFAULT_PART_ROWS) for sample in part.read(False)]
 
 
 def _cure(kinds: set[str]) -> str:
