@@ -17,7 +17,7 @@ from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.fetching.fetch import FetchRules, release
 from paired_index_assets.fetching.obtain import Obtained, obtain
 from paired_index_assets.fetching.sources import Politeness, parse_sources
-from paired_index_assets.files.listing import list_files
+from paired_index_assets.files.listing import is_there, list_files, several
 from paired_index_assets.files.storage import as_path, atomic_file, read_parquet
 from paired_index_assets.landing.appending import Appended, append_quiet
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
@@ -139,6 +139,17 @@ class OpenBuild:
     def _downloads(self) -> UPath:
         return as_path(self.settings.downloads) if self.settings.downloads else self.root.downloads
 
+    @cached_property
+    def captions_landed(self) -> set[str]:
+        """Names of caption features that lie in the landing folder: they are not for the index."""
+        landing = as_path(self.settings.landing or "")
+
+        def there(given: str | None) -> set[str]:
+            files = [as_path(file.url) for spec in several(given or "") if is_there(spec) for file in list_files(spec)]
+            return {file.name for file in files if file.parent == landing}
+
+        return there(self.settings.caption_features) - there(self.settings.image_features)
+
     def _landed(self) -> Listing:
         """The files of the landing folder; without one those of the image set, and what lies beside them where a catalog was given."""
         if self.settings.landing:
@@ -204,7 +215,8 @@ def write_catalog(build: OpenBuild, describe: Describe) -> Catalog:
     elif settings.landing and before is not None:
         catalog = before
     elif settings.landing:
-        catalog = Catalog.scan(settings.landing, shards=settings.shards)
+        names = [name for name in list_folder(settings.landing) if name.endswith(".npy") and name not in build.captions_landed]
+        catalog = Catalog.scan(settings.landing, shards=settings.shards, names=names or "*.npy")
     else:
         catalog = catalog_of_set(build.images, settings.shards)
     if catalog.shards > settings.shards:
@@ -226,7 +238,8 @@ def append_landed(build: OpenBuild, unknown: dict[str, str]) -> Appended:
     if not build.settings.landing:
         return Appended(build.catalog, [], {}, {})
     folder = as_path(build.settings.landing)
-    found = append_quiet(build.catalog, folder, list_folder(folder), unknown)
+    listing = {name: landed for name, landed in list_folder(folder).items() if name not in build.captions_landed}
+    found = append_quiet(build.catalog, folder, listing, unknown)
     if found.added:
         found.catalog.save(build.root.catalog)
     return found

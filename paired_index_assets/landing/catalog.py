@@ -137,7 +137,9 @@ class Catalog:
         return cls.of(files)
 
     @classmethod
-    def scan(cls, url: UPath | Path | str, *, shards: int = DEFAULT_SHARDS, names: str = "*.npy", progress: Progress = silent) -> Catalog:
+    def scan(
+        cls, url: UPath | Path | str, *, shards: int = DEFAULT_SHARDS, names: str | Collection[str] = "*.npy", progress: Progress = silent
+    ) -> Catalog:
         """The catalog of a folder of .npy files, or of one .npy file; only headers are read.
 
         Files are taken in natural order (part_2 before part_10) and dealt to the shards in contiguous runs: equal runs with a shorter

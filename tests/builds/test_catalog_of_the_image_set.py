@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from upath import UPath
 
 from paired_index_assets import ShardedIndex
-from paired_index_assets.builds.opened import OpenBuild, write_catalog
+from paired_index_assets.builds.opened import OpenBuild, append_landed, write_catalog
 from paired_index_assets.embeddings.features import adopt_features
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.landing.landed import read_blocks
@@ -150,3 +150,15 @@ def test_the_order_that_was_given_is_the_order_of_the_ids(tmp_path, names):
     adopt_features(of.build_root.caption_set, str(tmp_path / "cap.npy"), modality="captions")
     assert_the_images_are_catalogued_and_nothing_else(of)
     np.testing.assert_array_equal(catalogued_rows(of)[0], images)
+
+
+def test_captions_that_lie_in_the_landing_folder_are_neither_catalogued_nor_appended(tmp_path):
+    for name in ("img_0", "img_1", "cap_0", "cap_1"):
+        np.save(tmp_path / f"{name}.npy", rows_like("images" if name[0] == "i" else "captions", 20, 1))
+    given = {"image_features": str(tmp_path / "img_*.npy"), "caption_features": f"{tmp_path}/cap_0.npy,{tmp_path}/cap_1.npy"}
+    of = load_settings(root=str(tmp_path / "root"), landing=str(tmp_path), shards=2, **given)
+    adopt_features(of.build_root.image_set, given["image_features"], modality="images")
+    assert [file.name for file in write_catalog(OpenBuild(of), lambda catalog: None)] == ["img_0.npy", "img_1.npy"]
+    np.save(tmp_path / "img_2.npy", rows_like("images", 20, 3))
+    unknown = append_landed(OpenBuild(of), {}).unknown
+    assert append_landed(OpenBuild(of), unknown).added == ["img_2.npy"]
