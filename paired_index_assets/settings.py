@@ -252,7 +252,7 @@ def load_settings(*, ask_root: bool = True, **given: Any) -> Settings:
     """Settings from `given` (None means not given), the environment, the root's last build (if it is asked) and the defaults.
 
     Raises BadInput with one line that names every field that is wrong, what was expected and what was found; BadInput or
-    SourceUnavailable where the root can not be asked.
+    SourceUnavailable where the root cannot be asked.
     """
     kind = Settings if ask_root else _OfThisMachine
     try:

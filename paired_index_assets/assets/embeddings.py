@@ -33,7 +33,7 @@ def image_embeddings(
 ) -> dg.MaterializeResult:
     """The pictures as float16 `.npy` parts, one row a picture, with a Parquet of keys and outcomes; and the catalog of what will be indexed.
 
-    A picture that can not be used keeps its row, zero, with the reason beside it: it is never paired and never found. Features that
+    A picture that cannot be used keeps its row, zero, with the reason beside it: it is never paired and never found. Features that
     exist already are checked and used where they lie.
     """
     from paired_index_assets.builds.metadata import metadata_of
@@ -183,11 +183,11 @@ def _usable(made: "EmbeddingSet", settings: Settings) -> dg.AssetCheckResult:
     facts = made.facts()
     refused = facts.invalid + facts.off_norm
     share = refused / max(facts.rows, 1)
-    said = f"{refused} of {facts.rows} rows refused ({share:.2%}, at most {settings.max_bad_share:.2%}); norms {facts.norm_min:.4g} to {facts.norm_max:.4g}"
+    finding = f"{refused} of {facts.rows} rows refused ({share:.2%}, at most {settings.max_bad_share:.2%}); norms {facts.norm_min:.4g} to {facts.norm_max:.4g}"
     if facts.off_norm:
-        said += f"; {facts.off_norm} are not of unit norm: normalise them (x / |x|), or set normalize to always"
+        finding += f"; {facts.off_norm} are not of unit norm: normalise them (x / |x|), or set normalize to always"
     return dg.AssetCheckResult(
         passed=share <= settings.max_bad_share,
-        description=said,
+        description=finding,
         metadata={"refused_share": share, "norm_min": facts.norm_min, "norm_max": facts.norm_max},
     )

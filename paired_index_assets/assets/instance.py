@@ -88,8 +88,8 @@ def open_instance(home: Path) -> dg.DagsterInstance:
     except PairedIndexError:
         raise
     except dg.DagsterInvalidConfigError as error:
-        said = "; ".join(one.message.partition("Stack Trace")[0] for one in error.errors)
-        raise BadInput(f"{yaml}: {said}") from error
+        problems = "; ".join(one.message.partition("Stack Trace")[0] for one in error.errors)
+        raise BadInput(f"{yaml}: {problems}") from error
     except Exception as error:  # of the driver, of SQLAlchemy, of a package that is not installed: the innermost says what is wrong
         raise BadInput(f"{yaml}: {_innermost(error)}; check what it says, and the environment variables that the file names") from error
     finally:

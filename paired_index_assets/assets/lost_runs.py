@@ -1,7 +1,7 @@
 """Runs whose process is gone.
 
-Killed together with its code server, or in `paired-index build`, a run stays "started" in Dagster's records for ever: it keeps its place
-in its pool, so that the next run waits for it for ever, and its shard counts as in progress. Found at the next start, or by the sensor
+Killed together with its code server, or in `paired-index build`, a run stays "started" in Dagster's records forever: it keeps its place
+in its pool, so that the next run waits for it forever, and its shard counts as in progress. Found at the next start, or by the sensor
 within a minute, such a run is marked as failed, and the daemon's `run_retries` start it again.
 """
 

@@ -91,8 +91,8 @@ def _of_served(root: BuildRoot, judge: Callable[["Served", "RecallReport"], tupl
     report = RecallReport.read(root.report)
     if report.served is None:
         return dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.WARN, description=" ".join(report.notes))
-    said, passed = judge(report.served, report)
-    return dg.AssetCheckResult(passed=passed, description=said)
+    finding, passed = judge(report.served, report)
+    return dg.AssetCheckResult(passed=passed, description=finding)
 
 
 def _report(build: "OpenBuild", progress: Progress) -> "RecallReport":

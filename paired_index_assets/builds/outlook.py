@@ -14,7 +14,7 @@ from itertools import chain
 
 from paired_index_assets.builds.opened import OpenBuild
 from paired_index_assets.errors import PairedIndexError
-from paired_index_assets.fetching.sources import Absent, Hiccup, Patience, Politeness, source_at
+from paired_index_assets.fetching.sources import NotAtSource, Patience, Politeness, TemporaryFault, source_at
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.landing.landed import Listing, is_complete
 from paired_index_assets.shards.encode import kept_segment
@@ -128,9 +128,9 @@ class _Asked:
             with self._politeness.turn(self._url), source_at(self._url).open(file.name, 0, None, Patience()) as answer:
                 self._silent = 0
                 return answer.size is None or answer.size == file.bytes
-        except Absent:
+        except NotAtSource:
             self._silent = 0
             return False
-        except Hiccup:
+        except TemporaryFault:
             self._silent += 1
             return True

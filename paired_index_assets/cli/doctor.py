@@ -26,7 +26,7 @@ PACKAGES = ("dagster", "faiss-gpu", "torch", "open_clip_torch", "numpy", "pyarro
 
 @dataclass(frozen=True)
 class Patient:
-    """A root that does not answer takes what it remembers with it; the other parts are asked all the same."""
+    """Without a root that answers, its remembered settings are unknown; the other parts are asked all the same."""
 
     settings: Settings
     root_trouble: PairedIndexError | None = None

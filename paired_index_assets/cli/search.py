@@ -55,7 +55,7 @@ def _vectors(settings: Settings, model: str | None, text: list[str], image: list
     encoder = load_encoder(settings.model, settings.pretrained, settings.device)
     if encoder.identity != model:
         raise BadInput(
-            f"this index was built with {model}, and --model {settings.model} is {encoder.identity}: their vectors can not be compared"
+            f"this index was built with {model}, and --model {settings.model} is {encoder.identity}: their vectors cannot be compared"
         )
     if text:
         if empty := [query for query in text if not query.strip()]:
@@ -78,7 +78,7 @@ def _matrix(file: Path) -> Float32:
         raise
     except Exception as error:  # numpy evaluates a header: ValueError, EOFError, SyntaxError, the zip module's own, ...
         reason = " ".join(str(error).split())[:160]
-        raise BadInput(f"--queries {file}: expected a .npy file of numbers, found one that can not be read ({reason})") from error
+        raise BadInput(f"--queries {file}: expected a .npy file of numbers, found one that cannot be read ({reason})") from error
     if not isinstance(array, np.ndarray):
         raise BadInput(f"--queries {file}: expected one .npy matrix, found an archive of several arrays; save one with numpy.save")
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):

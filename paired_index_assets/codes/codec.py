@@ -34,7 +34,7 @@ from paired_index_assets.rows import Float32, UInt8, usable_rows
 __all__ = ["CODECS", "ROUNDINGS", "CodecWarning", "TrainedCodec", "train_codec"]
 
 ROUNDINGS = ("query", "nearest", "faiss")
-TILE = 4096  # rows coded together, always: in another shape BLAS may sum otherwise, and a code would hang on its batch
+TILE = 4096  # rows coded together, always: in another shape BLAS may sum otherwise, and a code would depend on its batch
 DEVICE_TILE = 1 << 16  # the same on a torch device: some 200 launches a block of dimensions want wide rows
 MOST_TILES = 8  # at once; at d = 768 each takes 60 MB
 DESCENT_PASSES = 1  # a second one adds .001 of recall on icons and costs as much as all the rest

@@ -27,7 +27,7 @@ def train_transformed(
     """Fit a transformed codec of `bytes_per_vector` (d / 2 if None) on `images` (n, d) and training `captions` (m, d), float16/32.
 
     How many axes get 8 bits is what costs least `LossOfRanking` over every tenth caption, which the rest does not see. None, with a
-    CodecWarning that says why, where the data can not carry it: fewer captions or images than dimensions, an odd or tiny d, images or
+    CodecWarning that says why, where the data cannot carry it: fewer captions or images than dimensions, an odd or tiny d, images or
     captions all alike. Raises BadInput for bytes that no allocation has.
     """
     images, captions = training_rows(images, "images"), training_rows(captions, "captions")

@@ -84,7 +84,8 @@ def _end_with_the_parent() -> None:
 
 
 def _work(chunk: Chunk) -> Prepared:
-    assert _encoder is not None
+    if _encoder is None:
+        raise RuntimeError("a decoding worker was given work before its encoder")
     return prepare_chunk(_encoder, chunk)
 
 

@@ -46,7 +46,7 @@ class Fates:
 
     @property
     def bad(self) -> dict[str, int]:
-        """Rows that can not be used, by reason, the most frequent first."""
+        """Rows that cannot be used, by reason, the most frequent first."""
         return {name: count for name, count in self.outcomes.most_common() if name != OK}
 
     def in_words(self) -> list[str]:

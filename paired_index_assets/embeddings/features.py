@@ -103,7 +103,7 @@ def _to_normalize(found: EmbeddingSet, normalize: Normalize, progress: Progress)
 
 
 def _normalized(found: EmbeddingSet, folder: UPath, progress: Progress) -> list[SetPart]:
-    """The parts with every usable row divided by its norm, in float32; rows that can not be used stay as they are."""
+    """The parts with every usable row divided by its norm, in float32; rows that cannot be used stay as they are."""
     parts = []
     for number, part in enumerate(found.parts):
         stamp = digest_of_parts("unit norm", part.stamp, str(part.path))[:16]

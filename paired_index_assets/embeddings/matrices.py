@@ -110,7 +110,7 @@ def _torch(path: Path, name: str, modality: Modality, member: str | None) -> Mat
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by what is wrong
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise BadInput(
-            f"{name}: expected one tensor saved by torch.save (torch 1.6 or newer), found a file that can not be mapped as plain data "
+            f"{name}: expected one tensor saved by torch.save (torch 1.6 or newer), found a file that cannot be mapped as plain data "
             f"({reason}); save the tensor again, or as .npy"
         ) from error
     if isinstance(content, dict):
@@ -134,7 +134,7 @@ def _safetensors(path: Path, name: str, modality: Modality, member: str | None) 
             return _tensor(f"{name}::{chosen}", content.get_tensor(chosen))
     except (SafetensorError, TypeError) as error:  # TypeError: a number type that torch has not
         reason = " ".join(str(error).split())[:160]
-        raise BadInput(f"{name}: expected a safetensors file, found one that can not be read ({reason})") from error
+        raise BadInput(f"{name}: expected a safetensors file, found one that cannot be read ({reason})") from error
 
 
 def _chosen(name: str, names: Sequence[str], member: str | None, matrices: Sequence[str]) -> str:

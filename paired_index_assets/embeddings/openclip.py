@@ -1,6 +1,6 @@
 """Any open_clip model and checkpoint as an encoder, and the one place that imports open_clip.
 
-Two traps are handled here. A CPU build of torch beside the package registry's torchvision (built for CUDA) can not load torchvision's
+Two traps are handled here. A CPU build of torch beside the package registry's torchvision (built for CUDA) cannot load torchvision's
 operators, and ``import open_clip`` dies on the missing ``torchvision::nms``, although only its picture transforms are wanted. And
 open_clip 3 builds ``ViT-L-14`` with GELU even for weights that were trained with QuickGELU (all of OpenAI's): it warns, and gives other
 vectors than OpenAI's and LAION's.
@@ -56,7 +56,7 @@ class OpenClipEncoder:
 
     `model` is open_clip's name (``ViT-L-14`` with `pretrained` ``openai`` or a checkpoint file), ``hf-hub:ORG/NAME``
     or ``local-dir:FOLDER`` (`pretrained` unused). Weights load on first use, never random ones; BadInput in one line when they
-    can not be had.
+    cannot be had.
     """
 
     def __init__(self, model: str = "ViT-L-14", pretrained: str | None = "openai", device: str | None = None) -> None:
@@ -179,7 +179,7 @@ class OpenClipEncoder:
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise BadInput(
-                f"model {self.model!r} with pretrained {self.pretrained!r}: can not be loaded ({type(error).__name__}: {reason}); "
+                f"model {self.model!r} with pretrained {self.pretrained!r}: cannot be loaded ({type(error).__name__}: {reason}); "
                 "check the names, the network, or give local-dir:FOLDER"
             ) from error
 

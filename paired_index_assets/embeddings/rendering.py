@@ -1,6 +1,6 @@
 """Untrusted picture bytes -> the RGB picture a person would see: one function, one table of modes.
 
-Grey of 16 bits is scaled by its range, what is transparent lies on white, a photo stands as its EXIF says. A picture that can not be shown
+Grey of 16 bits is scaled by its range, what is transparent lies on white, a photo stands as its EXIF says. A picture that cannot be shown
 faithfully (numbers of unknown range, a colour space without a table here) is refused by name.
 """
 
@@ -19,7 +19,7 @@ NOT_AN_IMAGE = "not an image"
 TRUNCATED = "truncated image"
 BOMB = "decompression bomb"
 TOO_NARROW = "image too narrow"
-UNDECODABLE = "image can not be decoded"
+UNDECODABLE = "image cannot be decoded"
 UNKNOWN_RANGE = "pixels of unknown range"
 UNKNOWN_MODE = "unsupported pixel mode"
 
@@ -90,7 +90,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def upright(shown: Image.Image, source: Image.Image) -> Image.Image:
-    """`shown` turned and mirrored as the EXIF of `source` says; EXIF that can not be read turns nothing."""
+    """`shown` turned and mirrored as the EXIF of `source` says; EXIF that cannot be read turns nothing."""
     try:
         orientation = source.getexif().get(EXIF_ORIENTATION)
     except Exception:  # a parser of its own, with exceptions of its own

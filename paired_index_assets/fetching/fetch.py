@@ -17,7 +17,18 @@ from upath import UPath
 
 from paired_index_assets.errors import BadInput, OutOfDisk, SourceUnavailable
 from paired_index_assets.fetching.partial import LOCKS, Part, only_one, reserved_bytes, turn_to_write
-from paired_index_assets.fetching.sources import Absent, Answer, Changed, Hiccup, Patience, Politeness, Source, is_folder, shown, source_at
+from paired_index_assets.fetching.sources import (
+    Answer,
+    Changed,
+    NotAtSource,
+    Patience,
+    Politeness,
+    Source,
+    TemporaryFault,
+    is_folder,
+    shown,
+    source_at,
+)
 from paired_index_assets.files.npy import HEAD_BYTES, header_of
 from paired_index_assets.files.storage import FULL_DISK, as_path, is_local
 from paired_index_assets.landing.catalog import CatalogFile
@@ -25,7 +36,7 @@ from paired_index_assets.landing.landed import LandedFile, check_file, landed_fi
 from paired_index_assets.landing.origin import origin_path, origins_in, read_origin
 from paired_index_assets.progress import Progress, silent
 
-# a download that got this share of the file further has earned its attempts anew: 3 TB over a line that drops every minute
+# a download that got this share of the file further has its attempts counted from the start again: 3 TB over a line that drops every minute
 PROGRESS_SHARE = 0.01
 REPORT_SHARE = 0.01
 
@@ -74,7 +85,7 @@ def fetch(
                 _download(file, source_at(url), target, rules, politeness, progress)
                 check_file(file, target)
                 return landed_file(target)
-            except (Absent, Hiccup) as refusal:
+            except (NotAtSource, TemporaryFault) as refusal:
                 reasons.append(f"{shown(url)}: {refusal}")
     raise SourceUnavailable(f"{file.name}: no source gives it; {'; '.join(reasons) or 'there are no sources'}")
 
@@ -117,9 +128,9 @@ def _in_place(file: CatalogFile, path: UPath) -> LandedFile:
     try:
         check_file(file, path)
     except BadInput as fault:
-        raise Absent(str(fault)) from fault
+        raise NotAtSource(str(fault)) from fault
     except OSError as error:
-        raise Absent(f"{type(error).__name__}: {error}") from error
+        raise NotAtSource(f"{type(error).__name__}: {error}") from error
     return landed_file(path)
 
 
@@ -137,7 +148,7 @@ def _download(file: CatalogFile, source: Source, target: Path, rules: FetchRules
                         _receive(file, source.url, answer, part, rules, progress)
                 _finish(file, part, target)
                 return
-            except Hiccup as hiccup:
+            except TemporaryFault as hiccup:
                 if isinstance(hiccup, Changed) and part.source == source.url:
                     part.restart(None, None)
                 if part.size > furthest + PROGRESS_SHARE * file.bytes:
@@ -145,7 +156,7 @@ def _download(file: CatalogFile, source: Source, target: Path, rules: FetchRules
                 furthest = max(furthest, part.size)
                 failures += 1
                 if failures >= rules.attempts:
-                    raise Hiccup(f"{hiccup} ({failures} attempts, {furthest} of {file.bytes} bytes)") from hiccup
+                    raise TemporaryFault(f"{hiccup} ({failures} attempts, {furthest} of {file.bytes} bytes)") from hiccup
                 backoff = rules.backoff_s * 2 ** (failures - 1) * random.uniform(0.5, 1.0)
                 _wait(file, min(max(backoff, hiccup.retry_after_s), rules.longest_backoff_s), furthest, str(hiccup), progress)
     finally:
@@ -187,7 +198,7 @@ def _receive(file: CatalogFile, url: str, answer: Answer, part: Part, rules: Fet
         part.restart(url, answer.version)
     head = min(HEAD_BYTES, file.bytes)
     checked = part.size >= head
-    told = -file.bytes
+    reported = -file.bytes
     try:
         with part.writing():
             for chunk in answer.chunks:
@@ -199,9 +210,9 @@ def _receive(file: CatalogFile, url: str, answer: Answer, part: Part, rules: Fet
                     checked = True
                 if part.size - part.durable >= rules.sync_bytes:
                     part.sync()
-                if part.size - told >= REPORT_SHARE * file.bytes:
+                if part.size - reported >= REPORT_SHARE * file.bytes:
                     progress(f"fetch {file.name}", part.size, file.bytes)
-                    told = part.size
+                    reported = part.size
     except (OSError, OutOfDisk) as error:
         if isinstance(error, OutOfDisk) or error.errno in FULL_DISK:
             raise OutOfDisk(
@@ -210,7 +221,7 @@ def _receive(file: CatalogFile, url: str, answer: Answer, part: Part, rules: Fet
             ) from error
         raise
     if part.size < file.bytes:
-        raise Hiccup(f"the connection ended after {part.size} of {file.bytes} bytes")
+        raise TemporaryFault(f"the connection ended after {part.size} of {file.bytes} bytes")
 
 
 def _check_head(file: CatalogFile, part: Part) -> None:

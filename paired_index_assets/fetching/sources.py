@@ -28,11 +28,11 @@ USER_AGENT = "paired-index"
 TRY_LATER = {408, 425, 429}  # and every 5xx
 
 
-class Absent(Exception):
+class NotAtSource(Exception):
     """This source does not have the file, or does not give it to us; asking again will not help."""
 
 
-class Hiccup(Exception):
+class TemporaryFault(Exception):
     """Something that may be gone next time."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
@@ -40,13 +40,13 @@ class Hiccup(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Changed(Hiccup):
+class Changed(TemporaryFault):
     """The content there is not the one we have a part of."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Bytes from `start` on. `start` is 0 where the source did not resume; `version` is None where it can not name its content."""
+    """Bytes from `start` on. `start` is 0 where the source did not resume; `version` is None where it cannot name its content."""
 
     start: int
     size: int | None
@@ -55,7 +55,7 @@ class Answer:
 
 
 class Source(Protocol):
-    """Raises Absent or Hiccup, from `open` and from the chunks."""
+    """Raises NotAtSource or TemporaryFault, from `open` and from the chunks."""
 
     @property
     def url(self) -> str: ...
@@ -114,18 +114,18 @@ class HttpSource:
     def _answer(self, response: requests.Response, start: int, version: str | None, patience: Patience) -> Answer:
         status = response.status_code
         if status in TRY_LATER or status >= 500:
-            raise Hiccup(f"HTTP {status} {response.reason}", _retry_after(response))
+            raise TemporaryFault(f"HTTP {status} {response.reason}", _retry_after(response))
         if status == 416:  # the file is shorter than what we have of it, so it is another one
             raise Changed("HTTP 416: the file there is shorter than the part we have")
         if status not in (200, 206):
-            raise Absent(f"HTTP {status} {response.reason}")
+            raise NotAtSource(f"HTTP {status} {response.reason}")
         found = _version_of_response(response)
         chunks = _unhurried(response, patience)
         length = response.headers.get("Content-Length")
         if status == 200:
             kind = response.headers.get("Content-Type", "")
             if kind.startswith("text/html"):
-                raise Hiccup(f"an HTML page ({length or '?'} bytes) in place of the file")
+                raise TemporaryFault(f"an HTML page ({length or '?'} bytes) in place of the file")
             return Answer(0, int(length) if length and length.isdigit() else None, found, chunks)
         begin, _, size = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
         if begin.split("-")[0] != str(start) or found != version:  # a server that answers If-Range wrongly
@@ -187,19 +187,19 @@ def _http_faults() -> Iterator[None]:
     try:
         yield
     except (requests.RequestException, HTTPError, OSError) as error:
-        raise Hiccup(_reason(error)) from error
+        raise TemporaryFault(_reason(error)) from error
 
 
 @contextmanager
 def _fsspec_faults() -> Iterator[None]:
     try:
         yield
-    except Hiccup:
+    except TemporaryFault:
         raise
     except (FileNotFoundError, PermissionError, ImportError) as error:
-        raise Absent(_reason(error)) from error
+        raise NotAtSource(_reason(error)) from error
     except Exception as error:  # every fsspec back end has its own errors
-        raise Hiccup(_reason(error)) from error
+        raise TemporaryFault(_reason(error)) from error
 
 
 def _unhurried(response: requests.Response, patience: Patience) -> Iterator[bytes]:
@@ -212,7 +212,7 @@ def _unhurried(response: requests.Response, patience: Patience) -> Iterator[byte
             now = time.monotonic()
             if now - since > patience.stall_s:
                 if got < patience.slow_bytes_per_s * (now - since):
-                    raise Hiccup(f"only {got} bytes in {now - since:.0f} s")
+                    raise TemporaryFault(f"only {got} bytes in {now - since:.0f} s")
                 since, got = now, 0
 
 

@@ -1,4 +1,4 @@
-"""Work that must not wait for ever for somebody who does not answer."""
+"""Work that must not wait forever for somebody who does not answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes when a file does: one answer for the whole project, told without reading the file.
+"""What changes when a file does: one answer for the whole project, found without reading the file.
 
 Locally its inode, size and both times: a copy that keeps the time of change, or a rename over the name, is another file. On an object store or a
 server the version it names (an ETag, a generation), else its date; never only the size where there is more.

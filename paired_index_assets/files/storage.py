@@ -89,7 +89,7 @@ def require_reachable(root: UPath) -> None:
         raise missing_extra(error) or BadInput(f"{root}: {error}") from error
     except Exception as error:  # each file system has its own
         raise SourceUnavailable(
-            f"{root}: can not be reached ({_one_line(error)}); check the name, and the credentials and the endpoint in the environment"
+            f"{root}: cannot be reached ({_one_line(error)}); check the name, and the credentials and the endpoint in the environment"
         ) from error
 
 
@@ -107,7 +107,7 @@ def require_writable(root: UPath) -> None:
 
 
 def patiently(what: UPath | Path | str, work: Callable[[], Result]) -> Result:
-    """The result of a request, asked again while the other side has trouble of its own.
+    """The result of a request, asked again while the other side is in trouble.
 
     What will not get better is raised at once: no such file, no permission, an error of this project, a full disk. Raises
     SourceUnavailable naming `what` when it did not get better.
@@ -137,7 +137,7 @@ def head_of(path: UPath | Path, count: int) -> tuple[bytes, int]:
 
 
 def versioned(path: UPath, version: str) -> UPath:
-    """`path` itself; on an object store, where several objects can not be replaced together, a name for each content."""
+    """`path` itself; on an object store, where several objects cannot be replaced together, a name for each content."""
     return path if is_local(path) else path.with_name(f"{path.name}.{version[:VERSION_LENGTH]}")
 
 

@@ -1,1 +1,1 @@
-"""Which embedding files there should be, which of them are here, and how the rest is had."""
+"""Which embedding files there should be, which of them are here, and their validated rows."""

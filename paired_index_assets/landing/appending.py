@@ -37,7 +37,7 @@ def append_quiet(catalog: Catalog, folder: UPath, listing: Listing, unknown: Map
 
 
 def _refused(catalog: Catalog, folder: UPath, names: set[str]) -> dict[str, str]:
-    """Why of each file that can not be appended; one look at the folder where all can."""
+    """Why of each file that cannot be appended; one look at the folder where all can."""
     refused = {}
     try:
         if names:

@@ -144,7 +144,7 @@ class Catalog:
 
         Files are taken in natural order (part_2 before part_10) and dealt to the shards in contiguous runs: equal runs with a shorter
         last one where that fills every shard, else runs that differ by one file. With fewer files than shards the files are cut in row
-        slices so that every shard has rows. Raises BadInput naming every file that can not be used.
+        slices so that every shard has rows. Raises BadInput naming every file that cannot be used.
         """
         return cls.of_headers(scan_headers(url, names=names, progress=progress), shards, str(url))
 

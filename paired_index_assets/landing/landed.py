@@ -182,7 +182,7 @@ def check_file(file: CatalogFile, path: UPath | Path | str) -> None:
 
 
 def inspect_rows(vectors: npt.NDArray[Any], start_row: int = 0) -> LandedBlock:
-    """Find the rows that can not be searched. vectors (n, d) float16 or float32."""
+    """Find the rows that cannot be searched. vectors (n, d) float16 or float32."""
     squares = squared_norms(vectors)
     valid = usable_squares(squares)
     with np.errstate(invalid="ignore"):

@@ -76,7 +76,7 @@ def scan_headers(
 
 def _checked(head: bytes | Exception, size: int, path: str) -> NpyHeader:
     if isinstance(head, Exception):
-        raise BadInput(f"{path}: can not be read ({head})")
+        raise BadInput(f"{path}: cannot be read ({head})")
     header = whole_header(head, size, path)
     if not header.rows:
         raise BadInput(f"{path}: expected at least one row, found none; leave the file out")

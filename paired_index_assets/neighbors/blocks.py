@@ -47,7 +47,7 @@ class Block:
         return cls(start, vectors, fast, norms, torch.zeros_like(norms), borrowed is not None)
 
     def read(self, rows: Rows, name: str, arithmetic: Arithmetic, space: Workspace, first: int = 0, last: int | None = None) -> None:
-        """Read rows first..last of the block, round and measure them. Raises BadInput naming the first that can not be multiplied."""
+        """Read rows first..last of the block, round and measure them. Raises BadInput naming the first that cannot be multiplied."""
         last, d = len(self) if last is None else last, self.vectors.shape[1]
         step = max(1, (PIECE_BYTES if self.vectors.device.type == "cpu" else CUDA_PIECE_BYTES) // (d * FLOAT32_BYTES))
         for begin in range(first, last, step):
@@ -96,7 +96,7 @@ def read_block(
 
 
 def check_rows(rows: Rows, name: str) -> None:
-    """Raises BadInput naming the first row that can not be multiplied: NaN, infinity, a norm above MOST_NORM."""
+    """Raises BadInput naming the first row that cannot be multiplied: NaN, infinity, a norm above MOST_NORM."""
     space, step = Workspace(), max(1, PIECE_BYTES // (rows.shape[1] * FLOAT32_BYTES))
     for start in range(0, len(rows), step):
         read_block(rows, start, min(start + step, len(rows)), FLOAT32, name, space)
@@ -121,7 +121,7 @@ def copy_rows(piece: np.ndarray[Any, Any], vectors: torch.Tensor) -> None:
 
 
 def _borrowed(rows: Rows, start: int, stop: int) -> torch.Tensor | None:
-    """Rows of an array as they lie in memory; None for what torch can not look at: other types, strides, read-only maps."""
+    """Rows of an array as they lie in memory; None for what torch cannot look at: other types, strides, read-only maps."""
     if isinstance(rows, np.ndarray) and rows.dtype == np.float32 and rows.flags.c_contiguous and rows.flags.writeable:
         return torch.from_numpy(rows[start:stop])
     return None

@@ -197,7 +197,7 @@ def multiply_int8(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
 
 @cache
 def int8_levels() -> int:
-    """127, 63 or 0: the largest magnitude whose int8 products this machine adds up rightly; 0 where torch can not at all.
+    """127, 63 or 0: the largest magnitude whose int8 products this machine adds up rightly; 0 where torch cannot at all.
 
     Without VNNI pairs of products are added in 16 bits and saturate silently (right at 63), so a product of all-largest values is tried.
     """

@@ -1,7 +1,7 @@
 """One tile of queries against one block of base rows, tile by tile, without sorting scores and without keeping them.
 
 Of each tile of scores (a GEMM into a buffer that stays in cache) only the maxima of GROUP neighbouring base rows are looked at;
-a group whose maximum can not reach the query's k-th best is done with. The maxima cost 2 % of the GEMM, and almost every group is
+a group whose maximum cannot reach the query's k-th best is done with. The maxima cost 2 % of the GEMM, and almost every group is
 done with. Reducing a tile to group maxima is the idea of TPU-KNN (Chern et al., arXiv 2206.14286), which stops there: approximate.
 Plain torch, so it also runs on a CUDA device, where it serves the k that the fused kernel does not.
 """

@@ -122,8 +122,8 @@ def write_blocks(
     written, done = 0, 0
     total = sum(min((number + 1) * block_rows, len(captions)) - number * block_rows for number in numbers)
     for number in numbers:
-        told = _shifted(progress, done, total)
-        written += write_block(folder, number, captions, caption_ids, images, block_rows=block_rows, device=device, progress=told)
+        shifted = _shifted(progress, done, total)
+        written += write_block(folder, number, captions, caption_ids, images, block_rows=block_rows, device=device, progress=shifted)
         done = min(done + block_rows, total)
         progress("pairing", done, total, written=written)
     return written
@@ -183,10 +183,10 @@ def read_pairs(folder: UPath) -> pa.Table:
 def _shifted(progress: Progress, before: int, total: int) -> Progress:
     """What a block reports, as part of the whole."""
 
-    def told(step: str, done: int, of: int, /, **facts: float | int | str) -> None:
+    def shifted(step: str, done: int, of: int, /, **facts: float | int | str) -> None:
         progress("pairing", before + done, total, **facts)
 
-    return told
+    return shifted
 
 
 def _check(captions: Rows, caption_ids: Int64, images: Rows, block_rows: int) -> None:

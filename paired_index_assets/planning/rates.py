@@ -48,7 +48,7 @@ class Rates:
 def measure_rates(folder: Path, d: int) -> Rates:
     """Assignment, encoding at `d` dimensions, and writing to the disk of `folder`, each for a second or so; the rest as assumed.
 
-    Raises BadInput if `folder` can not be written to, OutOfDisk.
+    Raises BadInput if `folder` cannot be written to, OutOfDisk.
     """
     rng = np.random.default_rng(1)
     images = rng.standard_normal((PROBE_ROWS, d), dtype=np.float32)
@@ -61,7 +61,7 @@ def measure_rates(folder: Path, d: int) -> Rates:
     try:
         writing = _seconds(lambda: _write(folder / ".paired-index-probe"))
     except OSError as error:
-        raise BadInput(f"{folder}: can not be written to ({error.strerror}); choose a root that can, or give --no-measure") from error
+        raise BadInput(f"{folder}: cannot be written to ({error.strerror}); choose a root that can, or give --no-measure") from error
     return Rates(
         flops=2.0 * PROBE_ROWS * PROBE_LISTS * d / assigning,
         encode_rows=PROBE_ROWS / encoding,

@@ -41,21 +41,23 @@ def markdown(report: RecallReport) -> str:
 
 def served_section(served: Served) -> str:
     """What the shards on disk find."""
-    said = [
+    sentences = [
         f"{served.shards:,} shards of {served.indexed:,} vectors, searched as `paired-index search` does for {served.queries:,} test captions; "
         "their exact neighbours are over everything indexed, without what was taken down."
     ]
     if served.missing_shards:
-        said.append(f"Not there, and not measured: shards {', '.join(map(str, served.missing_shards))}.")
+        sentences.append(f"Not there, and not measured: shards {', '.join(map(str, served.missing_shards))}.")
     if served.unproven:
-        said.append(f"{served.unproven:,} captions are left out: after takedowns their neighbours are not known as deep as that.")
+        sentences.append(f"{served.unproven:,} captions are left out: after takedowns their neighbours are not known as deep as that.")
     if served.lossy_rows:
-        said.append(f"{served.lossy_rows:,} vectors were rebuilt from another index, and the truth of their files is of the rebuilt rows.")
+        sentences.append(
+            f"{served.lossy_rows:,} vectors were rebuilt from another index, and the truth of their files is of the rebuilt rows."
+        )
     same = "gives the same results" if not served.stock_differs else f"differs in {served.stock_differs:,} results, ties aside"
-    said.append(f"Stock faiss over the same files {same} (nprobe {served.stock_nprobe}, {served.stock_queries:,} captions).")
+    sentences.append(f"Stock faiss over the same files {same} (nprobe {served.stock_nprobe}, {served.stock_queries:,} captions).")
     ks = list(served.points[0].recall)
     rows = ([f"{point.nprobe:,}", f"{point.scanned:.2%}", *(str(point.recall[k]) for k in ks)] for point in served.points)
-    return "\n\n".join(["## What is served", " ".join(said), table(["lists probed", "scanned", *(f"recall@{k}" for k in ks)], rows)])
+    return "\n\n".join(["## What is served", " ".join(sentences), table(["lists probed", "scanned", *(f"recall@{k}" for k in ks)], rows)])
 
 
 def summary_table(report: RecallReport) -> str:

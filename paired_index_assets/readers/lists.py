@@ -1,6 +1,6 @@
 """Lists of pictures and captions: CSV, TSV, JSON lines (Hugging Face's ``metadata.jsonl`` among them) and JSON arrays of objects.
 
-Every value is text: a caption "007" stays one. A line that can not be read is a row that says so. Paths start at the list's folder.
+Every value is text: a caption "007" stays one. A line that cannot be read is a row that says so. Paths start at the list's folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from paired_index_assets.readers.sample import ImageFile, Modality, Sample, Sour
 
 LIST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".json"})
 BATCH_ROWS = 10_000
-BROKEN_LINE = "line that can not be read"
+BROKEN_LINE = "line that cannot be read"
 MAX_FIELD = 1 << 24  # characters: Python's csv takes 128 k, which a long caption passes
 NAMES_FROM = 1000  # lines of JSON that say which columns there are
 PROBLEM = "\0problem"  # a column that no list can have

@@ -174,7 +174,7 @@ def facts_of(content: bytes) -> dict[str, Any]:
 
 
 def cast(value: Any, kind: pa.DataType) -> Any:
-    """`value` as a column of `kind` holds it; None where it can not."""
+    """`value` as a column of `kind` holds it; None where it cannot."""
     try:
         if value is None:
             return None

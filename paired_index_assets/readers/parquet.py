@@ -106,13 +106,13 @@ def _opened(file: ListedFile) -> tuple[pa.Schema, int]:
 
 @contextmanager
 def damage_named(name: str) -> Iterator[None]:
-    """Whatever Arrow says of a file it can not read, as BadInput in one line."""
+    """Whatever Arrow says of a file it cannot read, as BadInput in one line."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk or the network, not the file: Arrow raises OSError without number for damaged pages
-        raise BadInput(f"{name}: expected a Parquet file, found one that can not be read ({' '.join(str(error).split())[:160]})") from error
+        raise BadInput(f"{name}: expected a Parquet file, found one that cannot be read ({' '.join(str(error).split())[:160]})") from error
 
 
 def _batches(file: ListedFile, start: int, stop: int, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:

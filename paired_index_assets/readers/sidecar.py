@@ -33,7 +33,7 @@ class Recorded:
 
 
 def stamps_beside(files: list[ListedFile]) -> dict[str, list[str]]:
-    """By the URL of each tar: a stamp of each record beside it. One listing a folder; a folder that can not be listed has no records."""
+    """By the URL of each tar: a stamp of each record beside it. One listing a folder; a folder that cannot be listed has no records."""
     found: dict[str, list[str]] = {}
     folders: dict[str, dict[str, str]] = {}
     for file in files:

@@ -1,4 +1,4 @@
-"""A tar read front to back as a stream, and read to its end or not: Python's tarfile ends without a word at a header it can not read.
+"""A tar read front to back as a stream, and read to its end or not: Python's tarfile ends without a word at a header it cannot read.
 
 A tar is whole when two blocks of zeros follow its last member and nothing but zeros follows them. Anything else raises `TarBroken`, which
 says where reading ended. Names come from ustar, GNU (long names) and pax headers; nothing is extracted, no link is followed.
@@ -209,7 +209,7 @@ def _decompressed(raw: BinaryIO) -> tuple[Any, int | None]:
 
 
 def _pax(content: bytes, before: _Ahead) -> _Ahead:
-    """Records ``length key=value\\n``; what of them can not be read is left out, and said."""
+    """Records ``length key=value\\n``; what of them cannot be read is left out, and said."""
     found = replace(before)
     try:
         while content.strip(b"\0"):
@@ -229,7 +229,7 @@ def _pax(content: bytes, before: _Ahead) -> _Ahead:
             if key.startswith(b"GNU.sparse."):
                 found = replace(found, sparse=True)
     except ValueError:
-        return replace(found, note="pax header that can not be read")
+        return replace(found, note="pax header that cannot be read")
     return found
 
 

@@ -26,7 +26,7 @@ MISSING = "missing from its tar"
 class WebdatasetSource:
     """Tars in order of their names; the sample's caption is ``.txt``, else ``caption`` in ``.json``.
 
-    A tar that can not be read to its end has a row that says where reading ended; what img2dataset recorded beside a tar as downloaded,
+    A tar that cannot be read to its end has a row that says where reading ended; what img2dataset recorded beside a tar as downloaded,
     and the tar does not hold, has a row each. A key whose members do not follow each other is a row that says so: sort such a tar by name.
     """
 

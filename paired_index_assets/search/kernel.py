@@ -2,7 +2,7 @@
 
 Codes are first scored by whole numbers (`dots`): ``W_i`` is rounded to ``unit * w_i``, and ``|W.c - unit * w.c| <= unit * top * sum |W_i / unit
 - w_i|``, which is known a query and less than a thousandth of the spread of scores. So what is below the k-th best whole score by twice that
-can not be among the best k, and the few that remain are scored in float64 and ordered by score (rounded to float32, descending) and id
+cannot be among the best k, and the few that remain are scored in float64 and ordered by score (rounded to float32, descending) and id
 (ascending). The result is exact for the codes, and does not hang on batch, threads or the order of lists.
 """
 
@@ -73,7 +73,7 @@ def settle(
 
 @compiled
 def _shrink(plan: Any, seen: Any, facts: Any, slack: int, marks: Any, places: Any, ids: Any, count: int, k: int) -> Any:
-    """Throw out what can not be among the best k; returns how many are left and the least mark of any interest from here on."""
+    """Throw out what cannot be among the best k; returns how many are left and the least mark of any interest from here on."""
     kept, threshold = promising(marks, places, ids, count, k, slack)
     if kept > (count + k) // 2:  # many alike: the best k of them exactly
         scores, least = np.empty(kept, np.float32), marks[:k].min()

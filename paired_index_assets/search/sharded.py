@@ -147,4 +147,4 @@ def _together(wrong: dict[int, PairedIndexError]) -> PairedIndexError:
     if len(wrong) == 1:
         return first
     numbers = ", ".join(map(str, wrong))
-    return type(first)(f"{len(wrong)} shards can not be searched ({numbers}), first: {first}")
+    return type(first)(f"{len(wrong)} shards cannot be searched ({numbers}), first: {first}")

@@ -90,7 +90,7 @@ class Door:
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, which tells the door what it waits for, and does not wait for ever. Made for uvicorn by ``partial(Connection, door)``."""
+    """uvicorn's, which tells the door what it waits for, and does not wait forever. Made for uvicorn by ``partial(Connection, door)``."""
 
     def __init__(self, door: Door, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)

@@ -39,7 +39,7 @@ class Health(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    status: str = Field(description="`ok`, or `degraded` where shards are missing or a newer set can not be opened.")
+    status: str = Field(description="`ok`, or `degraded` where shards are missing or a newer set cannot be opened.")
     ready: bool
     vectors: int
     shards: int
@@ -53,7 +53,7 @@ class Refusal(BaseModel):
 
 
 ANSWERS = {
-    400: "The request can not be answered; `error` says which field, what was expected and what was found.",
+    400: "The request cannot be answered; `error` says which field, what was expected and what was found.",
     408: "The body did not come in time.",
     413: "The body is too large.",
     500: "A fault of the server; its log says why.",

@@ -33,7 +33,7 @@ class Pictures:
     """Bytes of pictures by global id. Safe to use from many threads."""
 
     def read(self, ids: Sequence[int]) -> list[bytes | None]:
-        """The encoded picture of each id, None where there is none, or where it can not be read."""
+        """The encoded picture of each id, None where there is none, or where it cannot be read."""
         raise NotImplementedError
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """A build that is followed while it is rebuilt: a search sees the old set whole or the new set whole.
 
 When another generation is served, or a shard of the served one was finished, the new set is opened beside the old one, in a thread of
-its own, and takes its place only when every shard is open; until then, and if it can not be opened, the old set answers from files it
+its own, and takes its place only when every shard is open; until then, and if it cannot be opened, the old set answers from files it
 still has mapped.
 """
 
@@ -53,7 +53,7 @@ class Reloading(Generic[Opened]):
         try:
             self._open()
         except (PairedIndexError, OSError) as error:
-            LOG.warning("a newer set can not be opened yet, the old one goes on: %s", error)
+            LOG.warning("a newer set cannot be opened yet, the old one goes on: %s", error)
         finally:
             self._lock.release()
 

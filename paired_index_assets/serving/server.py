@@ -4,7 +4,7 @@
     POST /metadata      {"ids"} -> [{"id", "metadata"}]
     GET  /indices-list  /healthz  /metrics  /openapi.json  /docs  /
 
-A request that can not be served is answered with 4xx and ``{"error": why}``; what goes wrong in here with 500 and no detail.
+A request that cannot be served is answered with 4xx and ``{"error": why}``; what goes wrong in here with 500 and no detail.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ class SearchService:
             return _described(hits, found, request.num_images, self.limits.answered_pictures, safe=request.use_safety_model)
 
     def checked(self, request: KnnRequest) -> int:
-        """How many results `request` is for. Raises BadRequest for what can not be answered, whatever the query is."""
+        """How many results `request` is for. Raises BadRequest for what cannot be answered, whatever the query is."""
         self._check_name(request.indice_name)
         count = request.num_images if request.num_result_ids is None else request.num_result_ids
         if request.modality == "text":
@@ -208,7 +208,7 @@ class SearchService:
             "model": index.model,
             "takes_text": self.encoder is not None,
             "reloads": self.sets.reloads,
-            "newer_set": None if self.sets.problem is None else "can not be opened yet; the server's log says why",
+            "newer_set": None if self.sets.problem is None else "cannot be opened yet; the server's log says why",
         }
 
     def _check_name(self, name: str | None) -> None:
@@ -234,7 +234,7 @@ def check_encoder(encoder: Encoder, index: ShardedIndex) -> None:
     """Raises BadInput unless `encoder` is the one that made the vectors of `index`."""
     if encoder.identity != index.model:
         found = f"built with {index.model}" if index.model else "built from features of an unnamed model"
-        raise BadInput(f"encoder {encoder.identity}: this index was {found}, and their vectors can not be compared; give that model")
+        raise BadInput(f"encoder {encoder.identity}: this index was {found}, and their vectors cannot be compared; give that model")
 
 
 def _hits(scores: Float32, ids: list[int], deduplicate: bool) -> Iterator[tuple[int, float]]:

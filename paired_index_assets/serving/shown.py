@@ -109,7 +109,7 @@ class Inputs:
 
 
 def shown_of(build: BuildRoot, records: Iterable[FileRecord], inputs: Inputs, before: Shown | None = None) -> Shown:
-    """What belongs to the landed files of an open index. Nothing that can not be had is an error: the index answers without it."""
+    """What belongs to the landed files of an open index. Nothing that cannot be had is an error: the index answers without it."""
     files = list(_by_name(records))
     said: list[str] = []
     settings = remembered(build)

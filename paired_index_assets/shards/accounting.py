@@ -157,7 +157,7 @@ def _fault(
     """The first of the rows (n, d) that is where it should not be, or under which another vector's code is stored; and what is wrong."""
     usable = usable_rows(vectors)
     for row in np.flatnonzero(~gone & (present != usable)):
-        return int(row), "in a list, but it can not be searched" if present[row] else "in no list, and nothing says why"
+        return int(row), "in a list, but it cannot be searched" if present[row] else "in no list, and nothing says why"
     rows = np.flatnonzero(usable & present)
     if not len(rows):
         return None

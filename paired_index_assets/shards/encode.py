@@ -161,7 +161,7 @@ class SegmentEncoder:
             found = ", ".join(f"{count} {reason}" for reason, count in bad.items() if count)
             cure = "Normalise the vectors" if bad["not of unit norm"] > bad.total() / 2 else "Get the file again"
             raise BadInput(
-                f"{landed.path}: {bad.total()} of {file.rows} rows can not be used ({found}); expected at most {MOST_UNUSABLE:.0%}. {cure}"
+                f"{landed.path}: {bad.total()} of {file.rows} rows cannot be used ({found}); expected at most {MOST_UNUSABLE:.0%}. {cure}"
             )
         stamp = stamp_of(landed.path) if is_local(landed.path) else landed.stamp
         if not stamp:

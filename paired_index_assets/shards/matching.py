@@ -34,7 +34,7 @@ def read_list(file: Path) -> list[str]:
     except FileNotFoundError as error:
         raise MissingInput(f"{file}: no such file") from error
     except OSError as error:
-        raise BadInput(f"{file}: can not be read ({error.strerror})") from error
+        raise BadInput(f"{file}: cannot be read ({error.strerror})") from error
     text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig", errors="replace")
     lines = [line.strip(" \t\ufeff\x00") for line in re.split("\r\n|\n|\r", text)]
     if not any(lines):

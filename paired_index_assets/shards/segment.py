@@ -5,7 +5,7 @@ A framed file (files.framed) of magic b"PIXSEG01" whose header is a `SegmentHead
     lists      int32 (kept,)            list number of each kept row, ascending
     rows       int32 (kept,)            its row in the file; ascending inside a list
     codes      uint8 (kept, code_size)  its faiss code
-    left_rows  int32 (left,)            rows that can not be searched, ascending; they keep their id and are in no list
+    left_rows  int32 (left,)            rows that cannot be searched, ascending; they keep their id and are in no list
     left_why   uint8 (left,)            `NOT_FINITE` or `ZERO`
 
 Rows lie in list order, so that assembling a shard reads every segment once from front to back. What was taken down is not marked

@@ -5,7 +5,7 @@ vector), and the name of the data set that its id is of; when the data of a buil
 under its new id (builds/following.py). Only the ids of one data set are ever left out of it.
 
 The log is one small Parquet file, rewritten atomically with rows added at its end; no row ever leaves it, and a log that has lost some is
-refused. On an object store, where two writers can not take turns, each addition is a file of its own. Searches leave these ids out at once
+refused. On an object store, where two writers cannot take turns, each addition is a file of its own. Searches leave these ids out at once
 (they read the log), the next rebuild leaves them out of the lists.
 """
 

@@ -5,7 +5,7 @@ A framed file (files.framed) of magic b"PIXTRU01" whose header is a `TruthHeader
     scores   float32 (captions, width)        inner products, descending
     rows     uint8, 16 or 32 (captions, width) rows of the file, ascending among equal scores
 
-It depends on the file's rows and on the captions, and on no trained index: a retraining makes it not again. Rows that can not be
+It depends on the file's rows and on the captions, and on no trained index: a retraining makes it not again. Rows that cannot be
 searched (NaN, infinite, zero) are not in it. Rows that are taken down are: they are struck off when truths are merged.
 """
 

@@ -248,7 +248,7 @@ def test_a_parquet_that_is_damaged_inside_is_named_when_it_is_read(tmp_path, tin
     content = bytearray(path.read_bytes())
     content[4:60] = bytes(56)
     path.write_bytes(content)
-    with pytest.raises(BadInput, match=r"in\.parquet: expected a Parquet file, found one that can not be read"):
+    with pytest.raises(BadInput, match=r"in\.parquet: expected a Parquet file, found one that cannot be read"):
         embed_captions(open_source(str(path), "captions"), tiny, BuildRoot.at(tmp_path / "root"))
     assert not (tmp_path / "root/embeddings/captions.json").exists()
 

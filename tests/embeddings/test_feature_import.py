@@ -198,7 +198,7 @@ def wrong_inputs(folder):
     return {
         "list.pt": r"list\.pt: expected one tensor saved by torch\.save, found list",
         "ints.pt": r"ints\.pt: expected a matrix .*found shape \(3, 4\) of torch\.int32",
-        "evil.tensor": r"evil\.tensor: expected one tensor .*found a file that can not be mapped as plain data",
+        "evil.tensor": r"evil\.tensor: expected one tensor .*found a file that cannot be mapped as plain data",
         "old.pt": r"old\.pt: expected one tensor .*torch 1\.6 or newer",
         "two.safetensors": r"two\.safetensors: expected one tensor, found a, b",
         "words.parquet": r"words\.parquet: expected a column of images embeddings .*found caption: string",

@@ -1,4 +1,4 @@
-"""open_clip models by name, by folder, or another model by dotted path; what can not be had is one line."""
+"""open_clip models by name, by folder, or another model by dotted path; what cannot be had is one line."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def test_models_that_can_not_be_had_are_one_line(copy):
         _ = OpenClipEncoder("ViT-Q-99").dimensions
     with pytest.raises(BadInput, match=r"expected pretrained weights .*found none"):
         OpenClipEncoder("ViT-B-32", None).encode_texts(["a"])
-    with pytest.raises(BadInput, match=r"can not be loaded .*not a known tag") as caught:
+    with pytest.raises(BadInput, match=r"cannot be loaded .*not a known tag") as caught:
         OpenClipEncoder("ViT-B-32", "no-such-tag").encode_texts(["a"])
     assert "\n" not in str(caught.value)
     (copy / "open_clip_model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(BadInput, match="can not be loaded") as caught:
+    with pytest.raises(BadInput, match="cannot be loaded") as caught:
         OpenClipEncoder(f"local-dir:{copy}").encode_texts(["a"])
     assert "\n" not in str(caught.value)
     (copy / "open_clip_model.safetensors").unlink()

@@ -205,7 +205,7 @@ def header_of(width, height, depth=8, colour=2):
         (stored(Image.new("L", (2, 9_000))), "image too narrow"),
         (stored(photo())[:700], "truncated image"),
         (stored(photo(), "JPEG")[:700], "truncated image"),
-        (stored(photo(), "WEBP", lossless=True)[:700], "image can not be decoded"),
+        (stored(photo(), "WEBP", lossless=True)[:700], "image cannot be decoded"),
         (header_of(0, 5), "not an image"),
     ],
 )
@@ -220,4 +220,4 @@ def test_an_encoder_that_fails_on_a_picture_costs_that_picture(tiny):
         def prepare_image(self, image):
             raise ZeroDivisionError
 
-    assert prepare_image(Fussy(), HeldImage(png())) == (None, "image can not be decoded")
+    assert prepare_image(Fussy(), HeldImage(png())) == (None, "image cannot be decoded")

@@ -135,7 +135,7 @@ def test_bad_lines_are_rows_that_say_so(tmp_path):
     )
     found = samples(tmp_path / "l.jsonl")
     assert [bool(s.problem) for s in found] == [False, True, True, False, True]
-    assert all(s.problem.startswith("line that can not be read: ") for s in found if s.problem)
+    assert all(s.problem.startswith("line that cannot be read: ") for s in found if s.problem)
     (tmp_path / "l.csv").write_text('path,text\na.png,x\nb.png\n"c.png","y","z"\nd.png,"w"\n')
     found = samples(tmp_path / "l.csv")
     assert [bool(s.problem) for s in found] == [False, True, True, False]
@@ -234,6 +234,6 @@ def test_damaged_parquet_is_refused_in_one_line(tmp_path, tiny, where):
     start, stop = {"footer": (-200, -8), "pages": (10, 400), "cut": (0, 0), "empty": (0, 0)}[where]
     content[start:stop] = bytes(len(content[start:stop]))
     path.write_bytes(content[: {"cut": 500, "empty": 0}.get(where, len(content))])
-    with pytest.raises(BadInput, match=r"c\.parquet: expected a Parquet file, found one that can not be read") as caught:
+    with pytest.raises(BadInput, match=r"c\.parquet: expected a Parquet file, found one that cannot be read") as caught:
         embed_captions(open_source(str(path), "captions"), tiny, BuildRoot.at(tmp_path / "root"))
     assert "\n" not in str(caught.value)

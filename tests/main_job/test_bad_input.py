@@ -101,7 +101,7 @@ def test_an_empty_caption_list_is_refused(tmp_path, paired_index, small_pairs):
         (["--text", ""], ["expected words"]),
         (["--queries", "nowhere.npy"], ["nowhere.npy", "no such file"]),
         (["--text", "a", "--out", "r.csv"], ["r.csv", ".npz"]),
-        (["--text", "a", "--model", "ViT-B-32", "--pretrained", "openai"], ["ViT-B-32", "can not be compared"]),
+        (["--text", "a", "--model", "ViT-B-32", "--pretrained", "openai"], ["ViT-B-32", "cannot be compared"]),
     ],
 )
 def test_a_search_that_can_not_be_is_refused(small_build, paired_index, arguments, words):

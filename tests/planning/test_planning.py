@@ -56,7 +56,7 @@ def test_given_rates_are_not_called_measured(tmp_path):
 
 
 def test_a_place_that_can_not_be_written_to_is_named():
-    with pytest.raises(BadInput, match="/proc: can not be written to"):
+    with pytest.raises(BadInput, match="/proc: cannot be written to"):
         measure_rates(Path("/proc"), 16)
 
 

@@ -264,7 +264,7 @@ def test_shards_whose_ids_are_of_another_catalog_are_not_searched(fresh):
     Catalog.scan(fresh.landing, shards=fresh.catalog.shards).save(fresh.root.catalog)
     assert ShardedIndex.open(fresh.root.root).ntotal == len(fresh.images)  # with ids of the catalog they were made of
     build_shard(fresh.root, fresh.trained, Catalog.load(fresh.root.catalog), 0, fresh.landing)
-    with pytest.raises(DamagedArtifact, match=r"6 shards can not be searched.*not those of the catalog"):
+    with pytest.raises(DamagedArtifact, match=r"6 shards cannot be searched.*not those of the catalog"):
         ShardedIndex.open(fresh.root.root)
 
 

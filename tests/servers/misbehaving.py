@@ -50,7 +50,7 @@ class Reset:
 
 @dataclass(frozen=True)
 class Trickle:
-    """A byte every `pause_s`, for ever."""
+    """A byte every `pause_s`, forever."""
 
     pause_s: float = 0.02
 

@@ -31,7 +31,7 @@ def made(world: World):
 def test_a_file_most_of_whose_rows_were_refused_before_is_no_reason_to_stop(world: World) -> None:
     spoil(world, "img_emb_0000.npy", slice(0, 200))
     spoil(world, "img_emb_0001.npy", slice(None))  # a tar that could not be read at all
-    with pytest.raises(BadInput, match=r"img_emb_0000\.npy: 200 of 300 rows can not be used \(200 zero\).*Get the file again"):
+    with pytest.raises(BadInput, match=r"img_emb_0000\.npy: 200 of 300 rows cannot be used \(200 zero\).*Get the file again"):
         build_shard(world.root, world.trained, world.catalog, 0, world.landing)
     record = build_shard(world.root, world.trained, world.catalog, 0, made(world)).record
     assert [file.zero for file in record.files] == [200, 120, 0]
@@ -40,7 +40,7 @@ def test_a_file_most_of_whose_rows_were_refused_before_is_no_reason_to_stop(worl
 
 def test_what_no_outcome_explains_still_counts(world: World) -> None:
     spoil(world, "img_emb_0000.npy", slice(0, 200), np.nan)
-    with pytest.raises(BadInput, match=r"200 of 300 rows can not be used \(200 NaN or infinite\)"):
+    with pytest.raises(BadInput, match=r"200 of 300 rows cannot be used \(200 NaN or infinite\)"):
         build_shard(world.root, world.trained, world.catalog, 0, made(world))
     spoil(world, "img_emb_0000.npy", slice(None), 2.0)
     with pytest.raises(BadInput, match=r"\(300 not of unit norm\).*Normalise"):

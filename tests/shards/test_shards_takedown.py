@@ -1,4 +1,4 @@
-"""The takedown log only grows, refuses what it can not mean, and finds rows by what their metadata says."""
+"""The takedown log only grows, refuses what it cannot mean, and finds rows by what their metadata says."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def test_a_build_in_a_bucket_is_the_build_in_a_folder(faults, bucket, s3, small_
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, ["can not be reached", "credentials"]),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, ["can not be reached", "127.0.0.1:9"]),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, ["cannot be reached", "credentials"]),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, ["cannot be reached", "127.0.0.1:9"]),
         ({"bucket": "s3://no-such-bucket"}, ["there is no bucket 'no-such-bucket'"]),
     ],
     ids=["no credentials", "no server", "no bucket"],

@@ -1,4 +1,4 @@
-"""The trained index: faiss fills and searches it, its files prove themselves, rows that can not be searched stay out."""
+"""The trained index: faiss fills and searches it, its files prove themselves, rows that cannot be searched stay out."""
 
 import dataclasses
 import functools
