@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from upath import UPath
 
-from paired_index_assets.errors import BadInput
+from paired_index_assets.errors import BadInput, DamagedArtifact
 from paired_index_assets.files.cache import CACHE_FOLDER, Cache
 from paired_index_assets.files.listing import several
 from paired_index_assets.files.storage import as_path, read_json, require_reachable, write_json
@@ -233,11 +234,25 @@ class _LastBuild(PydanticBaseSettingsSource):
         root = BuildRoot.at(self.current_state.get("root", DEFAULT_ROOT))
         require_reachable(root.root)  # the first look at it: what is wrong with it is said here
         file = root.settings
-        remembered = read_json(file) if file.exists() else {}
+        remembered = _remembered(file) if file.exists() else {}
         # another kind of input replaces the remembered one whole
         if given & {"images", "image_features"}:
             remembered = {k: v for k, v in remembered.items() if k not in {"images", "captions", "image_features", "caption_features"}}
         return {name: value for name, value in remembered.items() if name in Settings.model_fields}
+
+
+def _remembered(file: UPath) -> dict[str, Any]:
+    """The settings in a build's settings.json. Raises DamagedArtifact naming the file where one is not what it may be."""
+    cure = "delete it, and give `build` its settings again"
+    content: dict[str, Any] = read_json(file, cure=cure)
+    for name, field in Settings.model_fields.items():
+        if name in content:
+            try:
+                TypeAdapter(Annotated[field.annotation, field]).validate_python(content[name])  # type: ignore[arg-type]
+            except ValidationError as error:
+                said = _say({**error.errors()[0], "loc": (name,)})
+                raise DamagedArtifact(f"{file}: {said}; {cure}") from error
+    return content
 
 
 class _OfThisMachine(Settings):

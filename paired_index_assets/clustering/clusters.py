@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import numpy.typing as npt
 from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
-from paired_index_assets.files.storage import as_path, write_bytes
+from paired_index_assets.files.storage import write_bytes
+from paired_index_assets.files.tables import pack_arrays, read_arrays
 from paired_index_assets.rows import Float32
 
 
@@ -71,19 +71,12 @@ def history_of(arrays: dict[str, npt.NDArray[Any]]) -> list[Iteration]:
 
 def packed(**arrays: Any) -> bytes:
     """Arrays as the bytes of an .npz file."""
-    stream = io.BytesIO()
-    np.savez(stream, **arrays)
-    return stream.getvalue()
+    return pack_arrays(arrays)
 
 
 def unpacked(path: UPath | Path) -> dict[str, npt.NDArray[Any]]:
     """Raises MissingInput if there is no such file, DamagedArtifact if it is not an .npz of plain arrays."""
     try:
-        content = as_path(path).read_bytes()
+        return read_arrays(path, "delete it and train again")
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: no such file; train first") from error
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged zip raises whatever its parser stumbles over
-        raise DamagedArtifact(f"{path}: not an .npz of plain arrays ({error}); delete it and train again") from error

@@ -14,9 +14,10 @@ from upath import UPath
 
 from paired_index_assets.embeddings.fates import Fates
 from paired_index_assets.embeddings.sets import EmbeddingSet
-from paired_index_assets.errors import BadInput
+from paired_index_assets.errors import BadInput, OutOfDisk, SourceUnavailable
 from paired_index_assets.files.npy import read_header
-from paired_index_assets.files.storage import read_parquet
+from paired_index_assets.files.storage import digest_of_parts, read_parquet
+from paired_index_assets.files.tables import CONTENT, DAMAGE, digest_of_table
 from paired_index_assets.readers.sample import Sample
 
 BASE = pa.schema([("key", pa.string()), ("caption", pa.string()), ("outcome", pa.string())])
@@ -30,7 +31,8 @@ class MetadataWriter:
 
     def __init__(self, path: Path, columns: pa.Schema, fingerprint: str) -> None:
         self._schema = pa.schema([*BASE, *columns]).with_metadata({FINGERPRINT: fingerprint.encode()})
-        self._writer = pq.ParquetWriter(path, self._schema)
+        self._writer = pq.ParquetWriter(path, self._schema, write_page_checksum=True)
+        self._digests: list[str] = []
         self._rows: list[dict[str, Any]] = []
         self.fates = Fates()
 
@@ -43,7 +45,9 @@ class MetadataWriter:
             self._write(FLUSH_ROWS)
 
     def _write(self, rows: int) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._rows[:rows], self._schema))
+        table = pa.Table.from_pylist(self._rows[:rows], self._schema)
+        self._digests.append(digest_of_table(table.replace_schema_metadata(None)))
+        self._writer.write_table(table)
         del self._rows[:rows]
 
     def __enter__(self) -> MetadataWriter:
@@ -54,6 +58,8 @@ class MetadataWriter:
             self._write(len(self._rows))
         if kind is None and self.fates.skipped:
             self._writer.add_key_value_metadata({SKIPPED: json.dumps({"counts": self.fates.skipped, "first": self.fates.left}).encode()})
+        if kind is None:
+            self._writer.add_key_value_metadata({CONTENT: digest_of_parts(*self._digests).encode()})
         self._writer.close()
 
 
@@ -62,15 +68,24 @@ def finished_part(vectors: UPath, metadata: UPath, fingerprint: str) -> Fates | 
     if not (vectors.exists() and metadata.exists()):
         return None
     try:
-        table, said = read_parquet(metadata, ["key", "outcome"]), _said(metadata)
-        if said.get(FINGERPRINT) != fingerprint.encode():
+        table, said = read_parquet(metadata), _said(metadata)
+        if said.get(FINGERPRINT) != fingerprint.encode() or said.get(CONTENT) != _digest(table):
             return None
         skipped = json.loads(said.get(SKIPPED, b"{}"))
         found = Fates(skipped=Counter(skipped.get("counts", {})), left=list(skipped.get("first", [])))
         found.add_rows(table["key"].to_pylist(), table["outcome"].to_pylist())
         return found if read_header(vectors).rows == found.rows else None
-    except (pa.ArrowException, BadInput, OSError, ValueError):
+    except (SourceUnavailable, OutOfDisk):
+        raise
+    except (BadInput, *DAMAGE):
         return None  # damaged: it will be made again
+
+
+def _digest(table: pa.Table) -> bytes:
+    """Of the content of a part's metadata, row group by row group."""
+    table = table.replace_schema_metadata(None)
+    groups = (table.slice(start, FLUSH_ROWS) for start in range(0, table.num_rows, FLUSH_ROWS))
+    return digest_of_parts(*(digest_of_table(group) for group in groups)).encode()
 
 
 def read_metadata(embeddings: EmbeddingSet, columns: list[str] | None = None) -> Iterator[pa.Table]:

@@ -9,7 +9,6 @@ made from, or size and time of change of a file taken over as it is.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.cache import Cache, LocalFile
 from paired_index_assets.files.npy import map_rows, read_header
 from paired_index_assets.files.stamp import stamp_of
-from paired_index_assets.files.storage import as_path, digest_of_parts, is_local, read_json, write_bytes, write_json
+from paired_index_assets.files.storage import as_path, digest_of_parts, is_local, read_json, write_json
+from paired_index_assets.files.tables import read_arrays, write_arrays
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.readers.sample import Modality
 from paired_index_assets.rows import NORM_TOLERANCE, Bool, Int64, squared_norms, usable_squares
@@ -100,7 +100,7 @@ class EmbeddingSet:
             ]
             found = cls(path, parts, content["dimensions"], np.dtype(content["dtype"]), content["model"], content["modality"], cache)
             found.normalized = bool(content.get("normalized"))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DamagedArtifact(f"{path}: not the description of an embedding set ({error!r}); build the embeddings again") from error
         return found
 
@@ -220,17 +220,24 @@ class EmbeddingSet:
         for number, part in enumerate(self.parts):
             name = digest_of_parts(CHECK, part.stamp, str(part.path), stamp_of(part.path))[:24]
             kept = folder / f"{name}.npz"
-            if kept.exists():
-                with np.load(io.BytesIO(kept.read_bytes()), allow_pickle=False) as content:
-                    bits = np.unpackbits(content["bits"], count=part.rows).astype(np.bool_)
-                    norms = content["norms"]
-            else:
-                bits, norms = _check(self.part(number))
-                content = io.BytesIO()
-                np.savez(content, bits=np.packbits(bits), norms=norms)
-                write_bytes(kept, content.getvalue())
-            yield bits, norms
+            found = _kept(kept, part.rows)
+            if found is None:
+                found = _check(self.part(number))
+                write_arrays(kept, {"bits": np.packbits(found[0]), "norms": found[1]})
+            yield found
             progress(f"checking {self.modality}", int(self.starts[number + 1]), len(self))
+
+
+def _kept(cached: UPath, rows: int) -> tuple[Bool, npt.NDArray[np.float64]] | None:
+    """What a cache says of a part of so many rows; None where there is none, or one that is damaged: it is made again."""
+    try:
+        content = read_arrays(cached, "delete it")
+        bits, norms = content["bits"], content["norms"]
+    except (FileNotFoundError, DamagedArtifact, KeyError):
+        return None
+    if bits.dtype != np.uint8 or bits.shape != (-(-rows // 8),) or norms.shape != (3,):
+        return None
+    return np.unpackbits(bits, count=rows).astype(np.bool_), norms
 
 
 def _check(rows: npt.NDArray[Any]) -> tuple[Bool, npt.NDArray[np.float64]]:

@@ -35,6 +35,8 @@ FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # the first piece of a path must be there before anything is put
 ATTEMPTS = 6  # at one request, beyond those of the store's own client
 VERSION_LENGTH = 16  # hexadecimal digits of a content in its name on an object store
+CONTENT_KEY = "content_sha256"  # of an object in a JSON file, less this
+JSON_KINDS: dict[type, str] = {dict: "object", list: "list"}
 REACH_SECONDS = 10.0  # for the first answer of a remote root
 BACKOFF_S = 0.5  # doubled at each attempt, times a random 0.5 to 1
 
@@ -217,18 +219,33 @@ def write_bytes(target: UPath | Path, content: bytes) -> None:
 
 
 def write_json(target: UPath | Path, content: Any) -> None:
+    """Write an object with the digest of its content in it, or a list."""
+    if isinstance(content, dict):
+        content = {**content, CONTENT_KEY: _digest_of_json(content)}
     write_bytes(target, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
-def read_json(source: UPath | Path) -> Any:
-    """Raises MissingInput if there is no such file, DamagedArtifact if it is not JSON."""
+def read_json(source: UPath | Path, kind: type = dict, *, cure: str = "delete it and build again") -> Any:
+    """What `write_json` wrote, less the digest. Raises MissingInput if there is no such file; DamagedArtifact, which ends in `cure`, if it
+    is not JSON, not of the `kind`, or not what its digest says."""
     source = as_path(source)
     try:
-        return json.loads(content_of(source))
+        content: Any = json.loads(content_of(source))
     except FileNotFoundError as error:
         raise MissingInput(f"{source}: no such file") from error
-    except ValueError as error:
-        raise DamagedArtifact(f"{source}: not JSON ({error}); delete it and build again") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedArtifact(f"{source}: not JSON ({error}); {cure}") from error
+    found: Any = content
+    if type(found) is not kind:
+        raise DamagedArtifact(f"{source}: expected a JSON {JSON_KINDS[kind]}, found {json.dumps(content)[:60]}; {cure}")
+    recorded = found.pop(CONTENT_KEY, None) if kind is dict else None
+    if recorded is not None and recorded != (digest := _digest_of_json(found)):
+        raise DamagedArtifact(f"{source}: altered: its content has the digest {digest[:16]}, but it says {str(recorded)[:16]}; {cure}")
+    return found
+
+
+def _digest_of_json(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def content_of(source: UPath | Path) -> bytes:
@@ -268,7 +285,7 @@ def read_parquet(source: UPath | Path, columns: list[str] | None = None) -> pa.T
     source = as_path(source)
 
     def read() -> pa.Table:
-        with source.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
+        with source.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True) as parquet:
             return parquet.read(columns, use_threads=False)
 
     return read() if is_local(source) else patiently(source, read)  # again, where it was replaced meanwhile

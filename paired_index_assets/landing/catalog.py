@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
-import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.npy import NpyHeader
-from paired_index_assets.files.storage import as_path, atomic_file, read_parquet
+from paired_index_assets.files.storage import as_path
+from paired_index_assets.files.tables import read_table, write_table
 from paired_index_assets.landing.scan import Piece, cut, deal, scan_headers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
@@ -111,15 +111,14 @@ class Catalog:
     def load(cls, path: UPath | Path | str) -> Catalog:
         path = as_path(path)
         try:
-            return cls(read_parquet(path))
+            return cls(read_table(path, "make it again with `paired-index catalog scan`, or delete it and build again"))
         except FileNotFoundError as error:
             raise MissingInput(f"{path}: no such catalog; make one with `paired-index catalog scan`") from error
-        except (pa.ArrowException, BadInput) as error:
+        except BadInput as error:
             raise DamagedArtifact(f"{path}: not a catalog ({error}); make it again with `paired-index catalog scan`") from error
 
     def save(self, path: UPath | Path | str) -> None:
-        with atomic_file(as_path(path)) as temporary:
-            pq.write_table(self.table, temporary)
+        write_table(as_path(path), self.table)
 
     @classmethod
     def laion2b(cls) -> Catalog:

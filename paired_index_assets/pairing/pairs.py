@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
-from paired_index_assets.files.storage import as_path, atomic_file, digest_of_parts, read_parquet
+from paired_index_assets.files.storage import as_path, digest_of_parts
+from paired_index_assets.files.tables import read_table, write_table
 from paired_index_assets.neighbors.blocks import check_matrix, check_same_width
 from paired_index_assets.neighbors.exact import nearest
 from paired_index_assets.neighbors.fingerprint import fingerprint_of
@@ -33,6 +32,7 @@ PAIRS_SCHEMA = pa.schema(
 )
 BLOCK_ROWS = 1 << 16  # half a minute against 200,000 images at d=128 on two cores: what a kill can cost
 FORMAT = "pairs-1"
+CURE = "materialise caption_image_pairs again: that block alone is made anew"
 INPUTS, BLOCKS = b"paired_index.inputs", b"paired_index.blocks"
 
 
@@ -155,13 +155,12 @@ def write_block(
         BLOCKS: str(blocks).encode(),
     }
     path = as_path(folder) / f"pairs-{number:05d}.parquet"
-    if _metadata(path) == metadata:
+    if _is_whole(path, metadata):
         return False
     similarity, image = nearest(block, images.rows, device=device, progress=progress, names=("captions", "images"))
     image = image if images.ids is None else images.ids[image]
     table = pa.table([ids, image, similarity], schema=PAIRS_SCHEMA.with_metadata(metadata))
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_table(path, table)
     return True
 
 
@@ -172,11 +171,11 @@ def read_pairs(folder: UPath) -> pa.Table:
         raise MissingInput(f"{folder}: no pairs-*.parquet; write the pairs first")
     tables = []
     for number, path in sorted(files.items()):
-        metadata = _metadata(path)
-        if metadata is None or int(metadata[BLOCKS]) != len(files) or number >= len(files):
-            found = "damaged" if metadata is None else f"block {number} of {int(metadata[BLOCKS])} beside {len(files)} files"
-            raise DamagedArtifact(f"{path}: {found}; expected a complete table; write the pairs again, finished blocks are kept")
-        tables.append(read_parquet(path).replace_schema_metadata(None))
+        table = _block(path)
+        blocks = int(table.schema.metadata[BLOCKS])
+        if blocks != len(files) or number >= len(files):
+            raise DamagedArtifact(f"{path}: block {number} of {blocks} beside {len(files)} files, expected a complete table; {CURE}")
+        tables.append(table.replace_schema_metadata(None))
     return pa.concat_tables(tables)
 
 
@@ -203,14 +202,21 @@ def _files(folder: UPath) -> dict[int, UPath]:
     return {int(path.stem.removeprefix("pairs-")): path for path in folder.glob("pairs-*.parquet")} if folder.exists() else {}
 
 
-def _metadata(path: UPath) -> dict[bytes, Any] | None:
-    """What a block says it was made from; None if there is no such file or it is not one of ours."""
+def _block(path: UPath) -> pa.Table:
+    """A block, every value of it held against its digest. Raises MissingInput, DamagedArtifact."""
     try:
-        with path.open("rb") as stream:
-            schema = pq.ParquetFile(stream).schema_arrow
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return None
-    metadata = schema.metadata or {}
-    if not schema.remove_metadata().equals(PAIRS_SCHEMA) or not {INPUTS, BLOCKS} <= metadata.keys():
-        return None
-    return {key: metadata[key] for key in (INPUTS, BLOCKS)}
+        table = read_table(path, CURE)
+    except FileNotFoundError as error:
+        raise MissingInput(f"{path}: no such block; {CURE}") from error
+    if not table.schema.remove_metadata().equals(PAIRS_SCHEMA) or not {INPUTS, BLOCKS} <= (table.schema.metadata or {}).keys():
+        raise DamagedArtifact(f"{path}: not a block of pairs; {CURE}")
+    return table
+
+
+def _is_whole(path: UPath, metadata: dict[bytes, bytes]) -> bool:
+    """Whether the block is there, undamaged, and made from what `metadata` says."""
+    try:
+        found = _block(path).schema.metadata
+    except (MissingInput, DamagedArtifact):
+        return False
+    return {key: found[key] for key in (INPUTS, BLOCKS)} == metadata

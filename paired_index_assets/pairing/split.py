@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ import pyarrow as pa
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
-from paired_index_assets.files.storage import as_path, atomic_file
+from paired_index_assets.files.tables import read_arrays, write_arrays
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Int64, Rows, usable_rows
 
@@ -28,6 +27,7 @@ FREE_CONCEPT_ROWS = 10  # ... but in a small set a concept of ten rows may be ju
 MIN_CONCEPTS = 10  # below this a side of a tenth is empty
 BLOCK_BYTES = 64 << 20
 _FORMAT = 1
+CURE = "materialise caption_image_pairs again, which writes it anew"
 
 UInt64 = npt.NDArray[np.uint64]
 
@@ -43,21 +43,21 @@ class Split:
     """Concepts found among the valid rows."""
 
     def save(self, path: UPath | Path) -> None:
-        with atomic_file(path) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, format=_FORMAT, train=self.train, validation=self.validation, test=self.test, concepts=np.int64(self.concepts))
+        counts = {"format": np.array(_FORMAT, np.int64), "concepts": np.array(self.concepts, np.int64)}
+        write_arrays(path, counts | {"train": self.train, "validation": self.validation, "test": self.test})
 
     @classmethod
     def load(cls, path: UPath | Path) -> Split:
         """Raises MissingInput if there is no such file, DamagedArtifact if it is not a split of this format."""
         try:
-            with as_path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
-                if int(saved["format"]) != _FORMAT:
-                    raise DamagedArtifact(f"{path}: format {int(saved['format'])}, expected {_FORMAT}; delete it and build again")
-                return cls(saved["train"], saved["validation"], saved["test"], int(saved["concepts"]))
+            saved = read_arrays(path, CURE)
+            if int(saved["format"]) != _FORMAT:
+                raise DamagedArtifact(f"{path}: format {int(saved['format'])}, expected {_FORMAT}; {CURE}")
+            return cls(saved["train"], saved["validation"], saved["test"], int(saved["concepts"]))
         except FileNotFoundError as error:
             raise MissingInput(f"{path}: no such file") from error
-        except (KeyError, ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
-            raise DamagedArtifact(f"{path}: not a split ({error}); delete it and build again") from error
+        except (KeyError, ValueError, TypeError) as error:
+            raise DamagedArtifact(f"{path}: not a split ({error}); {CURE}") from error
 
 
 def split_by_concept(

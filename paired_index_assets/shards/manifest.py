@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, MissingInput
-from paired_index_assets.files.storage import atomic_file, is_local, read_parquet, write_bytes
+from paired_index_assets.files.storage import is_local, write_bytes
+from paired_index_assets.files.tables import read_table, write_table
 from paired_index_assets.landing.catalog import DATA_SET, Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.generations import served_if_any
@@ -85,8 +85,7 @@ def write_manifest(root: BuildRoot, trained: TrainedIndex, catalog: Catalog, nor
     facts = {DATA_SET: catalog.data_set.encode()}
     schema = MANIFEST_SCHEMA.with_metadata(facts | ({NORMALIZED: ", ".join(normalized).encode()} if normalized else {}))
     table = pa.Table.from_pylist(rows, schema=schema)
-    with atomic_file(root.manifest) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_table(root.manifest, table)
     _write_lengths(root, catalog, index_files)
     return table
 
@@ -108,11 +107,9 @@ def any_taken_down(root: BuildRoot) -> bool:
 def read_manifest(root: BuildRoot) -> pa.Table:
     """Raises MissingInput before the first build, DamagedArtifact for a file of another schema."""
     try:
-        table = read_parquet(root.manifest)
+        table = read_table(root.manifest, "materialise index_manifest again, which writes it anew")
     except FileNotFoundError as error:
         raise MissingInput(f"{root.manifest}: no manifest yet; build the shards first") from error
-    except pa.ArrowException as error:
-        raise DamagedArtifact(f"{root.manifest}: not a Parquet file ({error}); build the manifest again") from error
     if table.schema.names != MANIFEST_SCHEMA.names:
         raise DamagedArtifact(f"{root.manifest}: columns {table.schema.names}, expected {MANIFEST_SCHEMA.names}; build the manifest again")
     return table

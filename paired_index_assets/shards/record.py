@@ -232,6 +232,6 @@ def write_failure(place: ShardPlace, faults: Sequence[tuple[CatalogFile, str]]) 
 def read_failure(place: ShardPlace) -> dict[int, str]:
     """file_id -> what was wrong with it in the last build; empty after a good one."""
     try:
-        return {int(fault["file_id"]): str(fault["problem"]) for fault in read_json(place.failure)}
+        return {int(fault["file_id"]): str(fault["problem"]) for fault in read_json(place.failure, list)}
     except (MissingInput, DamagedArtifact, KeyError, TypeError):
         return {}

@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact
 from paired_index_assets.files.locks import only_writer
 from paired_index_assets.files.stamp import stamp_of
-from paired_index_assets.files.storage import atomic_file, digest_of_parts, is_local, read_json, read_parquet, write_json
+from paired_index_assets.files.storage import digest_of_parts, is_local, read_json, write_json
+from paired_index_assets.files.tables import read_table, write_table
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Int64
 from paired_index_assets.shards.manifest import any_taken_down
 
+CURE = "restore it from a copy: searches need it to leave out what was taken down"
 LOST = -1  # the id of a removed row that is in the data set no more, by the word of whoever built it
 TRAITS = pa.schema(  # what identifies a row whatever its id
     [
@@ -60,7 +61,7 @@ Traits = Mapping[str, Sequence[Any]]
 def read_log(root: BuildRoot) -> pa.Table:
     """Every removal in the order it was asked for; empty if there was none. Raises DamagedArtifact, also for a log that has shrunk."""
     try:
-        log = pa.concat_tables([REMOVED_SCHEMA.empty_table(), *(_as_now(read_parquet(file)) for file in _files(root))])
+        log = pa.concat_tables([REMOVED_SCHEMA.empty_table(), *(_as_now(read_table(file, CURE)) for file in _files(root))])
     except (pa.ArrowException, KeyError) as error:
         raise DamagedArtifact(f"{root.removed}: not the log of removed rows ({error}); restore it from a copy") from error
     promised = _promised(root) if root.removals.exists() else 0 if len(log) else int(any_taken_down(root))
@@ -138,8 +139,7 @@ def _append(root: BuildRoot, log: pa.Table, added: pa.Table, when: datetime) -> 
     whole, file = pa.concat_tables([log, added]), root.removed
     if not is_local(file):
         file = file.with_name(f"removed-{when.astimezone(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}.parquet")
-    with atomic_file(file) as temporary:
-        pq.write_table(whole if is_local(file) else added, temporary, compression="zstd")
+    write_table(file, whole if is_local(file) else added)
     write_json(root.removals, {"entries": len(whole)})
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from pydantic import TypeAdapter, ValidationError
+
 from paired_index_assets.errors import DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import is_local, read_json, remove_older, write_json
 from paired_index_assets.layout import BuildRoot
@@ -45,11 +47,12 @@ def read_promotion(build: BuildRoot) -> Promotion:
     """Raises MissingInput before the first training, DamagedArtifact for a file that is not a promotion."""
     if not build.promoted.exists():
         raise MissingInput(f"{build.promoted}: no such file; no index is trained yet: materialise trained_index first")
-    content = read_json(build.promoted)
+    content = read_json(build.promoted, cure="materialise trained_index again")
     try:
-        return Promotion(**{key: value for key, value in content.items() if key in Promotion.__dataclass_fields__})
-    except (TypeError, AttributeError) as error:
-        raise DamagedArtifact(f"{build.promoted}: not a promotion ({error}); materialise trained_index again") from error
+        return TypeAdapter(Promotion).validate_python(content)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:3])
+        raise DamagedArtifact(f"{build.promoted}: not a promotion ({wrong}); materialise trained_index again") from error
 
 
 def promoted_index(build: BuildRoot) -> TrainedIndex:

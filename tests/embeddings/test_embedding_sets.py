@@ -96,6 +96,17 @@ def test_valid_is_kept_by_part_and_follows_a_changed_file(tmp_path, matrix):
     assert np.flatnonzero(~EmbeddingSet.open(tmp_path / "images.json").valid()).tolist() == [55]
 
 
+@pytest.mark.parametrize("cut", [0, 30, -5])
+def test_a_damaged_cache_of_valid_rows_is_made_again(tmp_path, matrix, cut):
+    expected = cut_set(tmp_path, matrix, [100]).valid()
+    caches = sorted((tmp_path / "valid").iterdir())
+    whole = [cache.read_bytes() for cache in caches]
+    for cache, content in zip(caches, whole, strict=True):
+        cache.write_bytes(content[:cut])
+    np.testing.assert_array_equal(EmbeddingSet.open(tmp_path / "images.json").valid(), expected)
+    assert [cache.read_bytes() for cache in caches] == whole
+
+
 def test_paths_are_relative_under_the_folder_and_absolute_elsewhere(tmp_path, matrix):
     found = cut_set(tmp_path / "a", matrix, [50])
     (tmp_path / "a").rename(tmp_path / "b")
