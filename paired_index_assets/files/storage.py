@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -235,9 +235,9 @@ def read_json(source: UPath | Path, kind: type = dict, *, cure: str = "delete it
         raise MissingInput(f"{source}: no such file") from error
     except (ValueError, RecursionError) as error:
         raise DamagedArtifact(f"{source}: not JSON ({error}); {cure}") from error
-    found: Any = content
-    if type(found) is not kind:
+    if not isinstance(content, kind):
         raise DamagedArtifact(f"{source}: expected a JSON {JSON_KINDS[kind]}, found {json.dumps(content)[:60]}; {cure}")
+    found = cast(Any, content)
     recorded = found.pop(CONTENT_KEY, None) if kind is dict else None
     if recorded is not None and recorded != (digest := _digest_of_json(found)):
         raise DamagedArtifact(f"{source}: altered: its content has the digest {digest[:16]}, but it says {str(recorded)[:16]}; {cure}")

@@ -174,7 +174,7 @@ def test_missing_and_foreign_files_are_named(vectors, tmp_path):
     made(vectors).save(tmp_path / "x.index")
     card = tmp_path / "x.index.json"
     card.write_text(card.read_text().replace('"kmeans"', '"paired_kmeans"'))
-    with pytest.raises(DamagedArtifact, match="fingerprint"):
+    with pytest.raises(DamagedArtifact, match="altered"):
         TrainedIndex.load(tmp_path / "x.index")
     card.write_text(f'{{"format": {FORMAT}}}')
     with pytest.raises(DamagedArtifact, match="delete it"):
