@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from paired_index_assets.clustering.kmeans import train_paired_kmeans as train_paired_kmeans
     from paired_index_assets.neighbors.exact import exact_neighbors as exact_neighbors
     from paired_index_assets.search.sharded import ShardedIndex as ShardedIndex
+    from paired_index_assets.serving.beside import filter_of as filter_of
+    from paired_index_assets.serving.beside import originals_of as originals_of
 
 # Loaded on first use: `exact_neighbors` must import where faiss is absent, and the command line must start fast.
 _HOMES = {
@@ -21,8 +23,10 @@ _HOMES = {
     "train_paired_kmeans": "paired_index_assets.clustering.kmeans",
     "train_kmeans": "paired_index_assets.clustering.kmeans",
     "ShardedIndex": "paired_index_assets.search.sharded",
+    "filter_of": "paired_index_assets.serving.beside",
+    "originals_of": "paired_index_assets.serving.beside",
 }
-__all__ = ["ShardedIndex", "exact_neighbors", "train_kmeans", "train_paired_kmeans"]
+__all__ = ["ShardedIndex", "exact_neighbors", "filter_of", "originals_of", "train_kmeans", "train_paired_kmeans"]
 
 
 def __getattr__(name: str) -> Any:

@@ -141,6 +141,9 @@ class Settings(BaseSettings):
     allow_lost_takedowns: bool = _field(
         False, "Shards", "Go on, this once, where rows that were taken down are not found in changed data: they are gone from it."
     )
+    packed: bool = _field(
+        True, "Shards", "Lay the shards out as one file too, which is searched faster and takes as much disk again (command `pack`)."
+    )
     tick_seconds: int = _field(30, "Shards", "Seconds between two looks at the landing folder.", ge=1)
     nprobe: int | None = _field(None, "Search", "Inverted lists a query visits; left out, as many as the build chose.", ge=1)
     parallel_runs: int = _field(

@@ -8,14 +8,14 @@ from typing import Any
 
 import dagster as dg
 
-from paired_index_assets.assets import embeddings, landing, pairing, report, shards, training
+from paired_index_assets.assets import embeddings, landing, packing, pairing, report, shards, training
 from paired_index_assets.assets.executor import by_steps
 from paired_index_assets.assets.lost_runs import lost_runs_sensor
 from paired_index_assets.assets.partitions import shard_partitions, share_partitions
 from paired_index_assets.assets.resources import ProgressLog, settings_resource
 from paired_index_assets.settings import Settings
 
-_MODULES = [embeddings, pairing, training, shards, report]
+_MODULES = [embeddings, pairing, training, shards, packing, report]
 
 
 # The log of a run is in its page; what a terminal that shows several at once wants is trouble.

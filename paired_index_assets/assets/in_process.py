@@ -20,7 +20,7 @@ from paired_index_assets.progress import Progress
 from paired_index_assets.settings import Settings
 
 BEFORE_SHARDS = ("caption_embeddings", "image_embeddings", "caption_image_pairs", "paired_centroids", "trained_index")
-AFTER_SHARDS = ("index_manifest", "recall_report")
+AFTER_SHARDS = ("index_manifest", "packed_index", "recall_report")
 TRIED_IN_VAIN = 3  # shards in a row that no source gave, and the others are left waiting
 # The terminal has its own progress; Dagster's log lines are in the instance, for the UI.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

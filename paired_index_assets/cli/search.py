@@ -1,5 +1,6 @@
 """`paired-index search`: what the finished index finds."""
 
+from functools import partial as partial_of
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -11,7 +12,8 @@ from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.rows import Float32
 from paired_index_assets.settings import Settings
 
-FORMATS = (".npz", ".json", ".html")
+FORMATS = (".npz", ".parquet", ".json", ".html")
+STREAMED = (".npz", ".parquet")
 
 
 @takes_settings(also=("nprobe", "model", "pretrained", "device"))
@@ -22,8 +24,14 @@ def search(
     queries: Annotated[Optional[Path], typer.Option("--queries", help="Query vectors: .npy of shape (queries, dimensions).")] = None,
     k: Annotated[int, typer.Option("-k", help="Results a query.", min=1)] = 10,
     out: Annotated[
-        Optional[Path], typer.Option("--out", help="Write .npz (scores float32, ids int64), .json or .html instead of a table.")
+        Optional[Path], typer.Option("--out", help="Write .npz (scores float32, ids int64), .parquet, .json or .html instead of a table.")
     ] = None,
+    where: Annotated[
+        Optional[str], typer.Option("--where", help="Only rows whose metadata meet this: \"NSFW = 'UNLIKELY' AND width >= 512\".")
+    ] = None,
+    rerank: Annotated[
+        int, typer.Option("--rerank", help="Score the best K times this many again by their embeddings, where these are at hand.", min=0)
+    ] = 0,
     partial: Annotated[bool, typer.Option("--partial", help="Search the shards that are there, and say which are not.")] = False,
 ) -> None:
     """Search a build by text, picture or vector."""
@@ -31,13 +39,25 @@ def search(
         raise BadInput(f"--out {out}: expected a name ending in one of {', '.join(FORMATS)}")
     if sum(given is not None and given != [] for given in (text, image, queries)) != 1:
         raise BadInput("give one kind of query: --text, --image or --queries")
-    from paired_index_assets.cli.results import show
+    from paired_index_assets.cli.results import show, stream
+    from paired_index_assets.cli.terminal import bars, fail, say
     from paired_index_assets.search.sharded import ShardedIndex
+    from paired_index_assets.serving.beside import filter_of, originals_of
 
     with ShardedIndex.open(settings.build_root, partial=partial) as index:
+        if "again" in index.packed:
+            fail(f"the packed layout is not used, the shards are: {index.packed}")
         named, vectors = _vectors(settings, index.model, text or [], image or [], queries)
-        scores, ids = index.search(vectors, k, nprobe=settings.nprobe)
-        show(settings, named, scores, ids, out, missing=index.missing)
+        with bars() as progress:
+            only = None if where is None else filter_of(settings, where, progress)
+        if only is not None:
+            say(f"{only.matching:,} of {index.ntotal:,} rows match")
+        originals = originals_of(settings) if rerank else None
+        answer = partial_of(index.search, k=k, nprobe=settings.nprobe, where=only, rerank=rerank, originals=originals)
+        if out is not None and out.suffix in STREAMED:
+            stream(vectors, k, answer, out, missing=index.missing)
+        else:
+            show(settings, named, *answer(vectors), out, missing=index.missing)
 
 
 def _vectors(settings: Settings, model: str | None, text: list[str], image: list[Path], queries: Path | None) -> tuple[list[str], Float32]:
@@ -71,7 +91,7 @@ def _vectors(settings: Settings, model: str | None, text: list[str], image: list
 def _matrix(file: Path) -> Float32:
     """(queries, dimensions) of a .npy file; one vector is one query. Raises MissingInput or BadInput, each in one line."""
     try:
-        array = np.load(file, allow_pickle=False)
+        array = np.load(file, mmap_mode="r", allow_pickle=False)  # mapped: there may be millions
     except FileNotFoundError as error:
         raise MissingInput(f"--queries {file}: no such file") from error
     except OSError:
@@ -83,5 +103,6 @@ def _matrix(file: Path) -> Float32:
         raise BadInput(f"--queries {file}: expected one .npy matrix, found an archive of several arrays; save one with numpy.save")
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
         raise BadInput(f"--queries {file}: expected numbers of shape (queries, dimensions), found shape {array.shape} of {array.dtype}")
+    rows = np.atleast_2d(array)
     with np.errstate(over="ignore"):
-        return np.atleast_2d(array).astype(np.float32)
+        return rows if rows.dtype in (np.float16, np.float32) else rows.astype(np.float32)

@@ -13,6 +13,7 @@ class Limits:
 
     results: int = MAX_RESULTS  # of one query, and ids of one look-up
     text: int = 1000  # characters of a query; a model reads 77 tokens
+    conditions: int = 64  # different ones a server makes bitmaps of, a bit a row each
     pixels: int = 1 << 25  # of a picture that is sent: 33 million, 100 MB as RGB
     scans: int = 64  # of a progressive JPEG, each of which is a pass over all pixels; a camera's have ten
     json: int = 1 << 20  # of a request, its picture not counted

@@ -2,7 +2,7 @@
 
 A picture is cut out of the body before it is read as JSON, so that what is parsed is never more than `Limits.json` bytes; lists end at
 their first wrong item, and one error is enough. Values are taken as clip-retrieval's server takes them: numbers in strings, null for
-false. Beside its fields there are `offset`, `with_vectors` and `picture_links`, which this project's page uses.
+false. Beside its fields there are `where`, `rerank`, `offset`, `with_vectors` and `picture_links`, which this project's page uses.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class KnnRequest(BaseModel):
     num_result_ids: int | None = Field(None, ge=1, description="Results in all; left out, `num_images`.")
     indice_name: str | None = Field(None, description="A name from `/indices-list`; left out or empty, the one there is.")
     use_mclip: Flag = Field(False, description="Refused: there is no multilingual model.")
+    where: str | None = Field(
+        None, max_length=2000, description="Only rows whose metadata meet this: `NSFW = 'UNLIKELY' AND width >= 512`."
+    )
+    rerank: int = Field(0, ge=0, le=20, description="Score the best this many times as many again by their embeddings; 0 for not.")
     deduplicate: Flag = Field(False, description="Of results whose stored vectors have a cosine of .94 or more, keep the best.")
     use_safety_model: Flag = Field(False, description="Leave out rows whose metadata says NSFW.")
     use_violence_detector: Flag = Field(False, description="Has no effect here.")

@@ -25,9 +25,12 @@ from paired_index_assets.embeddings.encoders import Encoder
 from paired_index_assets.errors import BadInput, Busy
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.sample import HeldImage
-from paired_index_assets.rows import Float32
+from paired_index_assets.rows import Float32, Int64
+from paired_index_assets.search.filters import Filter
+from paired_index_assets.search.rerank import Originals
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.search.shardset import ServedStamp
+from paired_index_assets.serving.beside import filter_of, originals_of
 from paired_index_assets.serving.limits import Limits
 from paired_index_assets.serving.pictures import SHOWN_BYTES
 from paired_index_assets.serving.reloading import Reloading, watched
@@ -52,6 +55,15 @@ class Searchable:
 
     index: ShardedIndex
     shown: Shown = field(default_factory=Shown)
+    conditions: dict[str, Filter] = field(default_factory=dict)  # those asked so far
+
+    def originals(self) -> Originals:
+        """The embeddings of the index, opened when they are first asked for. Raises MissingInput."""
+        if not self._opened:
+            self._opened.append(originals_of(self.index.build))
+        return self._opened[0]
+
+    _opened: list[Originals] = field(default_factory=list)
 
 
 class SearchService:
@@ -102,7 +114,7 @@ class SearchService:
             for _ in range(OPENINGS):
                 found = stamp()
                 index = ShardedIndex.open(build, partial=partial)
-                records = [record for place in index.mapped if (record := read_record(place)) is not None]
+                records = [record for place in index.places if (record := read_record(place)) is not None]
                 if stamp() == found:  # else a shard was replaced meanwhile, and its record with it
                     break
             else:
@@ -155,10 +167,30 @@ class SearchService:
         have a picture. Raises BadRequest."""
         count = self.checked(request)
         with stage("search"):
-            scores, ids = found.index.search(vector, count, nprobe=self.nprobe)
+            scores, ids = self._searched(request, found, vector, count)
         hits = list(_hits(scores[0], ids[0].tolist(), request.deduplicate))
         with stage("metadata"):
             return _described(hits, found, request.num_images, self.limits.answered_pictures, safe=request.use_safety_model)
+
+    def _searched(self, request: KnnRequest, found: Searchable, vector: Float32, count: int) -> tuple[Float32, Int64]:
+        """As `ShardedIndex.search`; a condition or a rerank that can not be met is the client's to mend."""
+        index = found.index
+        if not request.where and not request.rerank:
+            return index.search(vector, count, nprobe=self.nprobe)
+        try:
+            where = self._condition(request.where, found) if request.where else None
+            originals = found.originals() if request.rerank else None
+            return index.search(vector, count, nprobe=self.nprobe, where=where, rerank=request.rerank, originals=originals)
+        except BadInput as error:
+            raise BadRequest(str(error)) from error
+
+    def _condition(self, text: str, found: Searchable) -> Filter:
+        if text not in found.conditions:
+            if len(found.conditions) >= self.limits.conditions:
+                raise BadRequest(f"where: this server keeps {self.limits.conditions} conditions, which are taken; ask one of those")
+            files = found.shown.metadata.files if found.shown.metadata is not None else ()
+            found.conditions[text] = filter_of(found.index.build, text, files=files)
+        return found.conditions[text]
 
     def checked(self, request: KnnRequest) -> int:
         """How many results `request` is for. Raises BadRequest for what cannot be answered, whatever the query is."""

@@ -93,10 +93,10 @@ def write_shard(path: Path, empty: FaissFile, parts: Sequence[Part], *, progress
             stream.write(data)
             written += memoryview(data).nbytes
 
-        put(_head(empty, total))
-        put(_sizes(sizes, ivf.code_size))
+        put(file_head(empty, total))
+        put(size_table(sizes, ivf.code_size))
         done = 0
-        for first, stop in _runs(sizes, ivf.code_size + ID_BYTES):
+        for first, stop in runs_of_lists(sizes, ivf.code_size + ID_BYTES):
             ids, codes = _merged(parts, first, stop)
             cuts = np.concatenate([[0], np.cumsum(sizes[first:stop])])
             put(b"".join(piece for a, b in pairwise(cuts) for piece in (codes[a:b].data, ids[a:b].data)))
@@ -144,7 +144,7 @@ def _marks(part: Part) -> Bool:
     return marks
 
 
-def _head(empty: FaissFile, total: int) -> UInt8:
+def file_head(empty: FaissFile, total: int) -> UInt8:
     """What faiss writes before the lists of an index with `total` rows: a transform comes before its IVF, so lists are last in any case."""
     ivf = ivf_of(empty)
     if ivf.invlists.compute_ntotal():
@@ -158,7 +158,7 @@ def _head(empty: FaissFile, total: int) -> UInt8:
     return head[: -EMPTY_LISTS.size]
 
 
-def _sizes(sizes: Int64, code_size: int) -> bytes:
+def size_table(sizes: Int64, code_size: int) -> bytes:
     """The size table: of all lists where more than half have rows, else (list, size) of those that have."""
     filled = np.flatnonzero(sizes)
     full = len(filled) > len(sizes) // 2
@@ -167,7 +167,7 @@ def _sizes(sizes: Int64, code_size: int) -> bytes:
     return head + table.astype("<u8").tobytes()
 
 
-def _runs(sizes: Int64, row_bytes: int) -> Iterator[tuple[int, int]]:
+def runs_of_lists(sizes: Int64, row_bytes: int) -> Iterator[tuple[int, int]]:
     """Ranges of lists of about `MERGE_BYTES` each."""
     ends = np.cumsum(sizes) * row_bytes
     first = 0
