@@ -12,6 +12,7 @@ second in one batch, and the median milliseconds of single queries. Medians of -
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -215,7 +216,6 @@ def ours_code(work: Path, *, packed: bool, rerank: int = 0) -> str:
         size = sum(Path(file.path).stat().st_size for file in served.generation.packed.glob("*.index"))
     else:
         size = sum(Path(place.file.path).stat().st_size for place in served.shards)
-    rows = sum(1 for _ in range(0)) or 200_000
     import numpy as np
 
     rows = len(np.load(work / "images.npy", mmap_mode="r"))
@@ -320,10 +320,8 @@ def reads(work: Path) -> None:
         with ShardedIndex.open(work / "build", packed=packed) as index:
             plan = index._scan._plan
             record = plan.record[0]
-            sizes = np.ctypeslib.as_array(
-                (np.ctypeslib.ctypes.c_int64 * (record["nlist"] * record["pieces"])).from_address(int(record["sizes"]))
-            )
-            sizes = sizes.reshape(record["nlist"], record["pieces"])
+            count = int(record["nlist"] * record["pieces"])
+            sizes = np.frombuffer(ctypes.string_at(int(record["sizes"]), 8 * count), np.int64).reshape(-1, int(record["pieces"]))
             for nprobe in (8, 32):
                 n, width = len(queries), int(record["width"])
                 lists = np.empty((n, nprobe), np.int64)
