@@ -108,8 +108,8 @@ def make_filter(condition: Condition, files: Sequence[MetadataFile], rows: int, 
                 progress("filter", min(first + len(matches), rows), rows)
         with atomic_file(place) as draft, draft.open("wb") as stream:
             np.save(stream, bits)
-    mapped: UInt8 = np.load(place, mmap_mode="r", allow_pickle=False)
-    bits_of = mapped.view(np.ndarray)  # a plain array over the map, which compiled code takes
+    mapped: UInt8 = np.load(place, mmap_mode="c", allow_pickle=False)  # compiled code would be compiled again for a read-only array
+    bits_of = mapped.view(np.ndarray)
     return Filter(condition, bits_of, int(np.bitwise_count(bits_of).sum(dtype=np.int64)))
 
 

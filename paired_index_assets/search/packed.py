@@ -21,8 +21,9 @@ from paired_index_assets.progress import Progress, silent
 from paired_index_assets.search.mapped import MappedLists, map_lists
 from paired_index_assets.search.packing import check_pack, write_pack
 from paired_index_assets.search.shardset import ServedIndex, map_shard, served_index
+from paired_index_assets.search.unwanted import RemovedIds
 from paired_index_assets.shards.record import read_record
-from paired_index_assets.shards.takedown import read_removed, removed_version
+from paired_index_assets.shards.takedown import removed_version
 
 FORMAT = 1
 AGAIN = "run `paired-index pack` again"
@@ -101,7 +102,7 @@ def pack(build: BuildRoot, *, progress: Progress = silent) -> tuple[PackRecord, 
     served = served_index(build)
     generation, trained, folder = served.generation, served.trained, served.generation.packed
     with only_writer(folder / ".pack.lock"):
-        sums, removed = _sums(served), read_removed(build)
+        sums, removed = _sums(served), RemovedIds(build).ids
         version = removed_version(removed, 0, EVERY_ID)
         inputs = digest_of_parts(str(FORMAT), trained.fingerprint, version, *(f"{number} {sha}" for number, sha in sums.items()))
         name = f"knn.packed_{trained.codec.name}.{inputs[:16]}.index"

@@ -186,7 +186,8 @@ def _as_rows(queries: npt.ArrayLike, d: int) -> Float32:
     if rows.ndim != 2 or rows.shape[1] != d:
         raise BadInput(f"queries: expected shape (n, {d}), found {given.shape}; embed them with the model of the index")
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(rows, dtype=np.float32)
+        vectors = np.ascontiguousarray(rows, dtype=np.float32)
+    return vectors if vectors.flags.writeable else vectors.copy()  # for a read-only array the search would be compiled once more
 
 
 def _whole(name: str, value: int, most: int | None) -> int:
