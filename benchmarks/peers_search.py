@@ -41,7 +41,8 @@ def sweep(search, settings, queries, truth, size, rounds=1):
         for row in range(SINGLE):
             one = queries[row : row + 1]
             began = time.perf_counter(); search(one, setting); times.append(time.perf_counter() - began)
-        rows.append({"setting": str(setting), "recall": recall, "qps": len(queries) / batch, "cpu_us": 1e6 * cpu / len(queries), "p50_ms": 1e3 * float(np.median(times)), "bytes": size})
+        rows.append({"setting": str(setting), "recall": recall, "qps": len(queries) / batch, "cpu_us": 1e6 * cpu / len(queries), "p50_ms": 1e3 * float(np.median(times))})
+        rows[-1]["bytes"] = size
     print(json.dumps(rows))
 SINGLE = int(sys.argv[3])
 images, queries, truth = (np.load(f"{sys.argv[1]}/{name}.npy") for name in ("images", "queries", "truth"))
@@ -264,9 +265,8 @@ def medians(rounds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def print_table(found: dict[str, list[dict[str, Any]]]) -> None:
     heads = [f"{recall:.2f}" for recall in RECALLS]
     print("Processor time is what other work on the machine changes least; two idle cores would do 2,000 / it thousand queries a second.\n")
-    print(
-        f"| index | bytes a vector | batch, us of processor a query at {' / '.join(heads)} | batch, k q/s at {' / '.join(heads)} | single, ms at {' / '.join(heads)} | settings |"
-    )
+    at = f"at {' / '.join(heads)}"
+    print(f"| index | bytes a vector | batch, us of processor a query {at} | batch, k q/s {at} | single, ms {at} | settings |")
     print("|---|---|---|---|---|---|")
     for name, rows in found.items():
         if not rows:

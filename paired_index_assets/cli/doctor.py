@@ -170,8 +170,10 @@ def _shards(settings: Settings) -> str:
 
     if served_generation(settings.build_root) is None:
         return "none yet"
+    with ShardedIndex.open(settings.build_root, verify=True, packed=False) as index:
+        found = f"{len(index.shards)} shards, {index.ntotal:,} vectors, every byte as recorded"
     with ShardedIndex.open(settings.build_root, verify=True) as index:
-        return f"{len(index.shards)} shards, {index.ntotal:,} vectors, every byte as recorded"
+        return f"{found}; packed layout: {index.packed}"
 
 
 def _rows(settings: Settings) -> str:

@@ -36,7 +36,7 @@ def measure_shards(build: OpenBuild, *, progress: Progress = silent) -> Served:
     root, settings, catalog, captions = build.root, build.settings, build.catalog, captions_reported_on(build)
     if captions is None:
         raise BadInput(f"{root.split}: no test captions, or their embeddings are gone; build again, or ask for some with --test-captions")
-    with ShardedIndex.open(root, partial=True) as index:
+    with ShardedIndex.open(root, partial=True, packed=False) as index:
         if not index.ntotal:
             raise MissingInput(
                 f"{root.shards}: no vector in {len(index.shards)} shards; build them first. {' '.join(index.missing.values())}"
