@@ -12,7 +12,7 @@ from typing import Any
 
 from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.cli.terminal import bars, table
-from paired_index_assets.errors import DamagedArtifact, PairedIndexError, of_the_system
+from paired_index_assets.errors import DamagedArtifact, MissingInput, PairedIndexError, of_the_system
 from paired_index_assets.fetching.sources import parse_sources, shown
 from paired_index_assets.files.deadline import within
 from paired_index_assets.files.storage import is_local, nearest_folder, patiently
@@ -54,6 +54,7 @@ def doctor(patient: Patient) -> None:
     ]
     if trouble is None:
         checks += [
+            ("tables", lambda: _tables(settings)),
             ("trained index", lambda: _trained(settings)),
             ("generations", lambda: _generations(settings)),
             ("shards", lambda: _shards(settings)),
@@ -129,6 +130,39 @@ def _home(settings: Settings) -> Path | None:
     """Where dagster.yaml is; None before the first build or UI, which puts one there."""
     home = Path(os.environ.get("DAGSTER_HOME") or (f"{settings.root}/dagster" if is_local(settings.build_root.root) else "."))
     return home if (home / "dagster.yaml").exists() else None
+
+
+def _tables(settings: Settings) -> str:
+    """Every small table is read whole and held against the digest of its content; all that are damaged are named."""
+    from paired_index_assets.builds.opened import OpenBuild
+    from paired_index_assets.embeddings.metadata import check_metadata
+    from paired_index_assets.pairing.pairs import read_pairs
+    from paired_index_assets.pairing.split import Split
+    from paired_index_assets.shards.manifest import read_manifest
+    from paired_index_assets.shards.takedown import read_log
+
+    root, build = settings.build_root, OpenBuild(settings)
+    tables: list[tuple[str, Callable[[], object]]] = [
+        ("catalog", lambda: Catalog.load(root.catalog)),
+        ("images", lambda: check_metadata(build.images)),
+        ("captions", lambda: check_metadata(build.captions)),
+        ("pairs", lambda: read_pairs(root.pairs)),
+        ("split", lambda: Split.load(root.split)),
+        ("manifest", lambda: read_manifest(root)),
+        ("takedown log", lambda: read_log(root)),
+    ]
+    there, damaged = [], []
+    for name, read in tables:
+        try:
+            read()
+            there.append(name)
+        except MissingInput:
+            continue
+        except DamagedArtifact as error:
+            damaged.append(str(error))
+    if damaged:
+        raise DamagedArtifact("; ".join(damaged))
+    return ", ".join(there) + ": as written"
 
 
 def _trained(settings: Settings) -> str:

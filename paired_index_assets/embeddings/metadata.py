@@ -14,7 +14,7 @@ from upath import UPath
 
 from paired_index_assets.embeddings.fates import Fates
 from paired_index_assets.embeddings.sets import EmbeddingSet
-from paired_index_assets.errors import BadInput, OutOfDisk, SourceUnavailable
+from paired_index_assets.errors import BadInput, DamagedArtifact, OutOfDisk, SourceUnavailable
 from paired_index_assets.files.npy import read_header
 from paired_index_assets.files.storage import digest_of_parts, read_parquet
 from paired_index_assets.files.tables import CONTENT, DAMAGE, digest_of_table
@@ -79,6 +79,20 @@ def finished_part(vectors: UPath, metadata: UPath, fingerprint: str) -> Fates | 
         raise
     except (BadInput, *DAMAGE):
         return None  # damaged: it will be made again
+
+
+def check_metadata(embeddings: EmbeddingSet) -> None:
+    """Hold all metadata of a set against the digests it carries. Raises DamagedArtifact naming a file and the cure."""
+    for path in (part.metadata for part in embeddings.parts if part.metadata is not None):
+        cure = "delete it, and materialise the embeddings again: its part alone is made anew"
+        try:
+            recorded, found = _said(path).get(CONTENT), _digest(read_parquet(path))
+        except (SourceUnavailable, OutOfDisk, FileNotFoundError):
+            raise
+        except DAMAGE as error:
+            raise DamagedArtifact(f"{path}: damaged ({' '.join(str(error).split())[:200]}); {cure}") from error
+        if recorded not in (None, found):
+            raise DamagedArtifact(f"{path}: altered since it was written; {cure}")
 
 
 def _digest(table: pa.Table) -> bytes:

@@ -13,13 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from paired_index_assets.embeddings.metadata import MetadataWriter, check_metadata, finished_part
+from paired_index_assets.embeddings.sets import SetPart, write_set
 from paired_index_assets.errors import BadInput, DamagedArtifact, PairedIndexError
-from paired_index_assets.files.storage import read_json, write_json
+from paired_index_assets.files.storage import as_path, read_json, read_parquet, write_json
 from paired_index_assets.files.tables import digest_of_table, read_arrays, read_table, write_arrays, write_table
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.pairing.pairs import read_pairs, write_pairs
 from paired_index_assets.pairing.split import Split
+from paired_index_assets.readers.sample import Sample
 from paired_index_assets.settings import Settings, load_settings
 from paired_index_assets.trained.promotion import Promotion, promote, read_promotion
 
@@ -168,3 +171,29 @@ def test_arrays_and_objects_come_back_as_they_were(tmp_path: Path) -> None:
     }
     write_json(tmp_path / "x.json", {"a": [1, 2.5, None], "ü": "é"})
     assert read_json(tmp_path / "x.json") == {"a": [1, 2.5, None], "ü": "é"}
+
+
+def test_of_flips_in_the_metadata_of_a_part_none_reads_as_something_else(tmp_path: Path) -> None:
+    path, vectors = tmp_path / "metadata.parquet", tmp_path / "img_emb.npy"
+    np.save(vectors, unit(300, 3).astype(np.float16))
+    columns = {"url": pa.array([], pa.string()), "width": pa.array([], pa.int64())}
+    samples = [Sample(key=f"{n:05d}", caption=f"caption {n % 7}", columns={"url": f"http://x/{n}", "width": n}) for n in range(300)]
+    with MetadataWriter(path, pa.schema([(name, values.type) for name, values in columns.items()]), "made of this") as writer:
+        writer.append(samples, ["ok"] * 300)
+    part = SetPart(as_path(vectors), 300, "", as_path(path))
+    images = write_set(tmp_path / "images.json", [part], model="m", modality="images")
+    assert finished_part(as_path(vectors), as_path(path), "made of this") is not None
+    check_metadata(images)
+    whole, expected, rng, noticed = path.read_bytes(), read_parquet(path), np.random.default_rng(5), 0
+    for _ in range(FLIPS // 2):
+        at, bit = int(rng.integers(len(whole))), int(rng.integers(8))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+        if finished_part(as_path(vectors), as_path(path), "made of this") is None:
+            noticed += 1
+        else:
+            check_metadata(images)
+            assert read_parquet(path).equals(expected)
+    assert noticed > FLIPS / 20
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DamagedArtifact, match=r"metadata\.parquet: .*its part alone is made anew"):
+        check_metadata(images)
