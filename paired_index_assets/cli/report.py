@@ -59,6 +59,8 @@ def _measured_again(settings: Settings, found: "RecallReport") -> "RecallReport"
 
 
 def _show_served(found: "RecallReport") -> None:
+    from paired_index_assets.quality.tables import said_of_served
+
     served = found.served
     for note in found.notes:
         say(note)
@@ -72,6 +74,7 @@ def _show_served(found: "RecallReport") -> None:
             for point in served.points
         ],
     )
+    say(" ".join(said_of_served(served)))
 
 
 def _name(found: "RecallReport", candidate: "CandidateReport") -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 from paired_index_assets.nlist import NPROBE
 from paired_index_assets.quality.report import CandidateReport, Point, RecallReport
 from paired_index_assets.quality.served import Served
+from paired_index_assets.quality.truth import DEEPEST_K
 
 SUMMARY_K = 10
 SUMMARY_SHARE = 0.01
@@ -41,23 +42,29 @@ def markdown(report: RecallReport) -> str:
 
 def served_section(served: Served) -> str:
     """What the shards on disk find."""
-    sentences = [
-        f"{served.shards:,} shards of {served.indexed:,} vectors, searched as `paired-index search` does for {served.queries:,} test captions; "
-        "their exact neighbours are over everything indexed, without what was taken down."
-    ]
+    ks = list(served.points[0].recall)
+    rows = ([f"{point.nprobe:,}", f"{point.scanned:.2%}", *(str(point.recall[k]) for k in ks)] for point in served.points)
+    head = f"{served.shards:,} shards of {served.indexed:,} vectors, searched as `paired-index search` does for {served.queries:,} test captions; "
+    head += "their exact neighbours are over everything indexed, without what was taken down."
+    numbers = table(["lists probed", "scanned", *(f"recall@{k}" for k in ks)], rows)
+    return "\n\n".join(["## What is served", " ".join([head, *said_of_served(served)]), numbers])
+
+
+def said_of_served(served: Served) -> list[str]:
+    """What has to be known beside the numbers, a sentence each."""
+    said = []
     if served.missing_shards:
         sentences.append(f"Not there, and not measured: shards {', '.join(map(str, served.missing_shards))}.")
     if served.unproven:
-        sentences.append(f"{served.unproven:,} captions are left out: after takedowns their neighbours are not known as deep as that.")
+        said.append(
+            f"{served.unproven:,} captions are left out: after takedowns their neighbours are not known {DEEPEST_K} deep, and files are gone."
+        )
     if served.lossy_rows:
         sentences.append(
             f"{served.lossy_rows:,} vectors were rebuilt from another index, and the truth of their files is of the rebuilt rows."
         )
     same = "gives the same results" if not served.stock_differs else f"differs in {served.stock_differs:,} results, ties aside"
-    sentences.append(f"Stock faiss over the same files {same} (nprobe {served.stock_nprobe}, {served.stock_queries:,} captions).")
-    ks = list(served.points[0].recall)
-    rows = ([f"{point.nprobe:,}", f"{point.scanned:.2%}", *(str(point.recall[k]) for k in ks)] for point in served.points)
-    return "\n\n".join(["## What is served", " ".join(sentences), table(["lists probed", "scanned", *(f"recall@{k}" for k in ks)], rows)])
+    return [*said, f"Stock faiss over the same files {same} (nprobe {served.stock_nprobe}, {served.stock_queries:,} captions)."]
 
 
 def summary_table(report: RecallReport) -> str:

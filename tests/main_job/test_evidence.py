@@ -66,6 +66,7 @@ def test_the_report_of_a_build_says_what_its_shards_find(small_build, paired_ind
     assert kept, said
     said = paired_index("report", "--root", small_build).stdout
     assert "6 shards on disk" in said
+    assert "Stock faiss over the same files gives the same results (nprobe 8, 100 captions)." in said
     assert "## What is served" in (small_build / "report/recall.md").read_text()
 
 

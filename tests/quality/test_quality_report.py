@@ -8,11 +8,13 @@ from PIL import Image
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.quality.codes import DecodedRows, measure_codes
+from paired_index_assets.quality.intervals import Interval
 from paired_index_assets.quality.plots import recall_png
 from paired_index_assets.quality.publish import publish_report
 from paired_index_assets.quality.recall import measure
 from paired_index_assets.quality.report import SCHEMA, RecallReport, build_report
-from paired_index_assets.quality.tables import markdown
+from paired_index_assets.quality.served import Served, ServedPoint, differing
+from paired_index_assets.quality.tables import markdown, said_of_served, served_section
 
 MOST_PNG_BYTES = 120_000
 
@@ -121,3 +123,27 @@ def test_what_is_not_a_report_is_named(tmp_path, report, measured):
         build_report(measured, baseline="kmeanz", seed=0)
     with pytest.raises(BadInput, match="no candidate 'x'"):
         report.candidate("x")
+
+
+def test_the_report_says_what_is_served_and_what_was_not_measured() -> None:
+    at = ServedPoint(8, 0.02, {1: Interval(0.5, 0.4, 0.6), 10: Interval(0.8, 0.7, 0.9)})
+    served = Served(900, 0, 1_000_000, 58, [], 0, "f" * 16, "c" * 16, [at], 8, 200, 0)
+    section = served_section(served)
+    assert "58 shards of 1,000,000 vectors" in section
+    assert "| 8 | 2.00% | 0.500 [0.400, 0.600] | 0.800 [0.700, 0.900] |" in section
+    assert said_of_served(served) == ["Stock faiss over the same files gives the same results (nprobe 8, 200 captions)."]
+    worse = replace(served, missing_shards=[3, 7], unproven=12, lossy_rows=938_000, stock_differs=5)
+    said = " ".join(said_of_served(worse))
+    for part in ("shards 3, 7", "12 captions are left out", "938,000 vectors were rebuilt", "differs in 5 results"):
+        assert part in said
+
+
+def test_results_that_differ_are_counted_and_ties_are_not() -> None:
+    scores = np.array([[0.9, 0.5, 0.5, 0.3], [0.8, 0.7, 0.6, 0.5]], np.float32)
+    ids = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    assert differing(scores, ids, scores, ids) == 0
+    assert differing(scores, ids, scores, ids[:, [0, 2, 1, 3]]) == 2  # the second row is no tie
+    assert differing(scores, ids, scores, np.array([[1, 3, 2, 9], [5, 6, 7, 9]])) == 0  # who has the last score is not seen
+    assert differing(scores, ids, scores - np.float32([[0, 0, 0, 0.1], [0, 0, 0, 0]]), ids) == 1
+    gone = np.array([[0.9, -np.inf]], np.float32)
+    assert differing(gone, np.array([[1, -1]]), gone, np.array([[1, -1]])) == 0
