@@ -95,7 +95,7 @@ def _reads_back(build: "OpenBuild", shard: int) -> dg.AssetCheckResult:
     trained = build.promoted
     try:
         record = verify_shard(build.root.generation(trained.fingerprint).shard(trained.codec.name, shard), build.root.cache)
-        (found,) = account_of_build(build, trained, [shard])
+        (found,) = account_of_build(build, build.catalog, trained, [shard])
     except Transient:
         raise  # that it could not be read says nothing about the shard
     except PairedIndexError as error:

@@ -213,7 +213,7 @@ def _shards(settings: Settings) -> str:
 def _rows(settings: Settings) -> str:
     """What the blocking checks of a build count, counted again."""
     from paired_index_assets.builds.opened import OpenBuild
-    from paired_index_assets.evidence.conservation import account_of_build, rows_are_conserved
+    from paired_index_assets.evidence.conservation import account_of_build, rows_are_conserved, served_catalog
     from paired_index_assets.search.shardset import served_index
     from paired_index_assets.shards.record import finished_shards
 
@@ -223,7 +223,9 @@ def _rows(settings: Settings) -> str:
     conserved = rows_are_conserved(build)
     finished = finished_shards(served.generation)
     with bars() as progress:
-        accounts = account_of_build(build, served.trained, list(finished), progress=progress)
+        accounts = account_of_build(build, served_catalog(build), served.trained, list(finished), progress=progress)
     gone = sum(len(account.gone) for account in accounts)
     compared = f"{sum(account.compared for account in accounts):,} rows decoded by stock faiss are those of their ids"
-    return f"{conserved}; {compared}" + (f"; the source of {gone} files is gone, their rows were not compared" if gone else "")
+    return f"{conserved}; {compared}" + (
+        f"; the source of {gone} files is gone or another now: their rows were not compared" if gone else ""
+    )

@@ -9,15 +9,23 @@ import numpy as np
 from paired_index_assets.builds.opened import OpenBuild
 from paired_index_assets.errors import DamagedArtifact
 from paired_index_assets.files.storage import is_local
+from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import read_rows
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import usable_rows
 from paired_index_assets.shards.accounting import SAMPLED_ROWS, Account, account_of_shard
+from paired_index_assets.shards.generations import served_if_any
 from paired_index_assets.shards.manifest import read_manifest
 from paired_index_assets.shards.takedown import read_removed
 from paired_index_assets.trained.artifact import TrainedIndex
 
 COUNTS = ("indexed", "not_finite", "zero", "taken_down")
+
+
+def served_catalog(build: OpenBuild) -> Catalog:
+    """The catalog whose rows are the ids of what is served: a generation keeps its own."""
+    served = served_if_any(build.root)
+    return Catalog.load(served.catalog) if served is not None and served.catalog.exists() else build.catalog
 
 
 def rows_are_conserved(build: OpenBuild) -> str:
@@ -34,6 +42,7 @@ def rows_are_conserved(build: OpenBuild) -> str:
     said.append(f"{catalog.total_rows:,} rows of the catalog")
     table = read_manifest(root).to_pylist()
     done = [row for row in table if row["indexed"] is not None]
+    catalog = served_catalog(build)
     for row in done:
         file = catalog.all_files[row["file_id"]] if row["file_id"] < len(catalog) else None
         if file is None or (file.name, file.start_row, file.rows) != (row["name"], row["start_row"], row["rows"]):
@@ -68,11 +77,13 @@ def _ids_are_rows(build: OpenBuild) -> None:
             )
 
 
-def account_of_build(build: OpenBuild, trained: TrainedIndex, shards: Sequence[int], *, progress: Progress = silent) -> list[Account]:
-    """`account_of_shard` of each of these shards of the generation of `trained`. Raises MissingInput, DamagedArtifact."""
-    removed, found = read_removed(build.root), []
+def account_of_build(
+    build: OpenBuild, catalog: Catalog, trained: TrainedIndex, shards: Sequence[int], *, progress: Progress = silent
+) -> list[Account]:
+    """`account_of_shard` of each of these shards of the generation of `trained`, whose ids are rows of `catalog`. Raises MissingInput, DamagedArtifact."""
+    removed, listing, found = read_removed(build.root), build.listing_of(catalog), []
     for done, shard in enumerate(shards, start=1):
-        of_shard = account_of_shard(build.root, trained, build.catalog, shard, build.listing, removed=removed, seed=build.settings.seed)
+        of_shard = account_of_shard(build.root, trained, catalog, shard, listing, removed=removed, seed=build.settings.seed)
         found.append(of_shard)
         progress("accounting for rows", done, len(shards))
     return found

@@ -7,7 +7,8 @@ from dataclasses import replace
 from paired_index_assets.builds.opened import OpenBuild
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.evidence.captions import captions_reported_on
-from paired_index_assets.landing.catalog import CatalogFile
+from paired_index_assets.evidence.conservation import served_catalog
+from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import LandedFile
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.quality.recall import NPROBES
@@ -33,7 +34,7 @@ def measure_shards(build: OpenBuild, *, progress: Progress = silent) -> Served:
     Truths that are missing are made where the files still are. Raises MissingInput where there is nothing to measure (no captions, no
     shards, files without truth that are gone); DamagedArtifact.
     """
-    root, settings, catalog, captions = build.root, build.settings, build.catalog, captions_reported_on(build)
+    root, settings, catalog, captions = build.root, build.settings, served_catalog(build), captions_reported_on(build)
     if captions is None:
         raise BadInput(f"{root.split}: no test captions, or their embeddings are gone; build again, or ask for some with --test-captions")
     with ShardedIndex.open(root, partial=True, packed=False) as index:
@@ -42,7 +43,7 @@ def measure_shards(build: OpenBuild, *, progress: Progress = silent) -> Served:
                 f"{root.shards}: no vector in {len(index.shards)} shards; build them first. {' '.join(index.missing.values())}"
             )
         removed = read_removed(root)
-        indexed = indexed_files(build, index)
+        indexed = indexed_files(build, catalog, index)
         keep_truths(
             root, captions, [IndexedFile(file, record.content, there) for file, record, there in indexed], removed, progress=progress
         )
@@ -78,14 +79,14 @@ def measure_shards(build: OpenBuild, *, progress: Progress = silent) -> Served:
         )
 
 
-def indexed_files(build: OpenBuild, index: ShardedIndex) -> list[tuple[CatalogFile, FileRecord, LandedFile | None]]:
+def indexed_files(build: OpenBuild, catalog: Catalog, index: ShardedIndex) -> list[tuple[CatalogFile, FileRecord, LandedFile | None]]:
     """The files of the shards that are searched, what their records say of each, and where its rows still are."""
-    generation, found = build.root.generation(index.fingerprint), []
+    generation, listing, found = build.root.generation(index.fingerprint), build.listing_of(catalog), []
     for shard in index.shards:
         record = finished_record(generation.shard(index.codec, shard))
         for mine in record.files if record else ():
-            file = build.catalog.all_files[mine.file_id]
-            found.append((file, mine, build.listing.get(file.name)))
+            file = catalog.all_files[mine.file_id]
+            found.append((file, mine, listing.get(file.name)))
     return found
 
 

@@ -82,13 +82,19 @@ def test_ids_that_were_permuted_are_found_out(world: World) -> None:
         accounted(world)
 
 
-def test_a_shard_made_of_other_vectors_is_found_out(world: World, tmp_path: Path) -> None:
+def test_a_shard_made_of_other_vectors_is_found_out(world: World) -> None:
     """As many rows, unit vectors too: captions in the place of images."""
-    for file in world.catalog.files(0):
-        np.save(world.landing / file.name, unit_rows(file.rows, 40 + file.file_id, gap=0.5).astype(np.float16))
+    images = {file.name: np.load(world.landing / file.name) for file in world.catalog.files(0)}
     build(world)
-    for file in world.catalog.files(0):
-        np.save(world.landing / file.name, unit_rows(file.rows, 1000 + file.file_id).astype(np.float16))
+    right = read_record(world.place(0))
+    for number, name in enumerate(images):
+        np.save(world.landing / name, unit_rows(len(images[name]), 40 + number, gap=0.5).astype(np.float16))
+    build(world)
+    wrong = read_record(world.place(0))
+    for name, rows in images.items():
+        np.save(world.landing / name, rows)
+    assert len(accounted(world).gone) == 3  # files that were replaced: the shard is stale, which is for a build to see
+    write_record(world.place(0), dataclasses.replace(wrong, files=right.files))
     with pytest.raises(DamagedArtifact, match="its code decodes"):
         accounted(world)
 
@@ -140,7 +146,7 @@ def test_files_that_are_gone_are_named_and_the_others_compared(world: World) -> 
     found = accounted(world)
     assert found.gone == (name,)
     assert 0 < found.compared < SAMPLED_ROWS
-    assert "the source of 1 files is gone" in str(found)
+    assert "the source of 1 files is gone or another now" in str(found)
 
 
 def test_files_that_were_appended_since_are_no_fault(world: World) -> None:
