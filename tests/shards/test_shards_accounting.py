@@ -47,7 +47,7 @@ def ids_of_largest(index: faiss.Index) -> np.ndarray:
     return faiss.rev_swig_ptr(ivf.invlists.get_ids(number), ivf.invlists.list_size(number))
 
 
-@pytest.mark.parametrize("rounding", ["query", "nearest", "faiss"])
+@pytest.mark.parametrize("rounding", ["transformed", "query", "nearest", "faiss"])
 def test_a_right_shard_is_accounted_for_row_by_row(world: World, rounding: str) -> None:
     world = dataclasses.replace(world, trained=train(rounding=rounding))
     name = world.catalog.files(0)[0].name
@@ -69,7 +69,10 @@ def test_other_seeds_look_at_other_rows(world: World) -> None:
     assert accounted(world, seed=1).compared == accounted(world, seed=2).compared == SAMPLED_ROWS
 
 
-def test_ids_that_were_permuted_are_found_out(world: World) -> None:
+@pytest.mark.parametrize("rounding", ["transformed", "query"])
+def test_ids_that_were_permuted_are_found_out(world: World, rounding: str) -> None:
+    world = dataclasses.replace(world, trained=train(rounding=rounding))
+
     def permute(index: faiss.Index) -> None:
         for number in range(ivf_of(index).nlist):
             if size := ivf_of(index).invlists.list_size(number):
