@@ -90,7 +90,13 @@ class EmbeddingSet:
     def open(cls, json_path: str | Path | UPath, cache: Cache | None = None) -> EmbeddingSet:
         """Raises MissingInput without the JSON or a part, DamagedArtifact if a part is not what the JSON says."""
         path = as_path(json_path)
-        content = read_json(path)
+        try:
+            content = read_json(path)
+        except MissingInput as error:
+            asset = {"images": "image_embeddings", "captions": "caption_embeddings"}.get(path.stem, "the embeddings")
+            raise MissingInput(
+                f"{path}: no such file, no embeddings yet; materialise {asset} first, or run `paired-index build`"
+            ) from error
         try:
             if content["format"] != FORMAT:
                 raise DamagedArtifact(f"{path}: expected format {FORMAT}, found {content['format']}; build the embeddings again")

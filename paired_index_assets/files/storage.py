@@ -277,6 +277,17 @@ def digest_of_parts(*parts: str | bytes) -> str:
     return sha.hexdigest()
 
 
+@contextmanager
+def damage_as_arrows() -> Iterator[None]:
+    """Arrow says of a damaged page that it is an OSError, without a number: raised as the ArrowException that damage is elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None or isinstance(error, PairedIndexError):
+            raise
+        raise pa.ArrowInvalid(" ".join(str(error).split())) from error
+
+
 def read_parquet(source: UPath | Path, columns: list[str] | None = None) -> pa.Table:
     """A whole table, or some of its columns. Raises FileNotFoundError, and ArrowException where it is not Parquet.
 
@@ -285,7 +296,11 @@ def read_parquet(source: UPath | Path, columns: list[str] | None = None) -> pa.T
     source = as_path(source)
 
     def read() -> pa.Table:
-        with source.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True) as parquet:
+        with (
+            damage_as_arrows(),
+            source.open("rb") as stream,
+            pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True) as parquet,
+        ):
             return parquet.read(columns, use_threads=False)
 
     return read() if is_local(source) else patiently(source, read)  # again, where it was replaced meanwhile

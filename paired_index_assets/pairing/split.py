@@ -55,7 +55,7 @@ class Split:
                 raise DamagedArtifact(f"{path}: format {int(saved['format'])}, expected {_FORMAT}; {CURE}")
             return cls(saved["train"], saved["validation"], saved["test"], int(saved["concepts"]))
         except FileNotFoundError as error:
-            raise MissingInput(f"{path}: no such file") from error
+            raise MissingInput(f"{path}: no such file, no pairs yet; materialise caption_image_pairs first") from error
         except (KeyError, ValueError, TypeError) as error:
             raise DamagedArtifact(f"{path}: not a split ({error}); {CURE}") from error
 

@@ -124,3 +124,64 @@ def test_a_root_without_a_build_says_what_to_do(tmp_path, paired_index):
         done = paired_index(command[0], "--root", tmp_path, *command[1:], check=False)
         assert done.returncode == 1
         assert "build" in done.stderr
+
+
+def test_a_query_of_one_vector_is_one_query_and_what_is_none_is_one_line(small_build, tmp_path, refused):
+    from PIL import Image
+
+    np.savez(tmp_path / "several.npz", a=unit(2), b=unit(2))
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "cube.npy", np.zeros((2, 3, 4), np.float32))
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
+    (tmp_path / "text.png").write_bytes(b"no picture")
+    for option, name, words in (
+        ("--queries", "several.npz", "found an archive of several arrays"),
+        ("--queries", "words.npy", "expected numbers of shape"),
+        ("--queries", "cube.npy", "found shape (2, 3, 4)"),
+        ("--queries", "cut.npy", "found one that can not be read"),
+        ("--image", "cut.png", "truncated image"),
+        ("--image", "text.png", "not an image"),
+        ("--image", "nowhere.png", "missing file"),
+    ):
+        line = refused("search", "--root", small_build, option, tmp_path / name)
+        assert name in line
+        assert words in line, line
+
+
+def test_one_vector_is_one_query(small_build, tmp_path, monkeypatch, capsys):
+    rows = unit(3, 128)
+    np.save(tmp_path / "one.npy", rows[1])
+    np.save(tmp_path / "row.npy", rows[1:2])
+    shown = []
+    for name in ("one", "row"):
+        monkeypatch.setattr(sys, "argv", ["paired-index", "search", "--root", str(small_build), "--queries", str(tmp_path / f"{name}.npy")])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "7",
+        "null",
+        '"x"',
+        '{"reported": []}',
+        '{"reported": {"00": 3}, "waiting": null}',
+        '{"unknown": {"a": []}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_cursor_that_is_none_starts_the_landing_sensor_afresh(cursor):
+    from paired_index_assets.assets.landing import _remembered
+
+    assert _remembered(cursor) == {"reported": {}, "waiting": {}, "unknown": {}}
+    assert _remembered('{"reported": {"00": "v"}, "waiting": [], "more": 1}') == {"reported": {"00": "v"}, "waiting": {}, "unknown": {}}
