@@ -168,7 +168,7 @@ def read_pairs(folder: UPath) -> pa.Table:
     """The whole table, in the order of captions. Raises MissingInput if there is none, DamagedArtifact if a block is missing or damaged."""
     files = _files(as_path(folder))
     if not files:
-        raise MissingInput(f"{folder}: no pairs-*.parquet; materialise caption_image_pairs first")
+        raise MissingInput(f"{folder}: no pairs-*.parquet; write the pairs first (materialise caption_image_pairs)")
     tables = []
     for number, path in sorted(files.items()):
         table = _block(path)
