@@ -186,8 +186,12 @@ def _usable(made: "EmbeddingSet", settings: Settings) -> dg.AssetCheckResult:
     finding = f"{refused} of {facts.rows} rows refused ({share:.2%}, at most {settings.max_bad_share:.2%}); norms {facts.norm_min:.4g} to {facts.norm_max:.4g}"
     if facts.off_norm:
         finding += f"; {facts.off_norm} are not of unit norm: normalise them (x / |x|), or set normalize to always"
+    if (passed := share <= settings.max_bad_share) is False:
+        from paired_index_assets.embeddings.metadata import fates_of
+
+        finding = "; ".join([finding, *fates_of(made).in_words()])
     return dg.AssetCheckResult(
-        passed=share <= settings.max_bad_share,
+        passed=passed,
         description=finding,
         metadata={"refused_share": share, "norm_min": facts.norm_min, "norm_max": facts.norm_max},
     )

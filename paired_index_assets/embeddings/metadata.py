@@ -102,6 +102,14 @@ def _digest(table: pa.Table) -> bytes:
     return digest_of_parts(*(digest_of_table(group) for group in groups)).encode()
 
 
+def fates_of(embeddings: EmbeddingSet) -> Fates:
+    """What became of the samples of a whole set; nothing for features that were taken over, which have no metadata."""
+    found = Fates()
+    for table in read_metadata(embeddings, ["key", "outcome"]):
+        found.add_rows(table["key"].to_pylist(), table["outcome"].to_pylist())
+    return found
+
+
 def read_metadata(embeddings: EmbeddingSet, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The metadata part by part, in row order."""
     for part in embeddings.parts:
