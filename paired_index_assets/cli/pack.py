@@ -1,7 +1,7 @@
 """`paired-index pack`: the shards that are served as one file, for the machine that searches."""
 
 from paired_index_assets.cli.options import takes_settings
-from paired_index_assets.cli.terminal import bars, console
+from paired_index_assets.cli.terminal import bars, say
 from paired_index_assets.settings import Settings
 
 
@@ -16,9 +16,7 @@ def pack(settings: Settings) -> None:
     with bars() as progress:
         record, made = pack_shards(settings.build_root, progress=progress)
     each = record.bytes / max(1, record.rows)
-    console.print(
+    say(
         f"{'packed' if made else 'packed already'}: {record.rows:,} vectors of {len(record.shards)} shards in {record.bytes:,} bytes "
-        f"({each:.1f} a vector), {record.file}",
-        highlight=False,
-        soft_wrap=True,
+        f"({each:.1f} a vector), {record.file}"
     )

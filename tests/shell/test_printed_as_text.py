@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from paired_index_assets.cli import main as command_line
@@ -46,3 +49,11 @@ def test_an_error_about_a_hostile_name_is_one_line(capsys, monkeypatch, tmp_path
     assert ended.value.code == 1
     assert said.count("\n") == 1
     assert "[bold]no[/] \\x1b[31m.npy" in said
+
+
+def test_nothing_else_of_the_command_line_prints():
+    """Whoever prints goes through `terminal`, so that the next command prints its data as text too."""
+    folder = Path(command_line.__file__).parent
+    for file in folder.glob("*.py"):
+        if file.name not in ("terminal.py", "main.py"):
+            assert not re.search(r"\bconsole\b|(?<![.\w])print\(|typer\.echo", file.read_text()), file.name
