@@ -35,7 +35,6 @@ __all__ = ["CODECS", "ROUNDINGS", "CodecWarning", "TrainedCodec", "train_codec"]
 
 ROUNDINGS = ("query", "nearest", "faiss")
 TILE = 4096  # rows coded together, always: in another shape BLAS may sum otherwise, and a code would depend on its batch
-DEVICE_TILE = 1 << 16  # the same on a torch device: some 200 launches a block of dimensions want wide rows
 MOST_TILES = 8  # at once; at d = 768 each takes 60 MB
 DESCENT_PASSES = 1  # a second one adds .001 of recall on icons and costs as much as all the rest
 
@@ -99,34 +98,32 @@ class TrainedCodec:
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         return vectors if self.transform is None else self.transform.places(vectors)
 
-    def encode(self, vectors: npt.NDArray[Any], *, device: str | None = None) -> UInt8:
+    def encode(self, vectors: npt.NDArray[Any]) -> UInt8:
         """(n, d) float16/32 to (n, code_size) codes. A row's code depends on that row alone, not on its neighbours or their number.
 
-        With a torch `device` query-aware rounding runs there; near ties may then round otherwise than without. Raises BadInput for
-        another width, or for rows that are not finite.
+        Raises BadInput for another width, or for rows that are not finite.
         """
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.d:
             raise BadInput(f"vectors to encode: expected shape (n, {self.d}), found {vectors.shape}; use the model the codec was made for")
         codes = np.empty((len(vectors), self.code_size), np.uint8)
-        rounding = self._rounding if device is None or self._rounding is None else self._rounding.on(device)
-        rows = TILE if device is None else DEVICE_TILE
+        rounding = self._rounding
 
         def code_tile(start: int) -> None:
-            tile = np.ascontiguousarray(vectors[start : start + rows], dtype=np.float32)
+            tile = np.ascontiguousarray(vectors[start : start + TILE], dtype=np.float32)
             if not np.isfinite(tile).all():
                 row = start + int(np.flatnonzero(~np.isfinite(tile).all(axis=1))[0])
                 raise BadInput(f"vectors to encode: row {row} is not finite; leave such rows out")
             if self.rounding == "faiss":
-                codes[start : start + rows] = self._quantizer.compute_codes(tile)
+                codes[start : start + TILE] = self._quantizer.compute_codes(tile)
                 return
-            if rounding is not None and len(tile) < rows:
-                tile = np.vstack([tile, np.zeros((rows - len(tile), self.d), np.float32)])
-            levels = self._levels(tile, rounding)[: len(vectors) - start]
-            codes[start : start + rows] = self.format.pack(levels if self.transform is None else self.transform.split(levels))
+            if rounding is not None and len(tile) < TILE:
+                tile = np.vstack([tile, np.zeros((TILE - len(tile), self.d), np.float32)])
+            levels = (self._nearest(tile) if rounding is None else rounding.levels(tile))[: len(vectors) - start]
+            codes[start : start + TILE] = self.format.pack(levels if self.transform is None else self.transform.split(levels))
 
-        starts = range(0, len(vectors), rows)
-        if rounding is not None and device is None:
+        starts = range(0, len(vectors), TILE)
+        if rounding is not None:
             with single_threaded_blas(), ThreadPoolExecutor(max(1, min(len(starts), MOST_TILES, os.cpu_count() or 1))) as pool:
                 list(pool.map(code_tile, starts))
         else:
@@ -158,18 +155,11 @@ class TrainedCodec:
         first: Float32 = self.vmin + step / np.float32(2)
         return (step, first) if self.transform is None else self.transform.of_axes(step, first)
 
-    def _levels(self, tile: Float32, rounding: Rounding | None) -> UInt8:
-        """(n, axes) levels of a tile of at most as many rows as `encode` makes them; without a `rounding`, the nearest."""
-        if rounding is None:
-            step, first = self.steps
-            nearest: UInt8 = ((tile - first) / step).round().clip(0, self.format.top).astype(np.uint8)
-            return nearest
-        if isinstance(rounding.step, np.ndarray):
-            return np.asarray(rounding.levels(tile), np.uint8)
-        import torch
-
-        levels: UInt8 = rounding.levels(torch.from_numpy(tile).to(rounding.step.device)).to(torch.uint8).cpu().numpy()
-        return levels
+    def _nearest(self, tile: Float32) -> UInt8:
+        """(n, d) levels of a tile, each the nearest."""
+        step, first = self.steps
+        nearest: UInt8 = ((tile - first) / step).round().clip(0, self.format.top).astype(np.uint8)
+        return nearest
 
     @cached_property
     def _quantizer(self) -> faiss.ScalarQuantizer:
@@ -180,23 +170,24 @@ class TrainedCodec:
         """In the unit of the widest step: data may be tiny or huge."""
         if self.metric is None:
             return None
-        m, t, (step, first) = self.metric, self.transform, self.steps
+        m, t, (step, first), o = self.metric, self.transform, self.steps, self.metric.order
         weighed = m.in_steps(step / (unit := step.max()))
         outward = np.float32(m.weight**0.5) * m.outward
         missed = None
         if t is not None and t.r < t.d:
-            missed = -(outward @ t.lost).T / unit
-            missed = np.vstack([missed, -t.mean @ missed]).astype(np.float32)
+            missed = -(outward @ t.lost) / unit
+            missed = np.hstack([missed, -missed @ t.mean[:, None]]).astype(np.float32)
+        onto = outward if t is None else outward @ t.query.T
         return Rounding(
-            base=None if t is None else t.base,
-            first=first,
-            step=step,
-            tops=[float(self.format.top)] * self.columns if t is None else t.tops[m.order].tolist(),
-            order=m.order,
+            order=o,
+            base=None if t is None else np.ascontiguousarray(t.base[o]),
+            first=first[o, None],
+            step=step[o, None],
+            tops=[float(self.format.top)] * self.columns if t is None else t.tops[o].tolist(),
             feedback=feedback_matrix(weighed),
             weighed=weighed.astype(np.float32),
-            inward=m.inward,
-            outward=((outward if t is None else outward @ t.query.T) * (step / unit)).astype(np.float32),
+            inward=np.ascontiguousarray(m.inward.T),
+            outward=np.ascontiguousarray((onto * (step / unit)).T[o], dtype=np.float32),
             missed=missed,
             passes=m.passes,
         )

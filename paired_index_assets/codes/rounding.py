@@ -9,69 +9,65 @@ as the dimension has.
   LDLQ (Chee et al. 2307.13304), the rule of GPTQ (Frantar et al. 2210.17323), with queries where those have activations.
 - `coordinate_descent` revisits each dimension and takes its best level given all others; no step raises the loss.
 
-Columns are rows of the data: arrays are (d, tile), so that a dimension is contiguous and a block of dimensions is one GEMM.
-They may be numpy arrays or torch tensors, all of one kind. Cost a row: d^2/2 multiply-adds for feedback, d^2 a pass of descent.
+Columns are rows of the data: arrays are (d, tile), so that a dimension is contiguous and a block of dimensions is one GEMM, in two sizes:
+a GEMM a BLOCK leaves the work inside it, which lies in the cache, to one a FEW. Cost a row: d^2/2 multiply-adds for feedback, d^2 a pass of
+descent. On the processor in any case: a GPU sums in another order, and at a near tie a row would get another code there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from paired_index_assets.rows import Float32, Int64
+from paired_index_assets.rows import Float32, Int64, UInt8
 
 TINY = float(np.finfo(np.float32).tiny)
 BLOCK = 64  # dimensions a GEMM; 16 to 96 were tried at d = 768
+FEW = 8  # of a block
 
 Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """All that rounding a row needs, arrays of one kind.
+    """All that rounding a row needs; axes are in the order in which they are visited.
 
-    base (r, d) puts a row on the axes of the grid, None where they are the row's own; first and step (r,) are the grid.
-    order (r,) the axes as they are visited; in that order tops, their highest levels, and feedback and weighed (r, r), in the unit of the
-    widest step.
-    inward (d + 1, m), outward (m, r): a row to sqrt(weight) times the caption expected for it, as steps of the axes meet it; missed
-    (d + 1, m): what that caption misses of the row beyond the axes, None where they are all there.
+    order (r,) their places in a code. base (r, d) puts a row on the axes, None where they are the row's own; first and step (r, 1) are the
+    grid, tops its highest levels. feedback and weighed (r, r) in the unit of the widest step. inward (m, d + 1), outward (r, m): a row to
+    sqrt(weight) times the caption expected for it, as steps of the axes meet it; missed (m, d + 1): what that caption misses of the row
+    beyond the axes, None where they are all there.
     """
 
-    base: Any
-    first: Any
-    step: Any
+    order: Int64
+    base: Float32 | None
+    first: Float32
+    step: Float32
     tops: Sequence[float]
-    order: Any
-    feedback: Any
-    weighed: Any
-    inward: Any
-    outward: Any
-    missed: Any
+    feedback: Float32
+    weighed: Float32
+    inward: Float32
+    outward: Float32
+    missed: Float32 | None
     passes: int
 
-    def on(self, device: str) -> Rounding:
-        """The same as torch tensors on a device."""
-        import torch
-
-        arrays: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), np.ndarray)}
-        moved: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        return replace(self, **moved)
-
-    def levels(self, rows: Any) -> Any:
-        """(n, r) levels of `rows` (n, d) float32, as floats."""
-        targets = ((rows if self.base is None else rows @ self.base.T) - self.first) / self.step
-        asked = rows @ self.inward[:-1] + self.inward[-1]
-        asked = asked / ((asked * asked).sum(1) ** 0.5).clip(TINY)[:, None]  # the rows of the map outward are orthonormal
-        missed = None if self.missed is None else (asked * (rows @ self.missed[:-1] + self.missed[-1])).sum(1)
-        levels, errors = error_feedback(targets.T[self.order], self.feedback, self.tops)
-        coordinate_descent(levels, errors, self.weighed, (asked @ self.outward).T[self.order], self.tops, self.passes, missed)
-        unordered = 0 * targets
-        unordered[:, self.order] = levels.T
-        return unordered
+    def levels(self, rows: Float32) -> UInt8:
+        """(n, r) levels of `rows` (n, d), in the order of the code."""
+        columns = np.ascontiguousarray(rows.T)
+        targets = columns[self.order] if self.base is None else self.base @ columns
+        targets -= self.first
+        targets /= self.step
+        asked = self.inward[:, :-1] @ columns + self.inward[:, -1:]
+        asked /= np.sqrt((asked * asked).sum(0)).clip(TINY)  # the map outward keeps lengths
+        missed = None if self.missed is None else (asked * (self.missed[:, :-1] @ columns + self.missed[:, -1:])).sum(0)
+        levels, errors = error_feedback(targets, self.feedback, self.tops)
+        coordinate_descent(levels, errors, self.weighed, self.outward @ asked, self.tops, self.passes, missed)
+        coded = np.empty((len(rows), len(targets)), np.uint8)
+        coded[:, self.order] = levels.T
+        return coded
 
 
 def visiting_order(metric: npt.NDArray[Any]) -> Int64:
@@ -105,22 +101,34 @@ def feedback_matrix(metric: npt.NDArray[Any]) -> Float32:
     return np.ascontiguousarray(np.tril(unit[::-1, ::-1].T, -1), dtype=np.float32)
 
 
-def error_feedback(targets: Any, feedback: Any, tops: Sequence[float]) -> tuple[Any, Any]:
-    """Levels 0..tops and errors, (d, tile) float32 each, of `targets` (d, tile) in units of grid steps."""
+def error_feedback(targets: Float32, feedback: Float32, tops: Sequence[float]) -> tuple[Float32, Float32]:
+    """Levels 0..tops and errors, (d, tile) each, of `targets` (d, tile) in units of grid steps."""
     d = len(targets)
-    levels, errors = 0 * targets, 0 * targets
+    levels, errors = np.empty_like(targets), np.empty_like(targets)
     for start in range(0, d, BLOCK):
         stop = min(start + BLOCK, d)
-        aims = targets[start:stop] - feedback[start:stop, :start] @ errors[:start] if start else targets[start:stop]
-        for p in range(start, stop):
-            aim = aims[p - start] - feedback[p, start:p] @ errors[start:p] if p > start else aims[0]
-            levels[p] = aim.round().clip(0, tops[p])
-            errors[p] = levels[p] - targets[p]
+        aims = targets[start:stop] - feedback[start:stop, :start] @ errors[:start] if start else targets[start:stop].copy()
+        for first in range(start, stop, FEW):
+            last = min(first + FEW, stop)
+            if first > start:
+                aims[first - start : last - start] -= feedback[first:last, start:first] @ errors[start:first]
+            for p in range(first, last):
+                aim = aims[p - start]
+                if p > first:
+                    aim -= feedback[p, first:p] @ errors[first:p]
+                _nearest(aim, tops[p], levels[p])
+                np.subtract(levels[p], targets[p], out=errors[p])
     return levels, errors
 
 
 def coordinate_descent(
-    levels: Any, errors: Any, metric: Any, expected: Any, tops: Sequence[float], passes: int, missed: Any = None
+    levels: Float32,
+    errors: Float32,
+    metric: Float32,
+    expected: Float32,
+    tops: Sequence[float],
+    passes: int,
+    missed: Float32 | None = None,
 ) -> None:
     """Lower e' H e + (v' e + m)^2 in place, one dimension at a time.
 
@@ -131,18 +139,33 @@ def coordinate_descent(
     along = (expected * errors).sum(0)
     if missed is not None:
         along += missed
+    spare = np.empty_like(along)
     for _ in range(passes):
         for start in range(0, d, BLOCK):
             stop = min(start + BLOCK, d)
             slopes = metric[start:stop] @ errors
-            moves = 0 * slopes
-            for p in range(start, stop):
-                i, v = p - start, expected[p]
-                slope = slopes[i] + v * along
-                if i:
-                    slope += metric[p, start:p] @ moves[:i]
-                best = (levels[p] - slope / (v * v + metric[p, p])).round().clip(0, tops[p])
-                moves[i] = best - levels[p]
-                levels[p] = best
-                errors[p] += moves[i]
-                along += v * moves[i]
+            moves = np.empty_like(slopes)
+            for first in range(start, stop, FEW):
+                last = min(first + FEW, stop)
+                if first > start:
+                    slopes[first - start : last - start] += metric[first:last, start:first] @ moves[: first - start]
+                for p in range(first, last):
+                    slope, move, v = slopes[p - start], moves[p - start], expected[p]
+                    if p > first:
+                        slope += metric[p, first:p] @ moves[first - start : p - start]
+                    slope += np.multiply(v, along, out=spare)
+                    np.multiply(v, v, out=spare)
+                    spare += metric[p, p]
+                    slope /= spare
+                    _nearest(np.subtract(levels[p], slope, out=slope), tops[p], slope)
+                    np.subtract(slope, levels[p], out=move)
+                    levels[p] = slope
+                    errors[p] += move
+                    along += np.multiply(v, move, out=spare)
+
+
+def _nearest(aims: Float32, top: float, levels: Float32) -> None:
+    """`levels` (tile,) become the levels 0..top nearest to `aims`, half to even; they may be one array."""
+    np.rint(aims, out=levels)
+    np.minimum(levels, top, out=levels)
+    np.maximum(levels, 0, out=levels)

@@ -66,7 +66,7 @@ class TrainedIndex:
     def encode(self, vectors: npt.NDArray[Any], *, device: str | None = None) -> tuple[Int64, UInt8]:
         """List numbers (n,) and codes (n, code_size) of `vectors` (n, d) float16/32; a row that is zero or not finite gets list -1.
 
-        device: of both; left out, the GPU if there is one.
+        device: of the assignment, which is exact on any; left out, the GPU if there is one. So lists and codes are the same on all.
         """
         import torch  # readers of an index have no need of it
 
@@ -78,7 +78,7 @@ class TrainedIndex:
         kept = np.ascontiguousarray(vectors if usable.all() else vectors[usable], dtype=np.float32)
         if len(kept):
             lists[usable] = self._assigner(kept, self.centroids, device=device)
-            codes[usable] = self.codec.encode(kept, device=None if device == "cpu" else device)
+            codes[usable] = self.codec.encode(kept)
         return lists, codes
 
     @cached_property
