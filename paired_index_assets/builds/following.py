@@ -75,19 +75,23 @@ class DataSet:
             values = [(row or {}).get(name) for row in said]
             found[name] = [None if value is None else str(value) for value in values]
         found["caption"] = [_text_digest((row or {}).get("caption")) for row in said]
-        found["vector"] = [
-            self._vector(self.catalog.all_files[file], row) for file, row in zip(files.tolist(), inside.tolist(), strict=True)
-        ]
+        found["vector"] = [None] * len(ids)
+        for number in np.unique(files).tolist():
+            at = np.flatnonzero(files == number)
+            for place, digest in zip(at.tolist(), self._vectors(self.catalog.all_files[number], inside[at].tolist()), strict=True):
+                found["vector"][place] = digest
         return found
 
-    def _vector(self, file: CatalogFile, row: int) -> str | None:
+    def _vectors(self, file: CatalogFile, rows: Sequence[int]) -> list[str | None]:
+        """Digests of some rows of a file, None where it is not there."""
         landed = self.listing.get(file.name)
         if landed is None or landed.size != file.bytes:
-            return None
+            return [None] * len(rows)
         if is_local(landed.path):
-            return vector_digest(map_rows(Path(landed.path.path))[row])
-        one = replace(file, offset=row, start_row=0, rows=1)
-        return vector_digest(read_block(one, landed.path).vectors[0])
+            mapped = map_rows(Path(landed.path.path))
+            return [vector_digest(mapped[row]) for row in rows]
+        ones = (replace(file, offset=row, start_row=0, rows=1) for row in rows)
+        return [vector_digest(read_block(one, landed.path).vectors[0]) for one in ones]
 
     def vectors(self, progress: Progress) -> Iterator[tuple[int, str | None]]:
         """(id, digest) of every row that is there."""
@@ -154,22 +158,31 @@ def _latest(log: Sequence[Removal]) -> list[Removal]:
 
 
 def _moved(removals: Sequence[Removal], places: Sequence[list[int]], found: DataSet, name: str) -> Iterator[Removal]:
+    traits = _by_row(found, [row for ids in places for row in ids])
     for removal, ids in zip(removals, places, strict=True):
         if not ids:
             yield removal | {"id": LOST, "data_set": name}
-            continue
-        traits = found.traits(np.array(ids, np.int64))
-        for at, row in enumerate(ids):
-            known = {trait: traits[trait][at] for trait in TRAITS.names}
-            kept = {trait: removal[trait] if value is None else value for trait, value in known.items()}
-            yield removal | kept | {"id": row, "data_set": name}
+        for row in ids:
+            known = {trait: value for trait, value in traits[row].items() if value is not None}
+            yield removal | known | {"id": row, "data_set": name}
+
+
+def _by_row(found: DataSet, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """row -> its traits, all looked up at once."""
+    ids = np.unique(np.array(rows, np.int64))
+    if not len(ids):
+        return {}
+    traits = found.traits(ids)
+    return {row: {trait: traits[trait][at] for trait in TRAITS.names} for at, row in enumerate(ids.tolist())}
 
 
 def _places(removals: Sequence[Removal], found: DataSet, before: Catalog | None, progress: Progress) -> list[list[int]]:
     """The ids of each removal in the data that were found; none where it is not in them."""
     places: list[list[int]] = [[] for _ in removals]
-    for at, (removal, row) in enumerate(zip(removals, _where_they_were(removals, found, before), strict=True)):
-        if row is not None and _is_it(removal, found.traits(np.array([row], np.int64))):
+    before_now = list(_where_they_were(removals, found, before))
+    traits = _by_row(found, [row for row in before_now if row is not None])
+    for at, (removal, row) in enumerate(zip(removals, before_now, strict=True)):
+        if row is not None and _is_it(removal, traits[row]):
             places[at] = [row]
     same = before is not None and before.table.equals(found.catalog.table)  # then what was lost still is
 
@@ -196,9 +209,9 @@ def _where_they_were(removals: Sequence[Removal], found: DataSet, before: Catalo
         yield next((part.start_row + row - part.offset for part in slices if part.offset <= row < part.offset + part.rows), None)
 
 
-def _is_it(removal: Removal, traits: Traits) -> bool:
+def _is_it(removal: Removal, traits: Mapping[str, Any]) -> bool:
     """Whether the row with those traits is the removed one, by its vector or, where that is not known, by nothing that contradicts it."""
-    known = [(removal[name], traits[name][0]) for name in ("vector", "md5", "url", "key", "caption")]
+    known = [(removal[name], traits[name]) for name in ("vector", "md5", "url", "key", "caption")]
     mine, theirs = known[0]
     if mine is not None and theirs is not None:
         return bool(mine == theirs)
