@@ -5,6 +5,7 @@ Assets, command line and server are handed one and ask it; nobody opens the same
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,9 +26,11 @@ from paired_index_assets.landing.landed import Listing, first_complete, list_fol
 from paired_index_assets.progress import Progress
 from paired_index_assets.readers.open import captions_of
 from paired_index_assets.settings import LAION_2B, Settings
-from paired_index_assets.shards.supply import Supply
 from paired_index_assets.trained.artifact import TrainedIndex
 from paired_index_assets.trained.promotion import promoted_index
+
+if TYPE_CHECKING:  # who encodes imports torch
+    from paired_index_assets.shards.supply import Supply
 
 
 class OpenBuild:
@@ -159,7 +162,7 @@ class OpenBuild:
             beside |= list_folder(folder)
         return beside | listing_of_set(self.images)
 
-    def supply(self, progress: Progress) -> Supply | None:
+    def supply(self, progress: Progress) -> "Supply | None":
         """Where the files of a shard come from when they have not all landed; None where there is nothing but the landing folder.
 
         A file that was fetched is deleted once it is encoded, so that a budget of a few files serves a shard of forty.
