@@ -31,7 +31,7 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.open import open_source
 from paired_index_assets.readers.sample import HeldImage
 
-ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "60"))
+ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "30"))
 COUNT = 24
 
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from paired_index_assets.cli.stopping import Stopped, stoppable
 from paired_index_assets.sample import sample_model
 
 
@@ -21,7 +22,10 @@ def command_of(root, pictures):
     ]
 
 
-@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, "image_embeddings"), (signal.SIGTERM, "caption_image_pairs")])
+@pytest.mark.parametrize(
+    ("number", "after"),
+    [(signal.SIGTERM, "image_embeddings"), pytest.param(signal.SIGINT, "caption_image_pairs", marks=pytest.mark.heavy)],
+)
 def test_a_build_that_is_stopped_says_so_in_one_line(tmp_path, small_pairs, number, after):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PAIRED_INDEX_", "DAGSTER_"))}
     command = [str(word) for word in command_of(tmp_path / "root", small_pairs)]
@@ -36,3 +40,20 @@ def test_a_build_that_is_stopped_says_so_in_one_line(tmp_path, small_pairs, numb
         status = running.wait(120)
     assert status == 128 + number, (rest, said)
     assert said.strip().splitlines() == ["stopped; what is finished is kept, and the same command goes on from there"]
+
+
+def test_a_signal_that_finds_the_thread_in_a_destructor_is_not_lost(capfd):
+    class Deadly:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with stoppable() as signals:
+        with pytest.raises(Stopped):
+            made = Deadly()
+            del made
+            time.sleep(10)
+        assert signals.number() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capfd.readouterr().err == ""
