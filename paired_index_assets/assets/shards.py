@@ -133,7 +133,7 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
         "bytes": sum(record.bytes for record in finished_shards(root.generation(fingerprint)).values()),
         "path": path(root.manifest),
     }
-    sweep(root, fingerprint, build.catalog, in_place=read.in_place)
+    sweep(root, fingerprint, build.catalog, in_place=read.in_place, quiet=True)
     if unfinished:
         metadata["unfinished"] = markdown_table(["shard", "state", "why"], unfinished)
     return dg.MaterializeResult(metadata=metadata)

@@ -66,7 +66,10 @@ class ServedStamp:
             return ""
         if not is_local(generation.folder):
             return _records(generation)
-        changed = os.stat(generation.records.path).st_mtime_ns
+        try:
+            changed = os.stat(generation.records.path).st_mtime_ns
+        except FileNotFoundError:  # swept in this moment: the next look finds the other one
+            return ""
         folder = f"{generation.fingerprint} {changed}"
         if folder != self._folder:
             self._stamp = _records(generation)

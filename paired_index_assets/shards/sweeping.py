@@ -31,12 +31,13 @@ GONE = ".gone."
 SHARD_NAME = re.compile(r"knn\.paired_[^.]+\.index(\d+)")
 
 
-def sweep(root: BuildRoot, promoted: str, catalog: Catalog, *, in_place: bool = False) -> list[str]:
+def sweep(root: BuildRoot, promoted: str, catalog: Catalog, *, in_place: bool = False, quiet: bool = False) -> list[str]:
     """Delete the generations that are neither served nor of the trained index `promoted`, which is being made; of the served one, if it
-    is another than that, the segments, for no shard of it is built any more; and of that the shards and segments beyond the catalog.
+    is another than that, the segments, for no shard of it is built any more; and of that the shards beyond the catalog.
 
     `in_place`: the served generation goes too if it is not the promoted one, so that both never need room at once; until the first
-    shards of that are there, nothing is found. Returns what was deleted, one line each.
+    shards of that are there, nothing is found. `quiet`: no shard is being built, so that segments of files beyond the catalog are of no
+    file that was appended this moment, and go too. Returns what was deleted, one line each.
     """
     served, mine = served_if_any(root), root.generation(promoted)
     done = []
@@ -49,7 +50,9 @@ def sweep(root: BuildRoot, promoted: str, catalog: Catalog, *, in_place: bool = 
         with suppress(Busy), _alone(_builders(served)):
             _delete(served.segments)
             done.append(f"segments of generation {served.fingerprint}")
-    done += _beyond(mine, catalog)
+    done += _shards_beyond(mine, catalog)
+    if quiet:
+        done += _segments_beyond(mine, catalog)
     return done
 
 
@@ -118,7 +121,7 @@ def _removed(root: BuildRoot, generation: Generation) -> bool:
     return True
 
 
-def _beyond(generation: Generation, catalog: Catalog) -> Iterator[str]:
+def _shards_beyond(generation: Generation, catalog: Catalog) -> Iterator[str]:
     for number in recorded_shards(generation):
         record = read_record(generation.shard("", number)) if number >= catalog.shards else None
         if record is None:
@@ -132,6 +135,9 @@ def _beyond(generation: Generation, catalog: Catalog) -> Iterator[str]:
             yield f"{place}"
         if is_local(place.lock):
             place.lock.unlink(missing_ok=True)
+
+
+def _segments_beyond(generation: Generation, catalog: Catalog) -> Iterator[str]:
     wanted = {file.file_id for file in catalog}
     for segment in generation.segments.iterdir() if generation.segments.exists() else ():
         if (file_id := file_id_of(segment.name)) is not None and file_id not in wanted:

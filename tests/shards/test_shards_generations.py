@@ -241,7 +241,8 @@ def test_shards_beyond_the_catalog_go_by_their_records_and_what_is_the_users_sta
 def test_segments_of_files_that_left_the_catalog_go(world: World) -> None:
     build_all(world)
     fewer = Catalog.of(world.catalog.files(0) + world.catalog.files(1))
-    sweep(world.root, world.trained.fingerprint, fewer)
+    assert not any(line.endswith(".segment") for line in sweep(world.root, world.trained.fingerprint, fewer))
+    sweep(world.root, world.trained.fingerprint, fewer, quiet=True)
     segments = world.root.generation(world.trained.fingerprint).segments
     assert names(segments) == [f"{file.file_id:06d}.segment" for file in fewer]
 
