@@ -29,6 +29,11 @@ class Scan:
         self._plan, self._workers = plan, workers
         self._width, self._stride = int(plan.record["width"][0]), int(plan.record["stride"][0])
 
+    @property
+    def plan(self) -> Plan:
+        """What is searched."""
+        return self._plan
+
     def search(self, queries: Float32, k: int, nprobe: int, removed: Int64 = NO_IDS, allowed: UInt8 = ALL) -> tuple[Float32, Int64]:
         """The best k of `queries` (n, d) in their `nprobe` best lists: scores (n, k) descending, equal ones by ascending id; -inf and -1
         where there are fewer. Without the ids `removed` (ascending), and only those whose bit is set in `allowed` (all, where it is empty).

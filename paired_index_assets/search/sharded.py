@@ -23,6 +23,7 @@ from paired_index_assets.search.plan import Plan
 from paired_index_assets.search.rerank import Originals
 from paired_index_assets.search.scanning import Scan, nothing
 from paired_index_assets.search.shardset import ServedIndex, map_shard, served_index
+from paired_index_assets.search.stored import codes_of, probed_lists
 from paired_index_assets.search.unwanted import RemovedIds
 from paired_index_assets.search.workers import Workers
 
@@ -55,6 +56,7 @@ class ShardedIndex:
         self.model, self.d, self.nlist = trained.model, trained.d, trained.nlist
         self.method, self.codec, self.fingerprint = trained.method, trained.codec.name, trained.fingerprint
         self.nprobe = trained.nprobe
+        self._codec = trained.codec
         self.shards, self.missing, self.packed = tuple(shards), missing, packed
         self.build, self._removed = build, RemovedIds(build)
         self._workers = Workers()
@@ -160,6 +162,17 @@ class ShardedIndex:
     def files(self) -> list[Path]:
         """The files that are searched, or their local copies: the shards in their order, or the pack."""
         return [mapped.path for mapped in self._lists]
+
+    def stored(self, query: npt.ArrayLike, ids: npt.ArrayLike, *, nprobe: int | None = None) -> Float32:
+        """(n, d) the stored vectors of `ids` (n,), what a search of `query` (d,) with the same `nprobe` found, decoded; zeros for an id that
+        is in none of its lists. Raises BadInput."""
+        vector, wanted = _as_rows(query, self.d)[:1], np.asarray(ids, np.int64)
+        nprobe = self.nprobe if nprobe is None else _whole("nprobe", nprobe, None)
+        if len(wanted) == 0 or self.ntotal == 0:
+            return np.zeros((len(wanted), self.d), np.float32)
+        plan = self._scan.plan
+        codes, there = codes_of(plan, probed_lists(plan, vector, min(nprobe, self.nlist)), wanted)
+        return np.where(there[:, None], self._codec.decode(codes), np.float32(0))
 
     def close(self) -> None:
         """Stop the search threads. What is mapped is unmapped when the last reference to the index goes."""

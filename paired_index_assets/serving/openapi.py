@@ -25,6 +25,7 @@ class Hit(BaseModel):
     id: int = Field(description="Global row id.")
     similarity: float = Field(description="Inner product of the query with the stored vector.")
     image: str | None = Field(None, description="The picture, base64, where there is one: of the first `num_images` results.")
+    vector: list[float] | None = Field(None, description="Its stored vector, where `with_vectors` asks for it.")
 
 
 class Described(BaseModel):

@@ -2,7 +2,7 @@
 
 A picture is cut out of the body before it is read as JSON, so that what is parsed is never more than `Limits.json` bytes; lists end at
 their first wrong item, and one error is enough. Values are taken as clip-retrieval's server takes them: numbers in strings, null for
-false. Beside its fields there are `where`, `rerank`, `offset`, `with_vectors` and `picture_links`, which this project's page uses.
+false. Beside its fields there are `where`, `rerank`, `offset`, `with_vectors` and `small_pictures`, which this project's page uses.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ class KnnRequest(BaseModel):
     use_violence_detector: Flag = Field(False, description="Has no effect here.")
     aesthetic_score: float | str | None = Field(None, description="Has no effect here.")
     aesthetic_weight: float | str | None = Field(None, description="Has no effect here.")
+    offset: int = Field(0, ge=0, description="Results to skip: those that were shown already.")
+    with_vectors: Flag = Field(False, description="Give each result's stored vector in `vector`: a query for what is similar to it.")
+    small_pictures: Flag = Field(False, description="Give pictures at most 512 pixels a side, as JPEG where they are larger.")
 
     @model_validator(mode="after")
     def _has_a_query(self) -> KnnRequest:

@@ -1,4 +1,4 @@
-"""What a picture that a stranger sent will cost, judged before it is decoded."""
+"""What a picture will cost, judged before it is decoded; and one made small."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import io
 import re
 import warnings
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from paired_index_assets.embeddings.rendering import FORMATS
 from paired_index_assets.serving.limits import Limits
 from paired_index_assets.serving.requests import BadRequest
 
+SMALL_PIXELS, SMALL_BYTES = 512, 200 << 10
 END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the next marker but those inside a scan
 
 
@@ -30,6 +31,24 @@ def check_size(content: bytes, limits: Limits) -> None:
         raise BadRequest(f"image: expected at most {limits.pixels} pixels, found more; send a smaller one")
     if kind in ("JPEG", "MPO") and _scans(content, limits.scans + 1) > limits.scans:
         raise BadRequest(f"image: expected at most {limits.scans} scans, found more; save it anew")
+
+
+def smaller(content: bytes, limits: Limits) -> bytes:
+    """A picture of more than `SMALL_BYTES` as a JPEG of at most `SMALL_PIXELS` a side; itself where it cannot be made one."""
+    if len(content) <= SMALL_BYTES:
+        return content
+    try:
+        check_size(content, limits)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            image.draft("RGB", (SMALL_PIXELS, SMALL_PIXELS))
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+            upright.thumbnail((SMALL_PIXELS, SMALL_PIXELS))
+            made, out = Image.new("RGB", upright.size, "white"), io.BytesIO()
+            made.paste(upright, mask=upright)
+            made.save(out, "JPEG", quality=85)
+            return out.getvalue()
+    except Exception:  # decoders raise whatever comes to them
+        return content
 
 
 def _scans(jpeg: bytes, most: int) -> int:

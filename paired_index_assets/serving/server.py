@@ -37,6 +37,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from paired_index_assets.errors import Transient
 from paired_index_assets.rows import Float32
@@ -202,6 +203,18 @@ class _Places:
             self._taken -= 1
 
 
+class OneSlash:
+    """A path with slashes that are doubled is the same path: clip-retrieval's front puts one more before each."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "//" in scope["path"]:
+            scope = {**scope, "path": re.sub("/+", "/", scope["path"])}
+        await self._app(scope, receive, send)
+
+
 def make_app(service: SearchService, *, allowed_hosts: Sequence[str] = OWN_NAMES, cors: Sequence[str] = ()) -> Starlette:
     """The ASGI application. `allowed_hosts` are the names it answers to (``["*"]``: any), `cors` the origins whose pages may ask it."""
     server = _Server(service)
@@ -215,7 +228,7 @@ def make_app(service: SearchService, *, allowed_hosts: Sequence[str] = OWN_NAMES
         Route("/docs", server.counted(server.docs)),
         Route("/", server.counted(server.page)),
     ]
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False), Middleware(OneSlash)]
     if cors:
         let_in = Middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["GET", "POST"], allow_headers=["Content-Type"])
         middleware.insert(0, let_in)

@@ -1,8 +1,8 @@
 """What the server does with a request, without HTTP: clip-retrieval's knn-service on a sharded index.
 
-Request and response fields are those of clip-retrieval 2.45 (`clip_back.KnnService`, `ClipClient`). Of its filters, `deduplicate` drops
-rows whose stored codes score exactly alike, and `use_safety_model` drops rows whose metadata says NSFW (LAION's column); the other
-models it may load (violence, aesthetics) are not here, and asking for them changes nothing.
+Request and response fields are those of clip-retrieval 2.45 (`clip_back.KnnService`, `ClipClient`). Of its filters, `deduplicate` keeps one
+of rows whose stored vectors are alike (serving.duplicates), and `use_safety_model` drops rows whose metadata says NSFW (LAION's column);
+the other models it may load (violence, aesthetics) are not here, and asking for them changes nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,23 +20,25 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
+from paired_index_assets.builds.metadata import MetadataFile
 from paired_index_assets.embeddings.decoding import prepare_image
 from paired_index_assets.embeddings.encoders import Encoder
-from paired_index_assets.errors import BadInput, Busy
+from paired_index_assets.errors import BadInput, Busy, MissingInput
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.sample import HeldImage
 from paired_index_assets.rows import Float32, Int64
-from paired_index_assets.search.filters import Filter
+from paired_index_assets.search.filters import Filter, parse
 from paired_index_assets.search.rerank import Originals
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.search.shardset import ServedStamp
 from paired_index_assets.serving.beside import filter_of, originals_of
+from paired_index_assets.serving.duplicates import distinct
 from paired_index_assets.serving.limits import Limits
 from paired_index_assets.serving.pictures import SHOWN_BYTES
 from paired_index_assets.serving.reloading import Reloading, watched
 from paired_index_assets.serving.requests import BadRequest, KnnRequest, MetadataRequest, picture_bytes
 from paired_index_assets.serving.results import jsonable
-from paired_index_assets.serving.sent import check_size
+from paired_index_assets.serving.sent import check_size, smaller
 from paired_index_assets.serving.shown import Inputs, Shown, remembered, shown_of
 from paired_index_assets.shards.record import read_record
 
@@ -122,6 +124,7 @@ class SearchService:
             if encoder is not None:
                 check_encoder(encoder, index)
             shown = shown_of(build, [file for record in records for file in record.files], inputs, before.shown if before else None)
+            _tried(index)  # what a first search compiles and maps, no client waits for
             for warning in shown.warnings:
                 LOG.warning("%s", warning)
             return Searchable(index, shown)
@@ -168,32 +171,66 @@ class SearchService:
         count = self.checked(request)
         with stage("search"):
             scores, ids = self._searched(request, found, vector, count)
-        hits = list(_hits(scores[0], ids[0].tolist(), request.deduplicate))
+            vectors = None
+            if request.deduplicate or request.with_vectors:
+                vectors = found.index.stored(vector, ids[0], nprobe=self.nprobe)
+        places = np.flatnonzero(ids[0] >= 0)
+        if request.deduplicate and vectors is not None:
+            places = places[distinct(vectors[places])]
         with stage("metadata"):
-            return _described(hits, found, request.num_images, self.limits.answered_pictures, safe=request.use_safety_model)
+            if request.use_safety_model:
+                places = places[_safe(found, ids[0][places].tolist())]
+            places = places[request.offset :]
+            rows = _looked_up(found, ids[0][places].tolist(), request.num_images, self.limits, small=request.small_pictures)
+        hits = zip(places, rows, strict=True)
+        answer = [{**row, "id": int(ids[0][place]), "similarity": float(scores[0][place])} for place, row in hits]
+        if request.with_vectors and vectors is not None:
+            for hit, place in zip(answer, places, strict=True):
+                if vectors[place].any():
+                    hit["vector"] = [round(value, 4) for value in vectors[place].tolist()]
+        return answer
 
     def _searched(self, request: KnnRequest, found: Searchable, vector: Float32, count: int) -> tuple[Float32, Int64]:
-        """As `ShardedIndex.search`; a condition or a rerank that can not be met is the client's to mend."""
-        index = found.index
+        """As `ShardedIndex.search`. Raises BadRequest for a condition that is none, or embeddings that are not at hand."""
         if not request.where and not request.rerank:
-            return index.search(vector, count, nprobe=self.nprobe)
+            return found.index.search(vector, count, nprobe=self.nprobe)
+        where = self._condition(request.where, found) if request.where else None
         try:
-            where = self._condition(request.where, found) if request.where else None
             originals = found.originals() if request.rerank else None
-            return index.search(vector, count, nprobe=self.nprobe, where=where, rerank=request.rerank, originals=originals)
-        except BadInput as error:
-            raise BadRequest(str(error)) from error
+        except MissingInput as error:
+            LOG.warning("%s", error)
+            raise BadRequest("rerank: this server has no embeddings at hand to score by; ask without it") from error
+        return found.index.search(vector, count, nprobe=self.nprobe, where=where, rerank=request.rerank, originals=originals)
 
     def _condition(self, text: str, found: Searchable) -> Filter:
+        """The rows that meet a condition; of those asked before, the last `Limits.conditions` are kept."""
         if text not in found.conditions:
-            if len(found.conditions) >= self.limits.conditions:
-                raise BadRequest(f"where: this server keeps {self.limits.conditions} conditions, which are taken; ask one of those")
+            try:
+                parse(text)
+            except BadInput as error:
+                raise BadRequest(str(error)) from error
             files = found.shown.metadata.files if found.shown.metadata is not None else ()
-            found.conditions[text] = filter_of(found.index.build, text, files=files)
+            if not files:
+                raise BadRequest("where: this index has no metadata to hold a condition against")
+            made = self._made_filter(found, text, files)
+            while len(found.conditions) >= self.limits.conditions:
+                found.conditions.pop(next(iter(found.conditions)), None)
+            found.conditions[text] = made
+            return made
         return found.conditions[text]
 
+    def _made_filter(self, found: Searchable, text: str, files: Sequence[MetadataFile]) -> Filter:
+        try:
+            return filter_of(found.index.build, text, files=files)
+        except MissingInput:
+            raise
+        except BadInput as error:
+            if any(file.url in str(error) for file in files):
+                raise
+            raise BadRequest(str(error)) from error  # a column that is not there, or of another type
+
     def checked(self, request: KnnRequest) -> int:
-        """How many results `request` is for. Raises BadRequest for what cannot be answered, whatever the query is."""
+        """How many results to search for. Raises BadRequest for what cannot be answered, whatever the query is."""
         self._check_name(request.indice_name)
         count = request.num_images if request.num_result_ids is None else request.num_result_ids
         if request.modality == "text":
@@ -202,7 +239,9 @@ class SearchService:
             raise BadRequest("use_mclip: expected false; this index has no multilingual model")
         if count > self.limits.results:
             raise BadRequest(f"num_result_ids: expected at most {self.limits.results}, found {count}")
-        return count
+        if request.offset + count > self.limits.results:
+            raise BadRequest(f"offset: expected at most {self.limits.results} results with those skipped, found {request.offset + count}")
+        return request.offset + count
 
     def metadata(self, request: MetadataRequest) -> list[dict[str, Any]]:
         """``{"id", "metadata"}`` of each id that has any."""
@@ -210,7 +249,7 @@ class SearchService:
         if len(request.ids) > self.limits.results:
             raise BadRequest(f"ids: expected at most {self.limits.results}, found {len(request.ids)}")
         found = self.sets.current()
-        rows = _looked_up(found, request.ids, len(request.ids), self.limits.answered_pictures)
+        rows = _looked_up(found, request.ids, len(request.ids), self.limits)
         return [{"id": row_id, "metadata": row} for row_id, row in zip(request.ids, rows, strict=True) if row]
 
     def ready_set(self) -> Searchable:
@@ -224,7 +263,7 @@ class SearchService:
         """What `/healthz` says: `ready` if a search works now, which is tried."""
         index = self.sets.current().index
         try:
-            ready = bool(index.ntotal) and len(index.search(np.full(index.d, index.d**-0.5, np.float32), 1, nprobe=1)[1]) == 1
+            ready = _tried(index)
         except Exception:  # whatever it is, it is what requests meet
             LOG.exception("a search to see whether searches work")
             ready = False
@@ -269,32 +308,32 @@ def check_encoder(encoder: Encoder, index: ShardedIndex) -> None:
         raise BadInput(f"encoder {encoder.identity}: this index was {found}, and their vectors cannot be compared; give that model")
 
 
-def _hits(scores: Float32, ids: list[int], deduplicate: bool) -> Iterator[tuple[int, float]]:
-    last = None
-    for row_id, score in zip(ids, scores.tolist(), strict=True):
-        if row_id >= 0 and not (deduplicate and score == last):
-            yield row_id, score
-            last = score
+def _tried(index: ShardedIndex) -> bool:
+    """Whether a search, and what is stored of its result, can be had."""
+    query = np.full(index.d, index.d**-0.5, np.float32)
+    found = index.search(query, 1, nprobe=1)[1][0]
+    return bool(index.ntotal) and len(index.stored(query, found, nprobe=1)) == 1
 
 
-def _described(hits: list[tuple[int, float]], found: Searchable, shown: int, room: int, *, safe: bool) -> list[dict[str, Any]]:
-    if safe and found.shown.metadata is not None:
-        marks = found.shown.metadata.rows([row_id for row_id, _ in hits], [UNSAFE])
-        hits = [hit for hit, mark in zip(hits, marks, strict=True) if (mark or {}).get(UNSAFE) != UNSAFE]
-    rows = _looked_up(found, [row_id for row_id, _ in hits], shown, room)
-    return [{**row, "id": row_id, "similarity": score} for (row_id, score), row in zip(hits, rows, strict=True)]
+def _safe(found: Searchable, ids: list[int]) -> npt.NDArray[np.bool_]:
+    """(n,) whether the metadata of each id does not say that it is unsafe."""
+    if found.shown.metadata is None:
+        return np.ones(len(ids), np.bool_)
+    return np.array([(mark or {}).get(UNSAFE) != UNSAFE for mark in found.shown.metadata.rows(ids, [UNSAFE])], np.bool_)
 
 
-def _looked_up(found: Searchable, ids: list[int], shown: int, room: int) -> list[dict[str, Any]]:
-    """The metadata of each id, and the pictures of the first `shown` as base64 in `image`, until `room` bytes are full of them."""
+def _looked_up(found: Searchable, ids: list[int], shown: int, limits: Limits, *, small: bool = False) -> list[dict[str, Any]]:
+    """The metadata of each id, and the pictures of the first `shown` as base64 in `image`, until there is no more room for them."""
     rows: list[dict[str, Any]] = [{} for _ in ids]
+    room = limits.answered_pictures
     if found.shown.metadata is not None:
         rows = [jsonable(row) if row else {} for row in found.shown.metadata.rows(ids)]
     if found.shown.has_pictures:
         for first in range(0, min(shown, len(ids)), PICTURES_TOGETHER):
             together = slice(first, min(first + PICTURES_TOGETHER, shown))
             for row, content in zip(rows[together], found.shown.pictures(ids[together]), strict=True):
-                if content is not None and len(content) <= min(SHOWN_BYTES, room):
-                    row["image"] = base64.b64encode(content).decode()
-                    room -= len(content)
+                picture = smaller(content, limits) if small and content else content
+                if picture is not None and len(picture) <= min(SHOWN_BYTES, room):
+                    row["image"] = base64.b64encode(picture).decode()
+                    room -= len(picture)
     return rows

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from paired_index_assets.errors import BadInput
 from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.serving.sent import smaller
 from paired_index_assets.serving.server import make_app
 from paired_index_assets.serving.service import Limits, SearchService
 
@@ -78,8 +79,14 @@ def test_duplicates_and_unsafe_rows_are_dropped_if_asked(client, finished):
     assert len({hit["similarity"] for hit in found}) < len(found)
     once = knn(client, embedding_input=vector, num_images=20, deduplicate=True).json()
     assert len({hit["similarity"] for hit in once}) == len(once)
-    first = [0, *(at for at in range(1, len(found)) if found[at]["similarity"] != found[at - 1]["similarity"])]
-    assert [hit["id"] for hit in once] == [found[at]["id"] for at in first]
+    index = ShardedIndex.open(finished.root.root)
+    vectors = index.stored(vector, [hit["id"] for hit in found])
+    assert np.allclose([hit["similarity"] for hit in found], vectors @ np.asarray(vector, np.float32), atol=1e-5)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    alike = unit @ unit.T >= 0.94
+    for _ in found:
+        alike |= (alike.astype(int) @ alike) > 0  # connected, however far apart
+    assert [hit["id"] for hit in once] == [found[at]["id"] for at in np.flatnonzero(alike.argmax(axis=1) == np.arange(len(found)))]
     safe = knn(client, embedding_input=vector, num_images=20, use_safety_model=True).json()
     assert [hit["id"] for hit in safe] == [hit["id"] for hit in found if hit["id"] % 7]  # those without metadata too
 
@@ -290,6 +297,28 @@ def test_a_fault_of_the_servers_own_files_is_5xx_without_their_names(fresh, tmp_
         assert answer.status_code == 500
         assert "parquet" not in answer.text
         assert str(tmp_path) not in answer.text
+
+
+def test_pages_go_on_where_the_last_ended_and_vectors_find_what_is_similar(client, finished):
+    whole = knn(client, text="red ball", num_images=30, num_result_ids=30).json()
+    assert [
+        hit for start in (0, 10, 20) for hit in knn(client, text="red ball", num_images=10, num_result_ids=None, offset=start).json()
+    ] == whole
+    assert knn(client, text="red ball", num_images=10, num_result_ids=None, offset=195).status_code == 400
+    first = knn(client, text="red ball", num_images=3, with_vectors=True).json()[0]
+    near = knn(client, embedding_input=first["vector"], num_images=3).json()
+    assert first["similarity"] < near[0]["similarity"]
+    assert first["id"] in [hit["id"] for hit in near]
+
+
+def test_large_pictures_are_made_small_if_asked():
+    noise = io.BytesIO()
+    Image.effect_noise((900, 600), 90).save(noise, "PNG")
+    made = smaller(noise.getvalue(), Limits())
+    with Image.open(io.BytesIO(made)) as image:
+        assert (image.format, image.size) == ("JPEG", (512, 341))
+    for kept in (png((1, 2, 3)), b"no picture" * 100_000):
+        assert smaller(kept, Limits()) is kept
 
 
 def test_a_set_without_vectors_is_not_ready(fresh):
