@@ -246,7 +246,7 @@ class _LastBuild(PydanticBaseSettingsSource):
 
 def _remembered(file: UPath) -> dict[str, Any]:
     """The settings in a build's settings.json. Raises DamagedArtifact naming the file where one is not what it may be."""
-    cure = "delete it, and give `build` its settings again"
+    cure = "delete it, and give `build` its settings again (where it was edited on purpose, take content_sha256 out of it)"
     content: dict[str, Any] = read_json(file, cure=cure)
     for name, field in Settings.model_fields.items():
         if name in content:

@@ -6,11 +6,11 @@ later under the same name.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paired_index_assets.files.storage import write_json
+from paired_index_assets.errors import PairedIndexError
+from paired_index_assets.files.storage import read_json, write_json
 
 _PREFIX, _SUFFIX = ".", ".origin.json"
 
@@ -44,9 +44,9 @@ def record_origin(file: Path, finished: Path, source: str, *, lossy: bool = Fals
 def read_origin(file: Path) -> Origin | None:
     """The origin of `file`, or None if it is not ours (no record, an unreadable one, or one of another file)."""
     try:
-        origin = Origin(**json.loads(origin_path(file).read_text()))
+        origin = Origin(**read_json(origin_path(file)))
         facts = file.stat()
-    except (OSError, ValueError, TypeError):
+    except (OSError, PairedIndexError, TypeError):
         return None
     return origin if (origin.size, origin.mtime_ns) == (facts.st_size, facts.st_mtime_ns) else None
 

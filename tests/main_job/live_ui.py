@@ -13,6 +13,7 @@ import urllib.request
 import numpy as np
 
 from paired_index_assets.assets.partitions import shard_key
+from paired_index_assets.files.storage import read_json
 from paired_index_assets.landing.catalog import Catalog
 
 PATIENCE_SECONDS = 420  # for two busy cores; each wait ends as soon as what it waits for is there
@@ -26,7 +27,7 @@ class Ui:
         self.root, self.landing, self.source = folder / "root", folder / "landing", built / "embeddings/img_emb"
         shutil.copytree(built, self.root, ignore=shutil.ignore_patterns("dagster", "shards", "generations", "report", "manifest.parquet"))
         self.landing.mkdir()
-        settings = json.loads((self.root / "settings.json").read_text())
+        settings = read_json(self.root / "settings.json")
         (self.root / "settings.json").write_text(json.dumps(settings | {"landing": str(self.landing), "tick_seconds": 3}))
         self.catalog = Catalog.load(self.root / "catalog.parquet")
         self.log = folder / "ui.log"
