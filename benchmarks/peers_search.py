@@ -202,7 +202,7 @@ def prepare(data: Path, work: Path, lists: int) -> None:
     centroids = train_kmeans(images, lists, niter=10).centroids
     codec = train_transformed(images[np.random.default_rng(0).permutation(len(images))[:40_000]], training[:40_000])
     if codec is None:
-        raise SystemExit("the data can not carry a transformed codec")
+        raise SystemExit("the data cannot carry a transformed codec")
     trained = TrainedIndex("kmeans", lists, images.shape[1], centroids, codec, groups=group_lists(centroids, seed=1))
     build(work / "build", images, trained, 58)
     Catalog.scan(work / "build" / "landing", shards=58).save(BuildRoot.at(work / "build").catalog)

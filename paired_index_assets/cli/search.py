@@ -40,13 +40,11 @@ def search(
     if sum(given is not None and given != [] for given in (text, image, queries)) != 1:
         raise BadInput("give one kind of query: --text, --image or --queries")
     from paired_index_assets.cli.results import show, stream
-    from paired_index_assets.cli.terminal import bars, fail, say
+    from paired_index_assets.cli.terminal import bars, say
     from paired_index_assets.search.sharded import ShardedIndex
     from paired_index_assets.serving.beside import filter_of, originals_of
 
     with ShardedIndex.open(settings.build_root, partial=partial) as index:
-        if "again" in index.packed:
-            fail(f"the packed layout is not used, the shards are: {index.packed}")
         named, vectors = _vectors(settings, index.model, text or [], image or [], queries)
         with bars() as progress:
             only = None if where is None else filter_of(settings, where, progress)

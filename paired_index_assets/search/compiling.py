@@ -32,7 +32,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def _folder() -> Path:
-    """Under the user's cache; of this process alone where that can not be written (what is kept is trusted: no folder that others may)."""
+    """Under the user's cache; of this process alone where that cannot be written (what is kept is trusted: no folder that others may)."""
     sources = sorted(file for file in Path(__file__).parent.glob("*.py") if b"@compiled" in file.read_bytes() or file.name == "dots.py")
     name = digest_of_parts(*(file.read_bytes() for file in sources))[:16]
     folder = Path(CACHE_FOLDER).expanduser() / "compiled" / name

@@ -94,7 +94,7 @@ def make_filter(condition: Condition, files: Sequence[MetadataFile], rows: int, 
     """The bitmap of `condition` over the ids below `rows`; read from the folder `kept` where it was made before of the same files.
 
     It takes rows / 8 bytes there and is mapped from there: the first report of "filter" has them as `bytes`. Of the metadata only the
-    columns that are named are read. Raises BadInput for a column that is not there, with those that are, and for types that can not be
+    columns that are named are read. Raises BadInput for a column that is not there, with those that are, and for types that cannot be
     compared.
     """
     facts = (part for file in files for part in (file.url, str(file.start), str(file.rows), stamp_of(file.url)))

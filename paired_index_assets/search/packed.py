@@ -55,6 +55,8 @@ def read_pack(generation: Generation) -> PackRecord | None:
         content = read_json(place)
     except MissingInput:
         return None
+    except DamagedArtifact as error:
+        raise DamagedArtifact(f"{place}: not the record of a pack; {AGAIN}") from error
     try:
         if content["format"] != FORMAT:
             raise DamagedArtifact(f"{place}: format {content['format']}, expected {FORMAT}; {AGAIN}")
@@ -71,7 +73,7 @@ def is_packed(served: ServedIndex) -> bool:
 def map_pack(build: BuildRoot, served: ServedIndex, *, verify: bool) -> MappedLists | None:
     """The lists of the pack, if it is of the shards that are recorded; None where there is none, or an older one.
 
-    Raises DamagedArtifact or MissingInput where it should be current and can not be read.
+    Raises DamagedArtifact or MissingInput where it should be current and cannot be read.
     """
     record, trained = read_pack(served.generation), served.trained
     if record is None or (record.trained, record.shards) != (trained.fingerprint, _sums(served)):
@@ -82,7 +84,10 @@ def map_pack(build: BuildRoot, served: ServedIndex, *, verify: bool) -> MappedLi
     local = build.cache.local(file, sha256=record.sha256)
     if local.path.stat().st_size != record.bytes or (verify and digest_of(local.path) != record.sha256):
         raise DamagedArtifact(f"{file}: not the file of {record.bytes} bytes that was packed; {AGAIN}")
-    mapped = map_lists(local.path, trained.nlist, trained.codec.code_size)
+    try:
+        mapped = map_lists(local.path, trained.nlist, trained.codec.code_size)
+    except DamagedArtifact as error:
+        raise DamagedArtifact(f"{file}: not an index of {trained.nlist} lists that faiss would read; {AGAIN}") from error
     if (mapped.d, mapped.ntotal) != (trained.d, record.rows):
         found = f"{mapped.ntotal} vectors of width {mapped.d}"
         raise DamagedArtifact(f"{file}: expected {record.rows} vectors of width {trained.d}, found {found}; {AGAIN}")

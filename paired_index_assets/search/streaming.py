@@ -59,7 +59,7 @@ def stream_npz(target: Path, queries: int, k: int, answers: Iterator[tuple[int, 
         parts = {name: draft.with_name(f"{draft.name}.{name}") for name in columns}
         try:
             mapped: dict[str, npt.NDArray[Any]] = {}
-            for name, kind in columns.items():  # an empty file can not be mapped
+            for name, kind in columns.items():  # an empty file cannot be mapped
                 shape = (queries, k)
                 mapped[name] = np.lib.format.open_memmap(parts[name], "w+", kind, shape) if queries else np.empty(shape, dtype=kind)
             for first, scores, ids in answers:
