@@ -43,7 +43,7 @@ class DescribedFile(Protocol):
 
 
 class Described(Protocol):
-    """What is said of rows (serving.metadata.Metadata)."""
+    """What is said of rows (builds.metadata.Metadata)."""
 
     @property
     def files(self) -> Sequence[DescribedFile]: ...
