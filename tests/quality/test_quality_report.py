@@ -108,7 +108,7 @@ def test_what_is_not_a_report_is_named(tmp_path, report, measured):
         RecallReport.read(tmp_path)
     for content, said in (
         ("{", "not JSON"),
-        ("[]", "schema None"),
+        ("[]", "expected a JSON object"),
         ('{"schema": 99}', "schema 99"),
         (f'{{"schema": {SCHEMA}}}', "fields are wrong"),
     ):
