@@ -166,22 +166,21 @@ def test_doctor_counts_every_row_and_finds_ids_that_belong_to_other_rows(small_b
     assert "its code decodes" in done.stdout
 
 
-def test_a_catalog_that_is_not_the_image_set_is_found_out(copied, tmp_path):
-    build = BuildRoot.at(copied)
-    catalog = Catalog.load(build.catalog)
-    build = OpenBuild(load_settings(root=str(copied)))
-    assert rows_are_conserved(OpenBuild(load_settings(root=str(copied)))).startswith(
-        "1,500 image embeddings = 1,500 rows of the catalog = 1,500 indexed"
-    )
-    Catalog.of(catalog.all_files[:-1]).save(build.catalog)
+def conserved(root):
+    return rows_are_conserved(OpenBuild(load_settings(root=str(root))))
+
+
+def test_a_catalog_that_is_not_the_image_set_is_found_out(copied):
+    root = BuildRoot.at(copied)
+    assert conserved(copied).startswith("1,500 image embeddings = 1,500 rows of the catalog = 1,500 indexed")
+    Catalog.of(Catalog.load(root.catalog).all_files[:-1]).save(root.catalog)
     with pytest.raises(DamagedArtifact, match="1,375 rows; the image embeddings have 1,500"):
-        rows_are_conserved(OpenBuild(load_settings(root=str(copied))))
+        conserved(copied)
 
 
 def test_a_catalog_in_another_order_than_the_image_set_is_found_out(copied):
-    build = BuildRoot.at(copied)
-    names = [file.name for file in Catalog.load(build.catalog).all_files]
-    files = [replace(file, name=name) for file, name in zip(Catalog.load(build.catalog).all_files, names[::-1], strict=True)]
-    Catalog.of(files).save(build.catalog)
+    root = BuildRoot.at(copied)
+    files = Catalog.load(root.catalog).all_files
+    Catalog.of([replace(file, name=other.name) for file, other in zip(files, files[::-1], strict=True)]).save(root.catalog)
     with pytest.raises(DamagedArtifact, match=r"id \d+ is row \d+ of .*, which is not row \d+ of the image embeddings"):
-        rows_are_conserved(OpenBuild(load_settings(root=str(copied))))
+        conserved(copied)
