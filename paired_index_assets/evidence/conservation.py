@@ -81,7 +81,7 @@ def account_of_build(
     build: OpenBuild, catalog: Catalog, trained: TrainedIndex, shards: Sequence[int], *, progress: Progress = silent
 ) -> list[Account]:
     """`account_of_shard` of each of these shards of the generation of `trained`, whose ids are rows of `catalog`. Raises MissingInput, DamagedArtifact."""
-    removed, listing, found = read_removed(build.root), build.listing_of(catalog), []
+    removed, listing, found = read_removed(build.root, catalog.data_set), build.listing_of(catalog), []
     for done, shard in enumerate(shards, start=1):
         of_shard = account_of_shard(build.root, trained, catalog, shard, listing, removed=removed, seed=build.settings.seed)
         found.append(of_shard)

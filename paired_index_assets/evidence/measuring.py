@@ -42,7 +42,7 @@ def measure_shards(build: OpenBuild, *, progress: Progress = silent) -> Served:
             raise MissingInput(
                 f"{root.shards}: no vector in {len(index.shards)} shards; build them first. {' '.join(index.missing.values())}"
             )
-        removed = read_removed(root)
+        removed = read_removed(root, catalog.data_set)
         indexed = indexed_files(build, catalog, index)
         keep_truths(
             root, captions, [IndexedFile(file, record.content, there) for file, record, there in indexed], removed, progress=progress

@@ -70,7 +70,7 @@ def account_of_shard(
     local = root.cache.local(shard_file(place, record), sha256=record.sha256)
     index = faiss.read_index(str(local.path), READ_ONLY)
     landed = [listing.get(file.name) for file in files]
-    removed = read_removed(root) if removed is None else removed
+    removed = read_removed(root, catalog.data_set) if removed is None else removed
     return account(index, trained, record, files, landed, removed, name=str(place.file), seed=seed)
 
 
