@@ -59,11 +59,13 @@ def _measured_again(settings: Settings, found: "RecallReport") -> "RecallReport"
 
 
 def _show_served(found: "RecallReport") -> None:
+    from paired_index_assets.quality.report import NOT_MEASURED
     from paired_index_assets.quality.tables import said_of_served
 
     served = found.served
-    for note in found.notes:
-        say(note)
+    for note in found.notes:  # the others are Markdown
+        if note.startswith(NOT_MEASURED):
+            say(note)
     if served is None:
         return
     table(

@@ -12,7 +12,7 @@ from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import LandedFile
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.quality.recall import NPROBES
-from paired_index_assets.quality.report import RecallReport
+from paired_index_assets.quality.report import NOT_MEASURED, RecallReport
 from paired_index_assets.quality.served import Served, differing, measure_served
 from paired_index_assets.quality.truth import DEEPEST_K
 from paired_index_assets.search.sharded import ShardedIndex
@@ -23,7 +23,6 @@ from paired_index_assets.shards.takedown import read_removed
 from paired_index_assets.shards.truths import IndexedFile, keep_truths, sweep_truths, whole_truth
 
 STOCK_QUERIES = 200  # also asked of stock faiss
-NOT_MEASURED = "The shards on disk were not measured:"
 PROMISED_K = 10
 SAME_RECALL = 0.005  # float32 sums in another order, ties, and codes made by another processor
 
