@@ -132,12 +132,9 @@ def test_two_nodes_that_build_the_same_shard_at_once_leave_one_whole_file(bucket
         from paired_index_assets.files.cache import Cache
         from paired_index_assets.landing.catalog import Catalog
         from paired_index_assets.layout import BuildRoot
-        from paired_index_assets.shards.accounting import account_of_shard
-from paired_index_assets.shards.build import build_shard
+        from paired_index_assets.shards.build import build_shard
         from paired_index_assets.files.storage import as_path
-        from paired_index_assets.shards.truth import TestCaptions, truth_path
-from paired_index_assets.shards.truths import sweep_truths
-from paired_index_assets.trained.artifact import TrainedIndex
+        from paired_index_assets.trained.artifact import TrainedIndex
         url, folder, cache = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
         trained, catalog = TrainedIndex.load(folder / "trained.index"), Catalog.load(folder / "catalog.parquet")
         print("ready", flush=True)
@@ -190,7 +187,7 @@ def test_a_reader_sees_the_old_or_the_new_whole_while_shard_and_trained_index_ar
     writing = pool.submit(rewrite)
     while not writing.done():
         served = served_index(reader)
-        (place,) = served.shards
+        place = served.shards[0]
         record = finished_record(place)
         assert record is not None
         local = reader.cache.local(shard_file(place, record), sha256=record.sha256)
