@@ -105,6 +105,7 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._head = 0  # bytes of the head that is coming in
         self._all_in = True  # whether the body of the last request is
+        self._running: Any = None  # the request that is being answered
 
     @property
     def unread(self) -> int:
@@ -162,7 +163,14 @@ class Connection(HttpToolsProtocol):
     def let_go(self) -> None:
         """Close at once, whatever is under way."""
         self._door.gone(self)
+        for cycle in (self.cycle, self._running, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None:
+                cycle.disconnected = True  # nothing more is written to it
         self.transport.abort()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
