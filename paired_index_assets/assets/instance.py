@@ -67,7 +67,7 @@ def instance_of(settings: Settings) -> Iterator[dg.DagsterInstance]:
         if (said := _of_the_database(error)) is None:
             raise
         raise BadInput(
-            f"{home}: Dagster's own records can not be written ({said}); free some space or make them writable, or set DAGSTER_HOME to "
+            f"{home}: Dagster's own records cannot be written ({said}); free some space or make them writable, or set DAGSTER_HOME to "
             "another folder; what is finished is kept"
         ) from error
 

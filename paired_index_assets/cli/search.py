@@ -14,6 +14,7 @@ from paired_index_assets.settings import Settings
 
 FORMATS = (".npz", ".parquet", ".json", ".html")
 STREAMED = (".npz", ".parquet")
+PIECE = 65_536  # rows of a file of queries looked at together
 
 
 @takes_settings(also=("nprobe", "model", "pretrained", "device"))
@@ -41,6 +42,7 @@ def search(
         raise BadInput("give one kind of query: --text, --image or --queries")
     from paired_index_assets.cli.results import show, stream
     from paired_index_assets.cli.terminal import bars, say
+    from paired_index_assets.search.compiling import is_compiled
     from paired_index_assets.search.sharded import ShardedIndex
     from paired_index_assets.serving.beside import filter_of, originals_of
 
@@ -51,6 +53,8 @@ def search(
         if only is not None:
             say(f"{only.matching:,} of {index.ntotal:,} rows match")
         originals = originals_of(settings) if rerank else None
+        if not is_compiled():
+            say("Compiling the search for this processor, once: some 15 s.")
         answer = partial_of(index.search, k=k, nprobe=settings.nprobe, where=only, rerank=rerank, originals=originals)
         if out is not None and out.suffix in STREAMED:
             stream(vectors, k, answer, out, missing=index.missing)
@@ -102,5 +106,8 @@ def _matrix(file: Path) -> Float32:
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
         raise BadInput(f"--queries {file}: expected numbers of shape (queries, dimensions), found shape {array.shape} of {array.dtype}")
     rows = np.atleast_2d(array)
+    for first in range(0, len(rows), PIECE):
+        if len(zero := np.flatnonzero(~rows[first : first + PIECE].any(axis=1))):
+            raise BadInput(f"--queries {file}: row {first + int(zero[0])} is all zeros, which no vector is near to; leave such rows out")
     with np.errstate(over="ignore"):
         return rows if rows.dtype in (np.float16, np.float32) else rows.astype(np.float32)

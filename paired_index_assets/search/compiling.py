@@ -46,3 +46,8 @@ def _folder() -> Path:
 
 
 _FOLDER = _folder()
+
+
+def is_compiled() -> bool:
+    """Whether machine code for these sources is kept on this machine: else the first search takes some 15 s more."""
+    return next(_FOLDER.rglob("*.nbc"), None) is not None

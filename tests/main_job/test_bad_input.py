@@ -132,6 +132,7 @@ def test_a_query_of_one_vector_is_one_query_and_what_is_none_is_one_line(small_b
     np.savez(tmp_path / "several.npz", a=unit(2), b=unit(2))
     np.save(tmp_path / "words.npy", np.array(["a", "b"]))
     np.save(tmp_path / "cube.npy", np.zeros((2, 3, 4), np.float32))
+    np.save(tmp_path / "nothing.npy", unit(3, 128) * np.array([[1], [0], [1]], np.float32))
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_")
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
@@ -140,7 +141,8 @@ def test_a_query_of_one_vector_is_one_query_and_what_is_none_is_one_line(small_b
         ("--queries", "several.npz", "found an archive of several arrays"),
         ("--queries", "words.npy", "expected numbers of shape"),
         ("--queries", "cube.npy", "found shape (2, 3, 4)"),
-        ("--queries", "cut.npy", "found one that can not be read"),
+        ("--queries", "nothing.npy", "row 1 is all zeros"),
+        ("--queries", "cut.npy", "found one that cannot be read"),
         ("--image", "cut.png", "truncated image"),
         ("--image", "text.png", "not an image"),
         ("--image", "nowhere.png", "missing file"),

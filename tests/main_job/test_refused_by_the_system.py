@@ -81,7 +81,7 @@ def test_no_space_for_dagsters_records_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
     settings = load_settings(root=str(tmp_path / "root"))
     with (
-        pytest.raises(BadInput, match=r"dagster: Dagster's own records can not be written \(.*\); free some space") as caught,
+        pytest.raises(BadInput, match=r"dagster: Dagster's own records cannot be written \(.*\); free some space") as caught,
         instance_of(settings) as instance,
     ):
         for database in (tmp_path / "root/dagster").rglob("*.db"):

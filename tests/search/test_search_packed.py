@@ -180,7 +180,7 @@ def test_a_result_that_is_not_its_shards_is_never_published(fresh, monkeypatch):
     assert files(fresh) == []
 
 
-def test_a_build_in_a_store_is_packed_there(fresh, tmp_path):
+def test_the_record_names_the_packed_file_and_its_bytes(fresh):
     root = BuildRoot.at(fresh.root.root)
     record, _ = pack(root)
     assert record_path(served_index(root).generation).exists()
