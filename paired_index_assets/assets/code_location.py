@@ -18,13 +18,6 @@ from paired_index_assets.settings import Settings
 _MODULES = [embeddings, pairing, training, shards, packing, report]
 
 
-# The log of a run is in its page; what a terminal that shows several at once wants is trouble.
-quiet_console = dg.colored_console_logger.configured(
-    lambda config: {"log_level": config["log_level"]},
-    {"log_level": dg.Field(str, default_value="WARNING", is_required=False)},
-)
-
-
 def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
     """The code location with these settings; `progress` says how assets report how far they are."""
     loaded: list[Any] = list(dg.load_assets_from_modules(_MODULES))  # Dagster's type allows kinds that modules of ours do not hold
@@ -44,5 +37,4 @@ def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
             lost_runs_sensor,
         ],
         executor=by_steps,
-        loggers={"console": quiet_console},
     )
