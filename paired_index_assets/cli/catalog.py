@@ -62,9 +62,9 @@ def plan(
 
     found = named(catalog)
     counts = _counts(nodes)
-    rows = found.total_rows
+    total = found.total_rows
     # the most lists that may be promoted: in two levels, if captions are enough to train them
-    made = plan_build(found, nlist=settings.fine_lists_for(rows, rows) or settings.lists_for(rows))
+    made = plan_build(found, nlist=settings.fine_lists_for(total, total) or settings.lists_for(total))
     root = settings.build_root.root
     disk = nearest_folder(root if is_local(root) else as_path(settings.build_root.cache.folder))
     rates = (measure_rates(disk, made.dimensions) if measure else Rates()).with_given(disk_gbps=disk_gbps, net_gbps=net_gbps)
