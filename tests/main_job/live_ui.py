@@ -14,6 +14,7 @@ import numpy as np
 
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.files.storage import read_json
+from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.landing.catalog import Catalog
 
 PATIENCE_SECONDS = 420  # for two busy cores; each wait ends as soon as what it waits for is there
@@ -85,7 +86,7 @@ class Ui:
         rows = np.load(path)
         np.save(self.landing / ".arriving.npy", np.roll(rows, 1, axis=0))
         os.replace(self.landing / ".arriving.npy", path)
-        return str(path.stat().st_mtime_ns)
+        return stamp_of(path)
 
     def is_running(self, shard):
         tags = [{"key": "dagster/partition", "value": shard_key(shard)}]
