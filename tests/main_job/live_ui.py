@@ -13,8 +13,8 @@ import urllib.request
 import numpy as np
 
 from paired_index_assets.assets.partitions import shard_key
-from paired_index_assets.files.storage import read_json
 from paired_index_assets.files.stamp import stamp_of
+from paired_index_assets.files.storage import read_json
 from paired_index_assets.landing.catalog import Catalog
 
 PATIENCE_SECONDS = 420  # for two busy cores; each wait ends as soon as what it waits for is there
