@@ -197,3 +197,10 @@ def test_of_flips_in_the_metadata_of_a_part_none_reads_as_something_else(tmp_pat
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DamagedArtifact, match=r"metadata\.parquet: .*its part alone is made anew"):
         check_metadata(images)
+
+
+def test_a_table_that_a_store_does_not_have_is_missing_and_not_damaged():
+    nowhere = as_path("memory://nowhere/manifest.parquet")
+    for read in (read_parquet, lambda path: read_table(path, "write it again")):
+        with pytest.raises(FileNotFoundError):
+            read(nowhere)
