@@ -27,7 +27,7 @@ def ui(
         reach_launcher(instance)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # `dagster dev` is marked as superseded by `dg dev`, which wants a project folder; an installed package has none.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning,ignore::FutureWarning")
     say(f"Dagster UI on {settings.root}: http://{host}:{port}  (Ctrl-C stops it)")
     sys.stdout.flush()
     quiet = ["--log-level", "warning", "--code-server-log-level", "warning"]
