@@ -19,7 +19,7 @@ from paired_index_assets.files.deadline import within
 from paired_index_assets.files.storage import is_local
 from paired_index_assets.settings import Settings
 
-OPEN_SECONDS = 12.0  # for the first answer of Dagster's own records; ten of them are the driver's, see deploy/postgres-ray/dagster.yaml
+OPEN_SECONDS = 20.0  # for the first answer of Dagster's own records, its imports too; ten of them are the driver's, see deploy/postgres-ray/dagster.yaml
 LAUNCHER_SECONDS = 5.0
 WORKSPACE = """\
 load_from:
