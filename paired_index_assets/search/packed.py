@@ -123,7 +123,7 @@ def pack(build: BuildRoot, *, progress: Progress = silent) -> tuple[PackRecord, 
             check_pack(draft, empty, shards, removed, written, served.catalog.total_rows if served.catalog else None)
             progress("check", 1, 1)
             publish(draft, folder / name)
-        record = PackRecord(name, trained.fingerprint, sums, version, written.rows, written.bytes, written.sha256)
+        record = PackRecord(name, trained.fingerprint, sums, version, written.indexed, written.bytes, written.sha256)
         write_json(record_path(generation), asdict(record))
         kept = {name} if is_local(folder) or before is None else {name, before.file}  # on a store, readers may be copying the last one
         for older in folder.glob("knn.packed_*.index"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,13 @@ from paired_index_assets.search.mapped import ID_BYTES, MappedLists, map_lists
 from paired_index_assets.search.plan import Plan
 from paired_index_assets.search.scanning import Scan
 from paired_index_assets.search.workers import Workers
-from paired_index_assets.shards.assemble import file_head, runs_of_lists, size_table
+from paired_index_assets.shards.assemble import Written, write_lists
 
 SAMPLED = 64  # queries whose answers from the pack are held against those from the shards
 SAMPLE_K, SAMPLE_NPROBE = 20, 8
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A finished file."""
-
-    rows: int
-    bytes: int
-    sha256: str
-
-
-def write_pack(path: Path, empty: Any, shards: Sequence[MappedLists], removed: Int64, *, progress: Progress = silent) -> Packed:
+def write_pack(path: Path, empty: Any, shards: Sequence[MappedLists], removed: Int64, *, progress: Progress = silent) -> Written:
     """Write all lists of `shards`, without the ids `removed` (ascending), behind the head of the trained index `empty`.
 
     The bytes are a function of these. Memory: three times the quantizer and 16 MiB, or the largest list.
@@ -50,39 +40,25 @@ def write_pack(path: Path, empty: Any, shards: Sequence[MappedLists], removed: I
     kept = sizes.sum(axis=1)
     if len(removed):
         _count_kept(starts, sizes, ivf.code_size, removed, kept)
-    total, row_bytes = int(kept.sum()), ivf.code_size + ID_BYTES
-    sha, written = hashlib.sha256(), 0
-    with path.open("wb") as stream:
 
-        def put(data: Any) -> None:
-            nonlocal written
-            sha.update(data)
-            stream.write(data)
-            written += memoryview(data).nbytes
+    def block_of(first: int, stop: int) -> memoryview:
+        block = np.empty(int(kept[first:stop].sum()) * (ivf.code_size + ID_BYTES), np.uint8)
+        _gather(starts, sizes, ivf.code_size, removed, kept, first, stop, block)
+        return block.data
 
-        put(file_head(empty, total))
-        put(size_table(kept, ivf.code_size))
-        done = 0
-        for first, stop in runs_of_lists(kept, row_bytes):
-            rows = int(kept[first:stop].sum())
-            block = np.empty(rows * row_bytes, np.uint8)
-            _gather(starts, sizes, ivf.code_size, removed, kept, first, stop, block)
-            put(block.data)
-            done += rows
-            progress("pack", done, total)
-    return Packed(total, written, sha.hexdigest())
+    return write_lists(path, empty, kept, block_of, "pack", progress)
 
 
-def check_pack(path: Path, index: Any, shards: Sequence[MappedLists], removed: Int64, written: Packed, total_rows: int | None) -> None:
+def check_pack(path: Path, index: Any, shards: Sequence[MappedLists], removed: Int64, written: Written, total_rows: int | None) -> None:
     """Hold a written file against its shards: its sum as read back, every id once, and the scores of a sample of queries, to the bit.
 
     Raises DamagedArtifact. Memory: two bits for each of `total_rows` ids.
     """
     ivf = ivf_of(index)
     mapped = map_lists(path, ivf.nlist, ivf.code_size)
-    if (found := hashlib.sha256(mapped.content.data).hexdigest()) != written.sha256 or mapped.ntotal != written.rows:
+    if (found := hashlib.sha256(mapped.content.data).hexdigest()) != written.sha256 or mapped.ntotal != written.indexed:
         raise DamagedArtifact(
-            f"{path}: sha256 {found} of {mapped.ntotal} rows read back, {written.sha256} of {written.rows} written; pack again"
+            f"{path}: sha256 {found} of {mapped.ntotal} rows read back, {written.sha256} of {written.indexed} written; pack again"
         )
     if total_rows is None:
         total_rows = 1 + max(_largest(lists.starts, lists.sizes, ivf.code_size) for lists in [mapped, *shards])

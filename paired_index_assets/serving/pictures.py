@@ -6,6 +6,7 @@ A picture is shown only while it is the file that was there when the source was 
 from __future__ import annotations
 
 import base64
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -29,16 +30,16 @@ SHOWN_BYTES = 4 << 20  # a larger picture is not put into a page
 KINDS = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"BM", "bmp"))
 
 
-class Pictures:
+class Pictures(ABC):
     """Bytes of pictures by global id. Safe to use from many threads."""
 
+    @abstractmethod
     def read(self, ids: Sequence[int]) -> list[bytes | None]:
         """The encoded picture of each id, None where there is none, or where it cannot be read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __len__(self) -> int:
         """Ids that may have one."""
-        raise NotImplementedError
 
     @staticmethod
     def of(images: str, rows: int | None = None) -> Pictures | None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import faiss
 import numpy as np
@@ -54,9 +54,12 @@ class Part:
         return codes
 
 
+Buffer: TypeAlias = bytes | memoryview
+
+
 @dataclass(frozen=True)
 class Written:
-    """A finished shard file."""
+    """A finished file: the vectors in its lists, its bytes and their sha256."""
 
     indexed: int
     bytes: int
@@ -83,25 +86,39 @@ def write_shard(path: Path, empty: FaissFile, parts: Sequence[Part], *, progress
     sizes = np.zeros(ivf.nlist, dtype=np.int64)
     for part in parts:
         sizes += np.bincount(part.lists, minlength=ivf.nlist)
-    total = int(sizes.sum())
-    sha, written = hashlib.sha256(), 0
+
+    def block_of(first: int, stop: int) -> bytes:
+        ids, codes = _merged(parts, first, stop)
+        cuts = np.concatenate([[0], np.cumsum(sizes[first:stop])])
+        return b"".join(piece for a, b in pairwise(cuts) for piece in (codes[a:b].data, ids[a:b].data))
+
+    return write_lists(path, empty, sizes, block_of, "assemble", progress)
+
+
+def write_lists(
+    path: Path, empty: FaissFile, sizes: Int64, block_of: Callable[[int, int], Buffer], step: str, progress: Progress = silent
+) -> Written:
+    """Write the file of the trained index `empty` with lists of `sizes` (nlist,) int64.
+
+    `block_of(first, stop)`: the bytes of those lists, of each its codes and then its ids (faiss's ArrayInvertedLists). `step` names the
+    progress. Memory: the head, which is three times the quantizer, and a block.
+    """
+    code_size, total = ivf_of(empty).code_size, int(sizes.sum())
+    sha, written, done = hashlib.sha256(), 0, 0
     with path.open("wb") as stream:
 
-        def put(data: Any) -> None:
+        def put(data: Buffer) -> None:
             nonlocal written
             sha.update(data)
             stream.write(data)
             written += memoryview(data).nbytes
 
-        put(file_head(empty, total))
-        put(size_table(sizes, ivf.code_size))
-        done = 0
-        for first, stop in runs_of_lists(sizes, ivf.code_size + ID_BYTES):
-            ids, codes = _merged(parts, first, stop)
-            cuts = np.concatenate([[0], np.cumsum(sizes[first:stop])])
-            put(b"".join(piece for a, b in pairwise(cuts) for piece in (codes[a:b].data, ids[a:b].data)))
-            done += len(ids)
-            progress("assemble", done, total)
+        put(file_head(empty, total).data)
+        put(size_table(sizes, code_size))
+        for first, stop in runs_of_lists(sizes, code_size + ID_BYTES):
+            put(block_of(first, stop))
+            done += int(sizes[first:stop].sum())
+            progress(step, done, total)
     return Written(total, written, sha.hexdigest())
 
 
