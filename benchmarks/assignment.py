@@ -23,7 +23,7 @@ import faiss
 import numpy as np
 import torch
 
-from paired_index_assets.clustering.kmeans import train_kmeans
+from paired_index_assets.clustering.kmeans import Training, train_kmeans
 from paired_index_assets.neighbors import assigning
 from paired_index_assets.neighbors.assigning import DENSE, Assigner, Way, ways
 from paired_index_assets.neighbors.exact import assign
@@ -61,7 +61,7 @@ def measured_rows(options: argparse.Namespace, nlist: int) -> tuple[np.ndarray, 
     vectors = np.load(options.data, mmap_mode="r")
     vectors = np.array(vectors[:], dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    centroids = train_kmeans(vectors, nlist, niter=4).centroids
+    centroids = train_kmeans(vectors, nlist, Training(niter=4)).centroids
     step = max(1, len(vectors) // options.rows)
     return np.ascontiguousarray(vectors[::step][: options.rows]), centroids
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from paired_index_assets.clustering.kmeans import train_kmeans
+from paired_index_assets.clustering.kmeans import Training, train_kmeans
 from paired_index_assets.codes.codec import TrainedCodec, train_codec
 from paired_index_assets.codes.formats import ivf_of
 from paired_index_assets.codes.transformed import train_transformed
@@ -96,7 +96,7 @@ def main() -> None:
             if (codec := train_transformed(sample, training, bytes_per_vector=size)) is not None:
                 reader.exhaustive(f"new {codec.axes}", codec, codec.encode(images))
         for nlist, shares in ((options.nlist // FINER, (None,)), (options.nlist, PROBED)):
-            centroids = train_kmeans(images, nlist, seed=SEED).centroids
+            centroids = train_kmeans(images, nlist, Training(seed=SEED)).centroids
             lists = assign(images, centroids)
             for share in shares:
                 groups = None if share is None else group_lists(centroids, seed=SEED, probed=share)

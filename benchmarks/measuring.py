@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,18 @@ import torch
 
 T = TypeVar("T")
 SAMPLE_SECONDS = 0.005
+
+
+def growth_parser(description: str | None, *, plot: str) -> argparse.ArgumentParser:
+    """The options of a benchmark that shows how time and memory grow; each adds its own sizes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[128, 768])
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--plot", type=Path, default=Path(plot))
+    parser.add_argument("--quick", action="store_true")
+    return parser
 
 
 def vectors(n: int, d: int, seed: int, data: Path | None, name: str) -> np.ndarray:

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import faiss
 import numpy as np
 import torch
-from measuring import Cost, gemm_peak, in_turn, plot_growth, vectors
+from measuring import Cost, gemm_peak, growth_parser, in_turn, plot_growth, vectors
 
 from paired_index_assets.neighbors.exact import exact_neighbors
 
@@ -31,17 +30,12 @@ REFERENCE_QUERIES = 1_024
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
+    parser = growth_parser(__doc__, plot="pairing.png")
     parser.add_argument("--base", type=int, nargs="+", default=[20_000, 100_000, 300_000])
     parser.add_argument("--queries", type=int, default=4_096)
-    parser.add_argument("--dimensions", type=int, nargs="+", default=[128, 768])
     parser.add_argument("-k", type=int, default=1)
     parser.add_argument("--peers", nargs="+", choices=["faiss", "loop"], default=["faiss", "loop"])
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--plot", type=Path, default=Path("pairing.png"))
-    parser.add_argument("--quick", action="store_true")
+    parser.set_defaults(repeats=2)
     options = parser.parse_args()
     if options.quick:
         options.base, options.queries, options.repeats = [10_000, 20_000], 2_048, 1

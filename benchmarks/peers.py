@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from paired_index_assets.clustering.kmeans import train_kmeans
+from paired_index_assets.clustering.kmeans import Training, train_kmeans
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.pairing.split import split_by_concept
@@ -53,7 +53,7 @@ def main() -> None:
     queries = captions[split.test].astype(np.float32)
     truth = ground_truth(queries, images)
     clock(f"ground truth of {len(queries):,} captions in {len(images):,} images")
-    clustering = train_kmeans(Selected(images, split.train), chosen.nlist, seed=SEED)
+    clustering = train_kmeans(Selected(images, split.train), chosen.nlist, Training(seed=SEED))
     lists = Lists("kmeans", clustering.centroids, assign(images, clustering.centroids))
     clock("image k-means and assignment")
 

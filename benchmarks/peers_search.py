@@ -181,7 +181,7 @@ def prepare(data: Path, work: Path, lists: int) -> None:
     import numpy as np
     from search import build
 
-    from paired_index_assets.clustering.kmeans import train_kmeans
+    from paired_index_assets.clustering.kmeans import Training, train_kmeans
     from paired_index_assets.codes.transformed import train_transformed
     from paired_index_assets.landing.catalog import Catalog
     from paired_index_assets.layout import BuildRoot
@@ -199,7 +199,7 @@ def prepare(data: Path, work: Path, lists: int) -> None:
     for name, array in (("images", images), ("queries", queries)):
         np.save(work / f"{name}.npy", array)
     np.save(work / "truth.npy", faiss.knn(queries, images, K, metric=faiss.METRIC_INNER_PRODUCT)[1])
-    centroids = train_kmeans(images, lists, niter=10).centroids
+    centroids = train_kmeans(images, lists, Training(niter=10)).centroids
     codec = train_transformed(images[np.random.default_rng(0).permutation(len(images))[:40_000]], training[:40_000])
     if codec is None:
         raise SystemExit("the data cannot carry a transformed codec")

@@ -25,7 +25,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from paired_index_assets.clustering.kmeans import train_kmeans
+from paired_index_assets.clustering.kmeans import Training, train_kmeans
 from paired_index_assets.codes.codec import TrainedCodec, train_codec
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
@@ -57,7 +57,7 @@ def build(root: Path, images: Float32, trained: TrainedIndex, shards: int) -> No
 
 
 def train(images: Float32, captions: Float32, lists: int) -> TrainedIndex:
-    centroids = train_kmeans(images, lists, niter=4, max_points_per_centroid=64).centroids
+    centroids = train_kmeans(images, lists, Training(niter=4, max_points_per_centroid=64)).centroids
     codec = train_codec("QT_4bit", "nearest", images[:20_000], captions[:20_000])
     return TrainedIndex("kmeans", lists, images.shape[1], centroids, codec)
 

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 from itertools import product
-from pathlib import Path
 
 import faiss
 import numpy as np
-import torch
-from measuring import gemm_peak, in_turn, plot_growth, vectors
+from measuring import gemm_peak, growth_parser, in_turn, plot_growth, vectors
 
-from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
+from paired_index_assets.clustering.kmeans import Training, train_kmeans, train_paired_kmeans
 from paired_index_assets.neighbors.exact import assign
 
 HEAD = (
@@ -29,16 +27,10 @@ HEAD = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
+    parser = growth_parser(__doc__, plot="training.png")
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 50_000, 100_000])
     parser.add_argument("--nlist", type=int, nargs="+", default=[1_024, 4_096])
     parser.add_argument("--niter", type=int, default=10)
-    parser.add_argument("--dimensions", type=int, nargs="+", default=[128, 768])
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--plot", type=Path, default=Path("training.png"))
-    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if options.quick:
         options.rows, nlist, options.niter = [10_000, 20_000], [256], 5
@@ -64,7 +56,7 @@ def main() -> None:
 
 def compare(n: int, d: int, nlist: int, peak: float, options: argparse.Namespace) -> dict[str, float]:
     images, captions = vectors(n, d, 1, options.data, "image_features"), vectors(n, d, 2, options.data, "caption_features")
-    settings = {"niter": options.niter, "max_points_per_centroid": n, "device": options.device}
+    training = Training(options.niter, max_points_per_centroid=n, device=options.device)
 
     def by_faiss() -> faiss.Kmeans:
         kmeans = faiss.Kmeans(
@@ -76,8 +68,8 @@ def compare(n: int, d: int, nlist: int, peak: float, options: argparse.Namespace
 
     centroids = np.ascontiguousarray(images[:nlist])
     contenders = {
-        "ours": lambda: train_kmeans(images, nlist, **settings),
-        "paired": lambda: train_paired_kmeans(images, captions, nlist, **settings),
+        "ours": lambda: train_kmeans(images, nlist, training),
+        "paired": lambda: train_paired_kmeans(images, captions, nlist, training),
         "faiss": by_faiss,
         "assign": lambda: assign(images, centroids, device=options.device),
         "faiss_assign": lambda: faiss.knn(images, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT),

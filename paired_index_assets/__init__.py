@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paired_index_assets.clustering.kmeans import Training as Training
     from paired_index_assets.clustering.kmeans import train_kmeans as train_kmeans
     from paired_index_assets.clustering.kmeans import train_paired_kmeans as train_paired_kmeans
     from paired_index_assets.neighbors.exact import exact_neighbors as exact_neighbors
@@ -22,11 +23,12 @@ _HOMES = {
     "exact_neighbors": "paired_index_assets.neighbors.exact",
     "train_paired_kmeans": "paired_index_assets.clustering.kmeans",
     "train_kmeans": "paired_index_assets.clustering.kmeans",
+    "Training": "paired_index_assets.clustering.kmeans",
     "ShardedIndex": "paired_index_assets.search.sharded",
     "filter_of": "paired_index_assets.serving.beside",
     "originals_of": "paired_index_assets.serving.beside",
 }
-__all__ = ["ShardedIndex", "exact_neighbors", "filter_of", "originals_of", "train_kmeans", "train_paired_kmeans"]
+__all__ = ["ShardedIndex", "Training", "exact_neighbors", "filter_of", "originals_of", "train_kmeans", "train_paired_kmeans"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,5 @@
 """Which image each training caption is closest to: the table the paper's centroids are made from (arXiv 2402.04416, Algorithm 1)."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -13,8 +12,8 @@ from paired_index_assets.progress import Progress
 
 if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
     from paired_index_assets.builds.opened import OpenBuild
+    from paired_index_assets.pairing.pairs import Sides
     from paired_index_assets.pairing.split import Split
-    from paired_index_assets.rows import Bool, Rows
 
 COLUMNS = column_schema(
     {
@@ -44,18 +43,9 @@ def caption_image_pairs(
     from paired_index_assets.pairing.pairs import write_pairs
 
     build, report, watch = settings.open(), progress.of(context), Stopwatch()
-    sides = _sides(build, report)
-    split = sides.split
+    split, sides = _split_and_sides(build, report)
     split.save(build.root.split)
-    summary = write_pairs(
-        build.root.pairs,
-        sides.captions,
-        split.train,
-        sides.images,
-        image_valid=sides.image_valid,
-        device=build.settings.device,
-        progress=report,
-    )
+    summary = write_pairs(build.root.pairs, sides, device=build.settings.device, progress=report)
     return dg.MaterializeResult(
         metadata={
             **rows_and_rate(summary.pairs, watch.seconds),
@@ -75,14 +65,12 @@ def caption_image_pairs(
 @failing_in_one_line()
 def pair_part(context: dg.OpExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]) -> None:
     """This run's share of the blocks of the pairs table; a block that is there is left alone."""
-    from paired_index_assets.pairing.pairs import BLOCK_ROWS, MatchedImages, block_count, write_blocks
+    from paired_index_assets.pairing.pairs import write_blocks
 
     build, report = settings.open(), progress.of(context)
-    sides = _sides(build, report)
-    blocks = share_of(context.partition_key, build.settings).pieces(block_count(len(sides.captions), BLOCK_ROWS))
-    matched = MatchedImages.of(sides.images, sides.image_valid)
-    device = build.settings.device
-    written = write_blocks(build.root.pairs, blocks, sides.captions, sides.split.train, matched, device=device, progress=report)
+    sides = _split_and_sides(build, report)[1]
+    blocks = share_of(context.partition_key, build.settings).pieces(sides.blocks)
+    written = write_blocks(build.root.pairs, blocks, sides, device=build.settings.device, progress=report)
     context.log.info(f"{written} of {len(blocks)} blocks written, the others were there")
 
 
@@ -94,15 +82,9 @@ def pair_in_parts() -> None:
     pair_part()
 
 
-@dataclass(frozen=True)
-class _Sides:
-    images: "Rows"
-    image_valid: "Bool"
-    captions: "Rows"  # those that train
-    split: "Split"
-
-
-def _sides(build: "OpenBuild", report: Progress) -> _Sides:
+def _split_and_sides(build: "OpenBuild", report: Progress) -> tuple["Split", "Sides"]:
+    """Which captions train, and the two sides of their pairs."""
+    from paired_index_assets.pairing.pairs import MatchedImages, Sides
     from paired_index_assets.pairing.split import split_by_concept
     from paired_index_assets.rows import Selected
 
@@ -116,7 +98,8 @@ def _sides(build: "OpenBuild", report: Progress) -> _Sides:
         seed=read.seed,
         progress=report,
     )
-    return _Sides(images, images.valid(progress=report), Selected(captions, split.train), split)
+    matched = MatchedImages.of(images, images.valid(progress=report))
+    return split, Sides(Selected(captions, split.train), split.train, matched)
 
 
 @dg.asset_check(asset=caption_image_pairs, blocking=True)

@@ -9,6 +9,7 @@ from paired_index_assets.assets.automation import follow_when_quiet
 from paired_index_assets.assets.facts import Stopwatch, failing_in_one_line, path, picture
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.assets.shards import index_manifest
+from paired_index_assets.assets.training import evaluation_data
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress
 
@@ -101,13 +102,10 @@ def _report(build: "OpenBuild", progress: Progress) -> "RecallReport":
     from paired_index_assets.pairing.split import Split
     from paired_index_assets.trained.promotion import candidates_of
 
-    settings, root, promoted = build.settings, build.root, build.promoted
-    images, captions = build.pairs
+    root, promoted, images = build.root, build.promoted, build.pairs[0]
     report = measure_build(
-        images,
-        captions,
+        evaluation_data(build, progress),
         Split.load(root.split).test,
-        images.valid(),
         candidates_of(root),
         promoted,
         facts={
@@ -116,8 +114,5 @@ def _report(build: "OpenBuild", progress: Progress) -> "RecallReport":
             "nlist": promoted.nlist,
             "normalized": ", ".join(build.normalized) or "none",
         },
-        seed=settings.seed,
-        device=settings.device,
-        progress=progress,
     )
     return with_served(build, report, progress=progress)

@@ -1,7 +1,7 @@
 """Centroids from pairs, and the trained index that every shard shares: chosen by evidence, on captions kept aside."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: wha
     from paired_index_assets.builds.opened import OpenBuild
     from paired_index_assets.clustering.clusters import Clustering
     from paired_index_assets.contest.contestants import Contestant
+    from paired_index_assets.contest.measuring import EvaluationData
 
 ALL_METHODS = ("kmeans", "paired_kmeans")
 FINE = ".fine"  # in the name of a clustering for two levels
@@ -81,27 +82,15 @@ def trained_index(
     Every candidate is measured on the same captions at an equal share of vectors scanned; what won, and by how much, is recorded with it,
     and so is the nprobe that a search takes which does not say.
     """
-    from paired_index_assets.contest.contestants import make_and_judge
+    from paired_index_assets.contest.contestants import CodeChoice, make_and_judge
     from paired_index_assets.pairing.split import Split
     from paired_index_assets.trained.promotion import Promotion, promote
 
-    build, watch, report = settings.open(), Stopwatch(), progress.of(context)
-    read, root, (images, captions) = build.settings, build.root, build.pairs
-    judged = make_and_judge(
-        images,
-        captions,
-        Split.load(root.split),
-        _contestants(build),
-        images.valid(),
-        codec=read.codec,
-        rounding=read.rounding,
-        transform=read.transform == "auto",
-        bytes_per_vector=read.bytes_per_vector,
-        model=images.model,
-        seed=read.seed,
-        device=read.device,
-        progress=report,
-    )
+    build, watch = settings.open(), Stopwatch()
+    read, root = build.settings, build.root
+    codes = CodeChoice(read.codec, read.rounding, transform=read.transform == "auto", bytes_per_vector=read.bytes_per_vector)
+    data = evaluation_data(build, progress.of(context))
+    judged = make_and_judge(data, Split.load(root.split), _contestants(build), codes, model=build.pairs[0].model)
     names = {}
     for entry in judged.candidates:
         names[entry.name] = root.trained_index(entry.trained.nlist, read.codec, entry.file_method, entry.trained.fingerprint)
@@ -179,6 +168,14 @@ train = dg.define_asset_job(
 )
 
 
+def evaluation_data(build: "OpenBuild", progress: Progress) -> "EvaluationData":
+    """What the candidates of a build are chosen by and reported on."""
+    from paired_index_assets.contest.measuring import EvaluationData
+
+    images, captions = build.pairs
+    return EvaluationData(images, captions, images.valid(), build.settings.seed, build.settings.device, progress)
+
+
 def _methods(settings: Settings) -> tuple[str, ...]:
     """The baseline is always built: every report compares with it."""
     from paired_index_assets.contest.contestants import BASELINE
@@ -219,34 +216,31 @@ def _clusterings(build: "OpenBuild", progress: Progress) -> dict[str, "Clusterin
     """name -> its centroids, saved."""
     import numpy as np
 
-    from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
+    from paired_index_assets.clustering.kmeans import Training, train_kmeans, train_paired_kmeans
     from paired_index_assets.contest.contestants import BASELINE
     from paired_index_assets.contest.measuring import fair_share, validation_of
     from paired_index_assets.pairing.pairs import read_pairs
     from paired_index_assets.pairing.split import Split
     from paired_index_assets.rows import Selected
 
-    settings, root, (images, captions) = build.settings, build.root, build.pairs
-    valid, held_out = images.valid(), Split.load(root.split).validation
-    share = fair_share(_counts(build)[0])
-    validation = validation_of(images, captions, held_out, valid, share, seed=settings.seed, device=settings.device, progress=progress)
+    settings, root, data = build.settings, build.root, evaluation_data(build, progress)
+    validation = validation_of(data, Split.load(root.split).validation, fair_share(_counts(build)[0]))
     pairs = read_pairs(root.pairs)
     made: dict[str, Clustering] = {}
     for name, nlist in _lists(build):
-        train: Any = partial(
-            train_kmeans if name.startswith(BASELINE) else train_paired_kmeans,
-            nlist=nlist,
-            niter=settings.niter,
-            seed=settings.seed,
+        training = Training(
+            settings.niter,
+            settings.seed,
             validation=validation,
             checkpoint=root.checkpoint(name),
             device=settings.device,
             progress=partial(_named, progress, name),
         )
         if name.startswith(BASELINE):
-            made[name] = train(Selected(images, np.flatnonzero(valid).astype(np.int64)))
+            made[name] = train_kmeans(Selected(data.images, np.flatnonzero(data.valid).astype(np.int64)), nlist, training)
         else:
-            made[name] = train(Selected(images, pairs["image_id"].to_numpy()), Selected(captions, pairs["caption_id"].to_numpy()))
+            matched = Selected(data.images, pairs["image_id"].to_numpy())
+            made[name] = train_paired_kmeans(matched, Selected(data.captions, pairs["caption_id"].to_numpy()), nlist, training)
         made[name].save(root.clusters(name))
     return made
 

@@ -38,26 +38,36 @@ PIECE_MEMBERS = 16  # of a list, on average, added in float32: as exact as the c
 LEAST_PIECE, MOST_PIECE = 1024, 16_384  # rows
 
 
-def train_paired_kmeans(
-    images: Rows,
-    captions: Rows,
-    nlist: int,
-    *,
-    niter: int = ITERATIONS,
-    seed: int = SEED,
-    max_points_per_centroid: int = MAX_POINTS_PER_CENTROID,
-    validation: Validation | None = None,
-    checkpoint: UPath | Path | None = None,
-    device: str | None = None,
-    progress: Progress = silent,
-) -> Clustering:
+@dataclass(frozen=True)
+class Training:
+    """How centroids are trained. With a `validation` those of the iteration with the best coverage are kept, else the last. With a
+    `checkpoint` (a file, written after every iteration) a killed run continues where it was, to the identical result; a checkpoint of
+    other inputs or settings is not used. `device`: "cpu", "cuda", or None for a GPU where there is one.
+    """
+
+    niter: int = ITERATIONS
+    seed: int = SEED
+    max_points_per_centroid: int = MAX_POINTS_PER_CENTROID
+    validation: Validation | None = None
+    checkpoint: UPath | Path | None = None
+    device: str | None = None
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        if self.niter < 1 or self.max_points_per_centroid < 1:
+            found = f"{self.niter} and {self.max_points_per_centroid}"
+            raise BadInput(f"niter and max_points_per_centroid: expected at least 1, found {found}")
+
+
+USUAL = Training()
+
+
+def train_paired_kmeans(images: Rows, captions: Rows, nlist: int, training: Training = USUAL) -> Clustering:
     """Centroids in caption space for lists of images.
 
     images, captions (n, d), float16 or float32: row i of both is a pair, images[i] the image that caption i was matched to (repeats
-    are normal). If n > max_points_per_centroid * nlist, the same rows of both are taken. With a `validation` the centroids of the
-    iteration with the best coverage are returned, else the last. With a `checkpoint` (a file, written after every iteration) a
-    killed run continues where it was, to the identical result; a checkpoint of other inputs or settings is not used. Cost:
-    2 niter n nlist d operations and niter passes over both matrices.
+    are normal). If n > max_points_per_centroid * nlist, the same rows of both are taken. Cost: 2 niter n nlist d operations and niter
+    passes over both matrices.
 
     Raises BadInput: shapes differ, fewer different images than nlist, NaN or infinity.
     """
@@ -66,24 +76,13 @@ def train_paired_kmeans(
     if len(images) != len(captions):
         raise BadInput(f"images and captions: expected pairs, row i of both; found {len(images)} images and {len(captions)} captions")
     check_same_width(images, "images", captions, "captions")
-    return _train(images, captions, nlist, niter, seed, max_points_per_centroid, validation, checkpoint, device, progress)
+    return _train(images, captions, nlist, training)
 
 
-def train_kmeans(
-    images: Rows,
-    nlist: int,
-    *,
-    niter: int = ITERATIONS,
-    seed: int = SEED,
-    max_points_per_centroid: int = MAX_POINTS_PER_CENTROID,
-    validation: Validation | None = None,
-    checkpoint: UPath | Path | None = None,
-    device: str | None = None,
-    progress: Progress = silent,
-) -> Clustering:
+def train_kmeans(images: Rows, nlist: int, training: Training = USUAL) -> Clustering:
     """Spherical k-means of images alone: the baseline. Arguments and errors as in train_paired_kmeans."""
     check_matrix(images, "images")
-    return _train(images, images, nlist, niter, seed, max_points_per_centroid, validation, checkpoint, device, progress)
+    return _train(images, images, nlist, training)
 
 
 @dataclass(frozen=True)
@@ -96,25 +95,14 @@ class _State:
     best_iteration: int
 
 
-def _train(
-    images: Rows,
-    summed: Rows,
-    nlist: int,
-    niter: int,
-    seed: int,
-    max_points_per_centroid: int,
-    validation: Validation | None,
-    checkpoint: UPath | Path | None,
-    device: str | None,
-    progress: Progress,
-) -> Clustering:
+def _train(images: Rows, summed: Rows, nlist: int, training: Training) -> Clustering:
     if not 1 <= nlist <= len(images):
         raise BadInput(f"nlist: expected 1 .. {len(images)} (the rows of images), found {nlist}")
-    if niter < 1 or max_points_per_centroid < 1:
-        raise BadInput(f"niter and max_points_per_centroid: expected at least 1, found {niter} and {max_points_per_centroid}")
-    run = _fingerprint(images, summed, nlist, niter, seed, max_points_per_centroid, validation) if checkpoint else ""
-    if len(images) > max_points_per_centroid * nlist:
-        rows = _sample(len(images), max_points_per_centroid * nlist, seed)
+    niter, seed, most = training.niter, training.seed, training.max_points_per_centroid * nlist
+    validation, checkpoint, device = training.validation, training.checkpoint, training.device
+    run = _fingerprint(images, summed, nlist, training) if checkpoint else ""
+    if len(images) > most:
+        rows = _sample(len(images), most, seed)
         images, summed = Selected(images, rows), Selected(summed, rows)
     state = _resumed(checkpoint, run) if checkpoint else None
     if state is None:
@@ -142,7 +130,7 @@ def _train(
             state = replace(state, best=centroids, best_iteration=number)
         if checkpoint:
             _save(checkpoint, run, state)
-        progress(
+        training.progress(
             "training", number + 1, niter, objective=iteration.objective, imbalance=iteration.imbalance, split=split,
             seconds=iteration.seconds,
         )  # fmt: skip
@@ -232,12 +220,10 @@ def _sample(n: int, size: int, seed: int) -> Int64:
     return np.sort(np.random.default_rng([seed, n]).choice(n, size, replace=False)).astype(np.int64)
 
 
-def _fingerprint(
-    images: Rows, summed: Rows, nlist: int, niter: int, seed: int, max_points_per_centroid: int, validation: Validation | None
-) -> str:
+def _fingerprint(images: Rows, summed: Rows, nlist: int, training: Training) -> str:
     parts = [fingerprint_of(images), fingerprint_of(summed) if summed is not images else "same"]
-    parts += [str(value) for value in (nlist, niter, seed, max_points_per_centroid)]
-    if validation is not None:
+    parts += [str(value) for value in (nlist, training.niter, training.seed, training.max_points_per_centroid)]
+    if (validation := training.validation) is not None:
         parts += [fingerprint_of(validation.captions), fingerprint_of(validation.images), str(validation.scanned)]
     return digest_of_parts(*parts)
 

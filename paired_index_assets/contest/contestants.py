@@ -12,14 +12,13 @@ import numpy as np
 from paired_index_assets.clustering.clusters import Clustering
 from paired_index_assets.codes.codec import TrainedCodec, train_codec
 from paired_index_assets.codes.transformed import train_transformed
-from paired_index_assets.contest.measuring import Contest, Verdict, choose, fair_share, judged_images
+from paired_index_assets.contest.measuring import Contest, EvaluationData, Verdict, choose, fair_share
 from paired_index_assets.contest.probing import default_nprobe
 from paired_index_assets.errors import BadInput
 from paired_index_assets.pairing.split import Split
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.quality.recall import Measurement
-from paired_index_assets.quality.truth import ground_truth
-from paired_index_assets.rows import Bool, Int64, Rows, Selected
+from paired_index_assets.rows import Int64, Rows
 from paired_index_assets.trained.artifact import TrainedIndex
 from paired_index_assets.trained.coarse import group_lists
 
@@ -36,6 +35,18 @@ class Contestant:
     levels: Literal[1, 2]
     clustering: Clustering
     may_win: bool = True
+
+
+@dataclass(frozen=True)
+class CodeChoice:
+    """Which codes compete: today's (`codec`, `rounding`) and, where `transform` allows it, the transformed code of `bytes_per_vector`;
+    with bytes that today's code does not have, that alone.
+    """
+
+    codec: str
+    rounding: str
+    transform: bool = True
+    bytes_per_vector: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,36 +70,21 @@ class Judged:
 
 
 def make_and_judge(
-    images: Rows,
-    captions: Rows,
-    split: Split,
-    contestants: Sequence[Contestant],
-    valid: Bool,
-    *,
-    codec: str,
-    rounding: str,
-    transform: bool = True,
-    bytes_per_vector: int | None = None,
-    model: str | None,
-    seed: int,
-    device: str | None = None,
-    progress: Progress = silent,
+    data: EvaluationData, split: Split, contestants: Sequence[Contestant], codes: CodeChoice, *, model: str | None
 ) -> Judged:
     """Train codes on training captions, measure every candidate on validation captions, choose.
 
-    images, captions (n, d), aligned; `contestants` have BASELINE with one level among them. Every one competes with today's code
-    (`codec`, `rounding`) and, where `transform` allows it, with the transformed code of `bytes_per_vector`; with bytes that today's code
-    does not have, with that alone. Deterministic in its arguments. Raises BadInput for bytes that no code can have.
+    `contestants` have BASELINE with one level among them; every one competes with each of the `codes`; `model` is recorded.
+    Deterministic in its arguments. Raises BadInput for bytes that no code can have.
     """
-    ids = judged_images(valid, seed)
-    shown = Selected(images, ids)
-    queries = captions[split.validation].astype(np.float32)
-    contest = Contest(shown, queries, ground_truth(queries, shown, device=device, progress=progress), device, progress)
+    seed, contest = data.seed, Contest.of(data, split.validation)
     began = time.perf_counter()
     codecs = codes_for(
-        images[some(ids, CODEC_IMAGES, seed)], captions[some(split.train, CODEC_CAPTIONS, seed)],
-        codec=codec, rounding=rounding, transform=transform, bytes_per_vector=bytes_per_vector, progress=progress,
-    )  # fmt: skip
+        data.images[some(data.image_ids(), CODEC_IMAGES, seed)],
+        data.captions[some(split.train, CODEC_CAPTIONS, seed)],
+        codes,
+        progress=data.progress,
+    )
     codec_seconds = time.perf_counter() - began
     share = fair_share(min(len(contestant.clustering.centroids) for contestant in contestants))
     entries, measurements, may_win = [], [], []
@@ -100,7 +96,7 @@ def make_and_judge(
             evidence = {"build_seconds": round(seconds, 2)}
             trained = TrainedIndex(contestant.method, nlist, d, clustering.centroids, code, model, evidence, groups)
             lists = contest.lists_of(contestant.method, clustering.centroids)
-            trained = replace(trained, nprobe=default_nprobe(trained, lists, queries))
+            trained = replace(trained, nprobe=default_nprobe(trained, lists, contest.queries))
             found = contest.measured(trained, nprobes=(trained.nprobe,), shares=(share,))
             entries.append(Entry(found.name, file_method(trained), trained))
             measurements.append(found)
@@ -110,28 +106,20 @@ def make_and_judge(
     return Judged(entries, measurements, choose(may_win, baseline, share=share, seed=seed))
 
 
-def codes_for(
-    images: Rows,
-    captions: Rows,
-    *,
-    codec: str,
-    rounding: str,
-    transform: bool,
-    bytes_per_vector: int | None,
-    progress: Progress = silent,
-) -> list[TrainedCodec]:
+def codes_for(images: Rows, captions: Rows, choice: CodeChoice, *, progress: Progress = silent) -> list[TrainedCodec]:
     """The codes that compete, today's first: at least one. Raises BadInput for bytes that none can have."""
     rows = np.asarray(images[:], np.float32), np.asarray(captions[:], np.float32)
+    codec, size = choice.codec, choice.bytes_per_vector
     found: list[TrainedCodec] = []
-    today = train_codec(codec, rounding, *rows, progress=progress)
-    if bytes_per_vector in (None, today.code_size):
+    today = train_codec(codec, choice.rounding, *rows, progress=progress)
+    if size in (None, today.code_size):
         found.append(today)
-    if transform and rounding == "query" and codec == "QT_4bit" and today.rounding == "query":
-        transformed = train_transformed(*rows, bytes_per_vector=bytes_per_vector, progress=progress)
+    if choice.transform and choice.rounding == "query" and codec == "QT_4bit" and today.rounding == "query":
+        transformed = train_transformed(*rows, bytes_per_vector=size, progress=progress)
         found += [] if transformed is None else [transformed]
     if not found:
         raise BadInput(
-            f"bytes_per_vector: {codec} has {today.code_size} bytes at {today.d} dimensions, found {bytes_per_vector}; other sizes need "
+            f"bytes_per_vector: {codec} has {today.code_size} bytes at {today.d} dimensions, found {size}; other sizes need "
             "codec QT_4bit, rounding query, transform auto, and at least as many captions and images as dimensions"
         )
     return found

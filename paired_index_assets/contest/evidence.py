@@ -9,8 +9,7 @@ import numpy as np
 
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.contest.contestants import BASELINE, CODEC_IMAGES, some
-from paired_index_assets.contest.measuring import Contest, fair_share, judged_images
-from paired_index_assets.progress import Progress, silent
+from paired_index_assets.contest.measuring import Contest, EvaluationData, fair_share
 from paired_index_assets.quality.intervals import difference_interval
 from paired_index_assets.quality.peers import NPROBES as PEER_NPROBES
 from paired_index_assets.quality.peers import SHARES as PEER_SHARES
@@ -18,38 +17,28 @@ from paired_index_assets.quality.peers import Lists, measure_peers
 from paired_index_assets.quality.recall import NPROBES, SHARES, Measurement
 from paired_index_assets.quality.report import RecallReport, build_report
 from paired_index_assets.quality.tables import table
-from paired_index_assets.quality.truth import ground_truth
-from paired_index_assets.rows import Bool, Int64, Rows, Selected
+from paired_index_assets.rows import Int64
 from paired_index_assets.trained.artifact import TrainedIndex
 
 LEAST_FOR_PRODUCT_CODES = 65_536  # 256 points a centroid: with fewer faiss warns, and its training is slower, not faster
 
 
 def measure_build(
-    images: Rows,
-    captions: Rows,
+    data: EvaluationData,
     test: Int64,
-    valid: Bool,
     candidates: Sequence[TrainedIndex],
     promoted: TrainedIndex,
     *,
-    peers: Sequence[str] | None = None,
-    facts: dict[str, str | int | float | bool] | None = None,
-    seed: int,
-    device: str | None = None,
-    progress: Progress = silent,
+    facts: Mapping[str, str | int | float | bool] | None = None,
 ) -> RecallReport:
-    """Every candidate, each method with the codes faiss trains by itself, and `peers` (names of PEERS) in the lists of the baseline.
+    """Every candidate, each method with the codes faiss trains by itself, and stock faiss codes (PEERS) in the lists of the baseline.
 
-    images, captions (n, d), aligned; `test` the captions to report on, which neither training nor choosing has seen. By default the
-    peers closest in bytes that train quickly (benchmarks/peers.py measures all), and none that needs more images than there are.
+    `test` are the captions to report on, which neither training nor choosing has seen. The peers are those closest in bytes that train
+    quickly (benchmarks/peers.py measures all), and none that needs more images than there are.
     """
-    if peers is None:
-        peers = ["faiss QT_6bit", "faiss QT_8bit", "faiss RaBitQ 4-bit"]
-        peers += ["faiss PQ, d/2 bytes"] if len(images) >= LEAST_FOR_PRODUCT_CODES else []
-    ids = judged_images(valid, seed)
-    shown, queries = Selected(images, ids), captions[test].astype(np.float32)
-    contest = Contest(shown, queries, ground_truth(queries, shown, device=device, progress=progress), device, progress)
+    peers = ["faiss QT_6bit", "faiss QT_8bit", "faiss RaBitQ 4-bit"]
+    peers += ["faiss PQ, d/2 bytes"] if len(data.images) >= LEAST_FOR_PRODUCT_CODES else []
+    seed, contest = data.seed, Contest.of(data, test)
     nprobes = sorted({*NPROBES, *(trained.nprobe for trained in candidates)})
     share = fair_share(min(trained.nlist for trained in candidates))
     shares = sorted({*SHARES, share})
@@ -61,7 +50,8 @@ def measure_build(
     baseline = next(trained for trained in candidates if trained.method == BASELINE and trained.groups is None)
     codecs = list({trained.codec.axes: trained.codec for trained in candidates}.values())
     if baseline.codec.rounding != "faiss":
-        plain = train_codec(baseline.codec.name, "faiss", images[some(ids, CODEC_IMAGES, seed)].astype(np.float32), queries)
+        sample = data.images[some(data.image_ids(), CODEC_IMAGES, seed)].astype(np.float32)
+        plain = train_codec(baseline.codec.name, "faiss", sample, contest.queries)
         for trained in [c for c in candidates if c.groups is None and c.codec.axes == baseline.codec.axes]:
             variant = replace(trained, codec=plain)
             found[variant.fingerprint] = measured(variant)
@@ -70,7 +60,7 @@ def measure_build(
     ours = contest.measured(promoted, nprobes=PEER_NPROBES, shares=PEER_SHARES, rerank=True)
     others = [
         replace(ours, name=f"{ours.name}, re-ranked"),
-        *measure_peers(lists, shown, queries, contest.truth, names=peers, progress=progress),
+        *measure_peers(lists, contest.images, contest.queries, contest.truth, names=peers, progress=data.progress),
     ]
     return build_report(
         list(found.values()),

@@ -16,7 +16,7 @@ from paired_index_assets.quality.candidates import candidate_from
 from paired_index_assets.quality.codes import CodeMeasurement, DecodedRows, measure_codes
 from paired_index_assets.quality.intervals import Interval, difference_interval
 from paired_index_assets.quality.recall import NPROBES, SHARES, Measurement, measure
-from paired_index_assets.quality.truth import GroundTruth
+from paired_index_assets.quality.truth import GroundTruth, ground_truth
 from paired_index_assets.rows import Bool, Float32, Int64, Rows, Selected, UInt8
 from paired_index_assets.trained.artifact import TrainedIndex
 
@@ -31,31 +31,38 @@ def fair_share(nlist: int) -> float:
     return min(1.0, max(0.01, 8 / nlist))
 
 
-def judged_images(valid: Bool, seed: int) -> Int64:
-    """Ascending ids of the images that every candidate is measured on: all valid ones, or a seeded sample of JUDGED_IMAGES."""
-    ids = np.flatnonzero(valid)
-    if len(ids) > JUDGED_IMAGES:
-        ids = np.sort(np.random.default_rng(seed).choice(ids, JUDGED_IMAGES, replace=False))
-    return ids.astype(np.int64)
+@dataclass(frozen=True)
+class EvaluationData:
+    """What every candidate of a build is measured on: images and captions (n, d) float16/32, aligned; valid (n,) which images may be
+    found. `seed` draws samples of them; `device` and `progress` are of the searches.
+    """
+
+    images: Rows
+    captions: Rows
+    valid: Bool
+    seed: int
+    device: str | None = None
+    progress: Progress = silent
+
+    def image_ids(self) -> Int64:
+        """Ascending ids of the images that are measured on: all valid ones, or a seeded sample of JUDGED_IMAGES."""
+        ids = np.flatnonzero(self.valid)
+        if len(ids) > JUDGED_IMAGES:
+            ids = np.sort(np.random.default_rng(self.seed).choice(ids, JUDGED_IMAGES, replace=False))
+        return ids.astype(np.int64)
+
+    def queries(self, captions: Int64) -> Float32:
+        """(m, d) float32, the captions with these row numbers."""
+        return np.asarray(self.captions[captions], np.float32)
 
 
-def validation_of(
-    images: Rows,
-    captions: Rows,
-    held_out: Int64,
-    valid: Bool,
-    share: float,
-    *,
-    seed: int,
-    device: str | None = None,
-    progress: Progress = silent,
-) -> Validation:
+def validation_of(data: EvaluationData, held_out: Int64, share: float) -> Validation:
     """What centroids are judged by while they are trained: captions `held_out` and their ten best of the images candidates are judged on.
 
-    images, captions (n, d) float16/32, aligned; held_out (m,) int64 row numbers of captions; valid (n,) which images may be found; `share` of the vectors may be scanned.
+    held_out (m,) int64 row numbers of captions; `share` of the vectors may be scanned.
     """
-    shown, queries = Selected(images, judged_images(valid, seed)), captions[held_out].astype(np.float32)
-    _, best = exact_neighbors(queries, shown, min(VALIDATION_NEIGHBORS, len(shown)), device=device, progress=progress)
+    shown, queries = Selected(data.images, data.image_ids()), data.queries(held_out)
+    best = exact_neighbors(queries, shown, min(VALIDATION_NEIGHBORS, len(shown)), device=data.device, progress=data.progress)[1]
     rows, places = np.unique(best, return_inverse=True)  # each image is read once, in order
     return Validation(queries, shown[rows].astype(np.float32)[places.reshape(best.shape)], scanned=share)
 
@@ -78,6 +85,13 @@ class Contest:
             raise BadInput(f"contest: {len(self.queries)} queries and the truth of {len(self.truth)}; expected the same captions")
         self._lists: dict[tuple[str, int], Int64] = {}
         self._codes: dict[tuple[str, str, str], UInt8] = {}
+
+    @classmethod
+    def of(cls, data: EvaluationData, captions: Int64) -> Contest:
+        """The contest that the captions with these row numbers decide; their exact neighbors are found first."""
+        shown, queries = Selected(data.images, data.image_ids()), data.queries(captions)
+        truth = ground_truth(queries, shown, device=data.device, progress=data.progress)
+        return cls(shown, queries, truth, data.device, data.progress)
 
     def lists_of(self, method: str, centroids: Float32) -> Int64:
         """(n,) the list of each image; one set of centroids a method and number of lists."""

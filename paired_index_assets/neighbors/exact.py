@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,18 @@ from paired_index_assets.rows import Float32, Int64, Rows
 
 SMALLEST_BLOCK = 1024
 MEMORY_BYTES = 256 << 20
+Best = tuple[torch.Tensor, torch.Tensor]  # scores (nq, k) float32 descending, ids (nq, k) int64
+
+
+@dataclass(frozen=True)
+class _Means:
+    """What a search runs on, and what errors call its two sides. None of it changes the answer."""
+
+    names: tuple[str, str]
+    device: str | None = None
+    memory_bytes: int = MEMORY_BYTES
+    progress: Progress = silent
+    engine: Engine | None = None
 
 
 def exact_neighbors(
@@ -49,7 +61,7 @@ def exact_neighbors(
 
     Raises BadInput: not matrices, zero rows, widths differ, k < 1 or k > n, a row with NaN, infinity or a norm above 1e18.
     """
-    scores, ids = _search(queries, base, k, device, memory_bytes, progress, names, engine)
+    scores, ids = _search(queries, base, k, _Means(names, device, memory_bytes, progress, engine))
     return scores.numpy(), ids.numpy()
 
 
@@ -57,13 +69,12 @@ def nearest(
     vectors: Rows,
     centroids: Rows,
     *,
-    device: str | None = None,
-    memory_bytes: int = MEMORY_BYTES,
-    progress: Progress = silent,
     names: tuple[str, str] = ("vectors", "centroids"),
+    device: str | None = None,
+    progress: Progress = silent,
 ) -> tuple[Float32, Int64]:
     """The centroid with the largest inner product with each vector: scores (n,) float32 and ids (n,) int64. See exact_neighbors."""
-    scores, ids = exact_neighbors(vectors, centroids, 1, device=device, memory_bytes=memory_bytes, progress=progress, names=names)
+    scores, ids = exact_neighbors(vectors, centroids, 1, device=device, progress=progress, names=names)
     return scores[:, 0], ids[:, 0]
 
 
@@ -77,7 +88,7 @@ def assign(
     names: tuple[str, str] = ("vectors", "centroids"),
 ) -> Int64:
     """The ids of `nearest` alone, (n,) int64: sooner, because a score that nobody asks for is computed only where it decides."""
-    return _search(vectors, centroids, 1, device, memory_bytes, progress, names, None, ids_only=True)[1].numpy()[:, 0]
+    return _search(vectors, centroids, 1, _Means(names, device, memory_bytes, progress), ids_only=True)[1].numpy()[:, 0]
 
 
 class RunningNeighbors:
@@ -88,15 +99,16 @@ class RunningNeighbors:
 
     def __init__(self, queries: Rows, k: int, *, device: str | None = None, names: tuple[str, str] = ("queries", "base")) -> None:
         check_matrix(queries, names[0])
-        self._queries, self._device, self._names = queries, device, names
+        self._queries, self._means = queries, _Means(names, device)
         self._scores, self._ids = _nothing_yet(len(queries), k)
         self._seen = 0
         self._held: list[Float32] = []  # the first rows, until there are k: an engine finds k of at least k
 
     def add(self, base: Float32) -> None:
         """Look at the next rows (n, d) float32; they have the ids after all before. Raises BadInput as `exact_neighbors`."""
-        check_matrix(base, self._names[1])
-        check_same_width(self._queries, self._names[0], base, self._names[1])
+        query_name, base_name = self._means.names
+        check_matrix(base, base_name)
+        check_same_width(self._queries, query_name, base, base_name)
         k = self._scores.shape[1]
         if self._seen == 0 and (self._held or len(base) < k):
             self._held.append(base.copy())
@@ -104,63 +116,40 @@ class RunningNeighbors:
                 return
             base = np.concatenate(self._held)
             self._held.clear()
-        best = self._scores, self._ids
-        _improve(*best, self._queries, base, self._device, MEMORY_BYTES, silent, self._names, None, first_id=self._seen)
+        _improve((self._scores, self._ids), self._queries, base, self._means, first_id=self._seen)
         self._seen += len(base)
 
     def best(self) -> tuple[Float32, Int64]:
         """Scores (nq, w) float32 descending and ids (nq, w) int64, w the lesser of k and the rows seen."""
         if self._held:
             rows = np.concatenate(self._held)
-            return exact_neighbors(self._queries, rows, len(rows), device=self._device, names=self._names)
+            scores, ids = _search(self._queries, rows, len(rows), self._means)
+            return scores.numpy(), ids.numpy()
         width = min(self._scores.shape[1], self._seen)
         return self._scores[:, :width].numpy(), self._ids[:, :width].numpy()
 
 
-def _search(
-    queries: Rows,
-    base: Rows,
-    k: int,
-    device: str | None,
-    memory_bytes: int,
-    progress: Progress,
-    names: tuple[str, str],
-    engine: Engine | None,
-    ids_only: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    query_name, base_name = names
+def _search(queries: Rows, base: Rows, k: int, means: _Means, *, ids_only: bool = False) -> Best:
+    query_name, base_name = means.names
     check_matrix(queries, query_name)
     check_matrix(base, base_name)
     check_same_width(queries, query_name, base, base_name)
     if not 1 <= k <= len(base):
         raise BadInput(f"k: expected 1 .. {len(base)} (the rows of {base_name}), found {k}")
-    scores, ids = _nothing_yet(len(queries), k)
-    _improve(scores, ids, queries, base, device, memory_bytes, progress, names, engine, ids_only=ids_only)
-    return scores, ids
+    best = _nothing_yet(len(queries), k)
+    _improve(best, queries, base, means, ids_only=ids_only)
+    return best
 
 
-def _nothing_yet(queries: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _nothing_yet(queries: int, k: int) -> Best:
     return torch.full((queries, k), NOTHING, dtype=torch.float32), torch.full((queries, k), -1, dtype=torch.int64)
 
 
-def _improve(
-    scores: torch.Tensor,
-    ids: torch.Tensor,
-    queries: Rows,
-    base: Rows,
-    device: str | None,
-    memory_bytes: int,
-    progress: Progress,
-    names: tuple[str, str],
-    engine: Engine | None,
-    *,
-    ids_only: bool = False,
-    first_id: int = 0,
-) -> None:
-    """Bring the best so far, `scores` and `ids` (nq, k), up to date with `base`, whose row i has id first_id + i, above all ids there."""
-    query_name, base_name = names
+def _improve(best: Best, queries: Rows, base: Rows, means: _Means, *, ids_only: bool = False, first_id: int = 0) -> None:
+    """Bring the `best` so far, scores and ids (nq, k), up to date with `base`, whose row i has id first_id + i, above all ids there."""
+    (scores, ids), (query_name, base_name) = best, means.names
     (nq, d), k = queries.shape, scores.shape[1]
-    engine = engine or choose(device, k, len(base), float(nq) * len(base) * d, memory_bytes)
+    engine = means.engine or choose(means.device, k, len(base), float(nq) * len(base) * d, means.memory_bytes)
     base_rows = max(SMALLEST_BLOCK, 2 * k, engine.base_bytes // (d * engine.value_bytes))
     spaces = threading.local()
 
@@ -173,10 +162,10 @@ def _improve(
 
     def search(block: Block, start: int, stop: int) -> int:
         query = read_block(queries, start, stop, engine.arithmetic, query_name, own_space(), engine.device)
-        best = scores[start:stop].to(engine.device), ids[start:stop].to(engine.device)
+        tile = scores[start:stop].to(engine.device), ids[start:stop].to(engine.device)
         here = replace(block, start=first_id + block.start)
-        engine.scan(query, here, engine.arithmetic, *best, own_space(), ids_only and len(block) == len(base))
-        scores[start:stop], ids[start:stop] = best
+        engine.scan(query, here, engine.arithmetic, *tile, own_space(), ids_only and len(block) == len(base))
+        scores[start:stop], ids[start:stop] = tile
         return len(query)
 
     with workers() if engine.parallel else nullcontext() as pool:
@@ -191,7 +180,7 @@ def _improve(
             done = start * nq
             for searched in run(partial(search, block), cuts[:-1], cuts[1:]):
                 done += searched * rows
-                progress("neighbors", done // len(base), nq)
+                means.progress("neighbors", done // len(base), nq)
 
 
 def tiles(rows: int, largest: int, threads: int) -> list[int]:

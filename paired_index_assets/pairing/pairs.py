@@ -47,43 +47,12 @@ class PairsSummary:
     reused: int
 
 
-def write_pairs(
-    folder: UPath,
-    captions: Rows,
-    caption_ids: Int64,
-    images: Rows,
-    *,
-    image_valid: Bool | None = None,
-    block_rows: int = BLOCK_ROWS,
-    device: str | None = None,
-    progress: Progress = silent,
-) -> PairsSummary:
-    """Match every caption to the image with the largest inner product, into `folder`/pairs-00000.parquet and so on.
-
-    captions (m, d) and images (n, d), float16 or float32; caption_ids (m,) int64 is what the table calls each caption; image_id is
-    the row in `images`. Images that are not `image_valid` (n,) are never matched. Files of an earlier table that has no place in
-    this one are removed.
-
-    Raises BadInput: shapes differ, no valid image, a caption or valid image that is not finite.
-    """
-    matched = MatchedImages.of(images, image_valid)
-    _check(captions, caption_ids, images, block_rows)
-    folder = as_path(folder)
-    blocks = block_count(len(captions), block_rows)
-    for number, path in _files(folder).items():
-        if number >= blocks:
-            path.unlink()
-    reused = blocks - write_blocks(
-        folder, range(blocks), captions, caption_ids, matched, block_rows=block_rows, device=device, progress=progress
-    )
-    table = read_pairs(folder)
-    similarity = table["similarity"].to_numpy()
-    return PairsSummary(len(table), len(table["image_id"].unique()), float(similarity.mean(dtype=np.float64)), blocks, reused)
-
-
 @dataclass(frozen=True)
 class MatchedImages:
-    """The images that may be matched, and the digest of them that every block records."""
+    """The images (n, d), float16 or float32, that may be matched, and the digest of them that every block records.
+
+    The table's image_id is the row among all images; those that are not `valid` are never matched.
+    """
 
     rows: Rows
     ids: Int64 | None
@@ -103,56 +72,75 @@ class MatchedImages:
         return cls(Selected(images, ids), ids, digest_of_parts(FORMAT, fingerprint_of(images), valid.tobytes()))
 
 
-def block_count(captions: int, block_rows: int) -> int:
-    return -(-captions // block_rows)
+@dataclass(frozen=True)
+class Sides:
+    """The two sides of a table of pairs. captions (m, d), float16 or float32, of the width of the images; caption_ids (m,) int64 is what
+    the table calls each caption. Raises BadInput where shapes differ.
+    """
+
+    captions: Rows
+    caption_ids: Int64
+    images: MatchedImages
+    block_rows: int = BLOCK_ROWS
+
+    def __post_init__(self) -> None:
+        rows, ids = len(self.captions), self.caption_ids
+        check_matrix(self.captions, "captions")
+        check_same_width(self.captions, "captions", self.images.rows, "images")
+        if ids.shape != (rows,) or ids.dtype.kind not in "iu":
+            raise BadInput(f"caption_ids: expected ({rows},) integers, one a caption; found {ids.shape} {ids.dtype}")
+        if self.block_rows < 1:
+            raise BadInput(f"block_rows: expected at least 1, found {self.block_rows}")
+
+    @property
+    def blocks(self) -> int:
+        return -(-len(self.captions) // self.block_rows)
+
+    def span(self, number: int) -> slice:
+        """The captions of block `number`. Raises BadInput if there is no such block."""
+        if not 0 <= number < self.blocks:
+            found = f"({len(self.captions)} captions in blocks of {self.block_rows}), found {number}"
+            raise BadInput(f"block: expected 0 .. {self.blocks - 1} {found}")
+        return slice(number * self.block_rows, min((number + 1) * self.block_rows, len(self.captions)))
 
 
-def write_blocks(
-    folder: UPath,
-    numbers: Sequence[int],
-    captions: Rows,
-    caption_ids: Int64,
-    images: MatchedImages,
-    *,
-    block_rows: int = BLOCK_ROWS,
-    device: str | None = None,
-    progress: Progress = silent,
-) -> int:
+def write_pairs(folder: UPath, sides: Sides, *, device: str | None = None, progress: Progress = silent) -> PairsSummary:
+    """Match every caption to the image with the largest inner product, into `folder`/pairs-00000.parquet and so on.
+
+    Files of an earlier table that has no place in this one are removed. Raises BadInput for a caption or valid image that is not finite.
+    """
+    folder = as_path(folder)
+    for number, path in _files(folder).items():
+        if number >= sides.blocks:
+            path.unlink()
+    reused = sides.blocks - write_blocks(folder, range(sides.blocks), sides, device=device, progress=progress)
+    table = read_pairs(folder)
+    similarity = table["similarity"].to_numpy()
+    return PairsSummary(len(table), len(table["image_id"].unique()), float(similarity.mean(dtype=np.float64)), sides.blocks, reused)
+
+
+def write_blocks(folder: UPath, numbers: Sequence[int], sides: Sides, *, device: str | None = None, progress: Progress = silent) -> int:
     """Write some blocks of the table, such as every eighth where eight runs share them; returns how many were not there already."""
     written, done = 0, 0
-    total = sum(min((number + 1) * block_rows, len(captions)) - number * block_rows for number in numbers)
-    for number in numbers:
-        shifted = _shifted(progress, done, total)
-        written += write_block(folder, number, captions, caption_ids, images, block_rows=block_rows, device=device, progress=shifted)
-        done = min(done + block_rows, total)
+    spans = [sides.span(number) for number in numbers]
+    total = sum(span.stop - span.start for span in spans)
+    for number, span in zip(numbers, spans, strict=True):
+        written += write_block(folder, number, sides, device=device, progress=_shifted(progress, done, total))
+        done += span.stop - span.start
         progress("pairing", done, total, written=written)
     return written
 
 
-def write_block(
-    folder: UPath,
-    number: int,
-    captions: Rows,
-    caption_ids: Int64,
-    images: MatchedImages,
-    *,
-    block_rows: int = BLOCK_ROWS,
-    device: str | None = None,
-    progress: Progress = silent,
-) -> bool:
+def write_block(folder: UPath, number: int, sides: Sides, *, device: str | None = None, progress: Progress = silent) -> bool:
     """Write block `number` of the table, or leave the file that is there if it was made from the same. True if written.
 
     Needs nothing of the other blocks. Its captions (block_rows, d) are in memory while it runs.
     """
-    _check(captions, caption_ids, images.rows, block_rows)
-    blocks = block_count(len(captions), block_rows)
-    if not 0 <= number < blocks:
-        raise BadInput(f"block: expected 0 .. {blocks - 1} ({len(captions)} captions in blocks of {block_rows}), found {number}")
-    span = slice(number * block_rows, min((number + 1) * block_rows, len(captions)))
-    block, ids = captions[span], np.ascontiguousarray(caption_ids[span], dtype=np.int64)
+    span, images = sides.span(number), sides.images
+    block, ids = sides.captions[span], np.ascontiguousarray(sides.caption_ids[span], dtype=np.int64)
     metadata = {
         INPUTS: digest_of_parts(images.fingerprint, fingerprint_of(block), ids.tobytes()).encode(),
-        BLOCKS: str(blocks).encode(),
+        BLOCKS: str(sides.blocks).encode(),
     }
     path = as_path(folder) / f"pairs-{number:05d}.parquet"
     if _is_whole(path, metadata):
@@ -186,15 +174,6 @@ def _shifted(progress: Progress, before: int, total: int) -> Progress:
         progress("pairing", before + done, total, **facts)
 
     return shifted
-
-
-def _check(captions: Rows, caption_ids: Int64, images: Rows, block_rows: int) -> None:
-    check_matrix(captions, "captions")
-    check_same_width(captions, "captions", images, "images")
-    if caption_ids.shape != (len(captions),) or caption_ids.dtype.kind not in "iu":
-        raise BadInput(f"caption_ids: expected ({len(captions)},) integers, one a caption; found {caption_ids.shape} {caption_ids.dtype}")
-    if block_rows < 1:
-        raise BadInput(f"block_rows: expected at least 1, found {block_rows}")
 
 
 def _files(folder: UPath) -> dict[int, UPath]:

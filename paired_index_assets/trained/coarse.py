@@ -47,11 +47,11 @@ class Groups:
 
 def group_lists(centroids: Float32, *, seed: int, probed: float = GROUPS_PROBED) -> Groups:
     """Groups of the lists of `centroids` (nlist, d): the power of two nearest sqrt(nlist), `probed` of them looked in."""
-    from paired_index_assets.clustering.kmeans import train_kmeans  # brings torch, of which a search has no need
+    from paired_index_assets.clustering.kmeans import Training, train_kmeans  # brings torch, of which a search has no need
     from paired_index_assets.neighbors.exact import assign
 
     count = 2 ** round(math.log2(len(centroids)) / 2)
-    groups = train_kmeans(centroids, count, niter=GROUP_ITERATIONS, seed=seed).centroids
+    groups = train_kmeans(centroids, count, Training(GROUP_ITERATIONS, seed)).centroids
     return Groups(groups, assign(centroids, groups), max(1, math.ceil(probed * count)))
 
 

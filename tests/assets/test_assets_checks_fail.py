@@ -13,7 +13,7 @@ from paired_index_assets.builds.opened import OpenBuild, write_catalog
 from paired_index_assets.clustering.clusters import Clustering
 from paired_index_assets.embeddings.sets import part_of, write_set
 from paired_index_assets.errors import BadInput, Busy, SourceUnavailable
-from paired_index_assets.pairing.pairs import write_pairs
+from paired_index_assets.pairing.pairs import MatchedImages, Sides, write_pairs
 from paired_index_assets.pairing.split import Split
 from paired_index_assets.settings import load_settings
 from paired_index_assets.trained.promotion import Promotion, promote
@@ -69,7 +69,7 @@ def test_pairs_that_leave_a_caption_out_or_name_an_image_that_is_not_there_do_no
     ids = np.arange(ROWS)
     Split(ids, ids[:0], ids[:0], ROWS).save(settings.build_root.split)
     for captions, images, expected in ((ROWS, rows[:30], True), (ROWS - 1, rows[:30], False), (ROWS, rows, False)):
-        write_pairs(settings.build_root.pairs, rows[:captions], ids[:captions], images)
+        write_pairs(settings.build_root.pairs, Sides(rows[:captions], ids[:captions], MatchedImages.of(images)))
         assert passed(pairs_are_whole, settings) is expected
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paired_index_assets.clustering.clusters import Clustering
-from paired_index_assets.clustering.kmeans import first_centroids, segment_sums, train_kmeans, train_paired_kmeans
+from paired_index_assets.clustering.kmeans import Training, first_centroids, segment_sums, train_kmeans, train_paired_kmeans
 from paired_index_assets.clustering.validation import Validation, coverage
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.neighbors.exact import nearest
@@ -48,11 +48,15 @@ def test_it_agrees_with_the_algorithm_written_out_in_numpy(paired, dtype):
     start = first_centroids(images, 20, seed=7)
     for niter in (1, 5, 10):
         expected, lists = paired_kmeans_in_numpy(images.astype(np.float32), summed.astype(np.float32), start, niter)
-        found = train_paired_kmeans(images, captions, 20, niter=niter, seed=7) if paired else train_kmeans(images, 20, niter=niter, seed=7)
+        found = (
+            train_paired_kmeans(images, captions, 20, Training(niter=niter, seed=7))
+            if paired
+            else train_kmeans(images, 20, Training(niter=niter, seed=7))
+        )
         np.testing.assert_allclose(found.centroids, expected, atol=1e-5)
         assert [step.split for step in found.history] == [0] * niter
         assert found.best_iteration == niter - 1
-    before = train_paired_kmeans(images, summed, 20, niter=9, seed=7).centroids
+    before = train_paired_kmeans(images, summed, 20, Training(niter=9, seed=7)).centroids
     np.testing.assert_array_equal(nearest(images, before)[1], lists)
 
 
@@ -68,7 +72,7 @@ def test_the_start_is_of_different_images_even_when_most_rows_repeat():
 def test_the_history_tells_objective_imbalance_and_time():
     images, captions = pairs(2_000)
     told = []
-    found = train_paired_kmeans(images, captions, 16, niter=3, progress=lambda *step, **facts: told.append((step, facts)))
+    found = train_paired_kmeans(images, captions, 16, Training(niter=3, progress=lambda *step, **facts: told.append((step, facts))))
     start = first_centroids(images, 16, seed=1234)
     scores = images @ start.T
     sizes = np.bincount(scores.argmax(1), minlength=16)
@@ -85,18 +89,18 @@ def test_empty_lists_get_half_of_another_and_every_centroid_ends_as_a_different_
     ten = unit(rng.standard_normal((10, D)))
     images = unit(np.repeat(ten, 100, axis=0) + 1e-3 * rng.standard_normal((1_000, D)))
     captions = np.repeat(unit(rng.standard_normal((10, D))), 100, axis=0)  # ten different centroids at most, before splitting
-    found = train_paired_kmeans(images, captions, 64, niter=4)
+    found = train_paired_kmeans(images, captions, 64, Training(niter=4))
     assert sum(step.split for step in found.history) > 0
     np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=1e-6)
     assert np.isfinite(found.centroids).all()
-    again = train_paired_kmeans(images, captions, 64, niter=4)
+    again = train_paired_kmeans(images, captions, 64, Training(niter=4))
     np.testing.assert_array_equal(found.centroids, again.centroids)
 
 
 def test_members_that_cancel_out_count_as_an_empty_list():
     images = unit(np.array([[1, 0.01], [1, -0.01], [-1, 0.01], [-1, -0.01]], dtype=np.float32))
     captions = np.array([[1, 0], [-1, 0], [1, 0], [1, 0]], dtype=np.float32)
-    found = train_paired_kmeans(images, captions, 2, niter=2)
+    found = train_paired_kmeans(images, captions, 2, Training(niter=2))
     assert np.isfinite(found.centroids).all()
 
 
@@ -108,7 +112,7 @@ def test_pairs_survive_subsampling_and_tearing_them_apart_costs_recall(seed):
     truth = Validation(held_captions, held_images[:, None], scanned=0.05)
 
     def recall(captions):
-        found = train_paired_kmeans(images, captions, CONCEPTS, niter=4, max_points_per_centroid=100)  # half of the pairs
+        found = train_paired_kmeans(images, captions, CONCEPTS, Training(niter=4, max_points_per_centroid=100))  # half of the pairs
         return coverage(truth, found.centroids, np.bincount(nearest(images, found.centroids)[1], minlength=CONCEPTS))
 
     together = recall(captions)
@@ -119,20 +123,22 @@ def test_pairs_survive_subsampling_and_tearing_them_apart_costs_recall(seed):
 
 def test_a_subsample_of_everything_is_everything():
     images, captions = pairs(1_000)
-    whole = train_paired_kmeans(images, captions, 10, max_points_per_centroid=100)
-    np.testing.assert_array_equal(whole.centroids, train_paired_kmeans(images, captions, 10, max_points_per_centroid=10**6).centroids)
-    assert not np.array_equal(whole.centroids, train_paired_kmeans(images, captions, 10, max_points_per_centroid=50).centroids)
+    whole = train_paired_kmeans(images, captions, 10, Training(max_points_per_centroid=100))
+    np.testing.assert_array_equal(
+        whole.centroids, train_paired_kmeans(images, captions, 10, Training(max_points_per_centroid=10**6)).centroids
+    )
+    assert not np.array_equal(whole.centroids, train_paired_kmeans(images, captions, 10, Training(max_points_per_centroid=50)).centroids)
 
 
 def test_with_a_validation_the_iteration_of_the_best_coverage_is_kept():
     images, captions = pairs(4_000)
     held_images, held_captions = pairs(300, seed=1)
     truth = Validation(held_captions, held_images[:, None], scanned=0.03)
-    found = train_paired_kmeans(images, captions, 32, niter=6, validation=truth)
+    found = train_paired_kmeans(images, captions, 32, Training(niter=6, validation=truth))
     recalls = [step.recall for step in found.history]
     assert found.best_iteration == int(np.argmax(recalls))
     for niter in range(1, 7):
-        centroids = train_paired_kmeans(images, captions, 32, niter=niter).centroids
+        centroids = train_paired_kmeans(images, captions, 32, Training(niter=niter)).centroids
         sizes = np.bincount(nearest(images, centroids)[1], minlength=32)
         assert recalls[niter - 1] == coverage(truth, centroids, sizes)
         if niter == found.best_iteration + 1:
@@ -168,7 +174,7 @@ def test_sums_are_those_of_float64_and_the_same_bits_however_rows_are_stored_and
 
 def test_a_clustering_comes_back_from_its_file_as_it_was(tmp_path):
     images, captions = pairs(600)
-    found = train_paired_kmeans(images, captions, 8, niter=2)
+    found = train_paired_kmeans(images, captions, 8, Training(niter=2))
     found.save(tmp_path / "clusters.npz")
     loaded = Clustering.load(tmp_path / "clusters.npz")
     np.testing.assert_array_equal(loaded.centroids, found.centroids)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paired_index_assets.clustering.clusters import Clustering, unpacked
-from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
+from paired_index_assets.clustering.kmeans import Training, train_kmeans, train_paired_kmeans
 from paired_index_assets.clustering.validation import Validation
 
 NITER, NLIST, D = 8, 48, 16
@@ -18,7 +18,7 @@ TRAINING = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from paired_index_assets.clustering.kmeans import train_paired_kmeans
+from paired_index_assets.clustering.kmeans import Training, train_paired_kmeans
 from paired_index_assets.clustering.validation import Validation
 
 folder, kill_after = Path(sys.argv[1]), int(sys.argv[2])
@@ -31,8 +31,7 @@ def report(step, done, total, **facts):
 
 truth = Validation(captions[:100], images[:100, None], scanned=0.05)
 found = train_paired_kmeans(
-    images, captions, int(sys.argv[3]), niter=int(sys.argv[4]), checkpoint=folder / "checkpoint.npz", validation=truth, progress=report
-)
+    images, captions, int(sys.argv[3]), Training(niter=int(sys.argv[4]), checkpoint=folder / "checkpoint.npz", validation=truth, progress=report))
 found.save(folder / "clusters.npz")
 """
 
@@ -58,7 +57,7 @@ def inputs(folder):
 
 def test_training_killed_twice_ends_with_the_identical_centroids(folder):
     images, captions, truth = inputs(folder)
-    expected = train_paired_kmeans(images, captions, NLIST, niter=NITER, validation=truth)
+    expected = train_paired_kmeans(images, captions, NLIST, Training(niter=NITER, validation=truth))
     for kill_after, steps in ((3, "1 2 3"), (6, "4 5 6"), (-1, "7 8")):
         done = train(folder, kill_after)
         assert done.returncode == (-signal.SIGKILL if kill_after > 0 else 0), done.stderr
@@ -76,7 +75,7 @@ def test_training_killed_twice_ends_with_the_identical_centroids(folder):
 def test_a_checkpoint_of_other_inputs_or_settings_is_not_used(folder, change):
     images, captions, _ = inputs(folder)
     checkpoint = folder / "checkpoint.npz"
-    train_paired_kmeans(images, captions, NLIST, niter=3, checkpoint=checkpoint)
+    train_paired_kmeans(images, captions, NLIST, Training(niter=3, checkpoint=checkpoint))
     settings = {"nlist": NLIST, "niter": 3, "seed": 1234}
     if change == "images":
         images = images[::-1].copy()
@@ -86,22 +85,22 @@ def test_a_checkpoint_of_other_inputs_or_settings_is_not_used(folder, change):
     elif change in settings:
         settings[change] += 1
     if change == "method":
-        expected = train_kmeans(images, NLIST, niter=3)
-        found = train_kmeans(images, NLIST, niter=3, checkpoint=checkpoint)
+        expected = train_kmeans(images, NLIST, Training(niter=3))
+        found = train_kmeans(images, NLIST, Training(niter=3, checkpoint=checkpoint))
     else:
         nlist = settings.pop("nlist")
-        expected = train_paired_kmeans(images, captions, nlist, **settings)
-        found = train_paired_kmeans(images, captions, nlist, **settings, checkpoint=checkpoint)
+        expected = train_paired_kmeans(images, captions, nlist, Training(**settings))
+        found = train_paired_kmeans(images, captions, nlist, Training(**settings, checkpoint=checkpoint))
     np.testing.assert_array_equal(found.centroids, expected.centroids)
 
 
 def test_a_damaged_checkpoint_is_not_used_and_not_in_the_way(folder):
     images, captions, _ = inputs(folder)
     checkpoint = folder / "checkpoint.npz"
-    expected = train_paired_kmeans(images, captions, NLIST, niter=3, checkpoint=checkpoint)
+    expected = train_paired_kmeans(images, captions, NLIST, Training(niter=3, checkpoint=checkpoint))
     for content in (b"", checkpoint.read_bytes()[:300], os.urandom(500)):
         checkpoint.write_bytes(content)
-        found = train_paired_kmeans(images, captions, NLIST, niter=3, checkpoint=checkpoint)
+        found = train_paired_kmeans(images, captions, NLIST, Training(niter=3, checkpoint=checkpoint))
         np.testing.assert_array_equal(found.centroids, expected.centroids)
     assert {"run", "centroids", "best"} <= unpacked(checkpoint).keys()
 
@@ -111,7 +110,10 @@ def test_a_finished_training_is_not_done_again(folder):
     steps = []
     for _ in range(2):
         found = train_paired_kmeans(
-            images, captions, NLIST, niter=3, checkpoint=folder / "checkpoint.npz", progress=lambda _, done, __, **___: steps.append(done)
+            images,
+            captions,
+            NLIST,
+            Training(niter=3, checkpoint=folder / "checkpoint.npz", progress=lambda _, done, __, **___: steps.append(done)),
         )
     assert steps == [1, 2, 3]
     assert len(found.history) == 3

@@ -2,7 +2,7 @@ import faiss
 import numpy as np
 import pytest
 
-from paired_index_assets.clustering.kmeans import first_centroids, train_kmeans
+from paired_index_assets.clustering.kmeans import Training, first_centroids, train_kmeans
 
 ROWS, D, NLIST, NITER = 20_000, 48, 128, 10
 
@@ -17,7 +17,7 @@ def images():
 def test_k_means_reaches_the_objective_of_faiss_over_random_starts(images):
     ours, theirs = [], []
     for seed in range(1, 5):
-        ours.append(train_kmeans(images, NLIST, niter=NITER, seed=seed).history[-1].objective)
+        ours.append(train_kmeans(images, NLIST, Training(niter=NITER, seed=seed)).history[-1].objective)
         rival = faiss.Kmeans(D, NLIST, niter=NITER, spherical=True, seed=seed, max_points_per_centroid=ROWS)
         rival.train(images)
         theirs.append(rival.obj[-1] / ROWS)
@@ -26,7 +26,7 @@ def test_k_means_reaches_the_objective_of_faiss_over_random_starts(images):
 
 def test_from_the_same_start_every_iteration_is_that_of_faiss(images):
     start = first_centroids(images, NLIST, seed=5)
-    ours = train_kmeans(images, NLIST, niter=NITER, seed=5)
+    ours = train_kmeans(images, NLIST, Training(niter=NITER, seed=5))
     theirs = faiss.Kmeans(D, NLIST, niter=NITER, spherical=True, max_points_per_centroid=ROWS)
     theirs.train(images, init_centroids=start)
     stats = theirs.iteration_stats

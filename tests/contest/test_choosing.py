@@ -1,13 +1,15 @@
 """What is promoted, how many lists it probes, and what a report says that each piece of it adds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from paired_index_assets.clustering.kmeans import train_kmeans
+from paired_index_assets.clustering.kmeans import Training, train_kmeans
 from paired_index_assets.codes.codec import CodecWarning
-from paired_index_assets.contest.contestants import Contestant, codes_for, make_and_judge
+from paired_index_assets.contest.contestants import CodeChoice, Contestant, codes_for, make_and_judge
 from paired_index_assets.contest.evidence import pieces
-from paired_index_assets.contest.measuring import Contest, choose
+from paired_index_assets.contest.measuring import Contest, EvaluationData, choose
 from paired_index_assets.errors import BadInput
 from paired_index_assets.nlist import FEWEST_LISTS, FINER, fine_lists, flat_lists
 from paired_index_assets.pairing.split import Split
@@ -31,10 +33,10 @@ def judged(pairs):
     images, captions = pairs
     rows = np.arange(ROWS)
     split = Split(rows[:5000], rows[5000:5500], rows[5500:], rows)
-    coarse, fine = (train_kmeans(images, nlist, niter=3, seed=1) for nlist in (32, 128))
+    coarse, fine = (train_kmeans(images, nlist, Training(niter=3, seed=1)) for nlist in (32, 128))
     contestants = [Contestant("kmeans", 1, coarse), Contestant("kmeans", 2, fine)]
-    valid = np.ones(ROWS, bool)
-    return make_and_judge(images, captions, split, contestants, valid, codec="QT_4bit", rounding="query", model="m", seed=1)
+    data = EvaluationData(images, captions, np.ones(ROWS, bool), seed=1)
+    return make_and_judge(data, split, contestants, CodeChoice("QT_4bit", "query"), model="m")
 
 
 def test_every_kind_of_lists_competes_with_every_code(judged):
@@ -89,14 +91,14 @@ def test_fewer_centroids_compared_win_where_recall_is_as_good(recalls, chosen):
 
 def test_bytes_that_only_the_transform_has_are_made_by_it_or_refused(pairs):
     images, captions = pairs
-    (code,) = codes_for(images, captions, codec="QT_4bit", rounding="query", transform=True, bytes_per_vector=20)
+    choice = CodeChoice("QT_4bit", "query", bytes_per_vector=20)
+    (code,) = codes_for(images, captions, choice)
     assert (code.code_size, code.transform is not None) == (20, True)
     for wrong in ({"transform": False}, {"rounding": "nearest"}, {"codec": "QT_6bit"}):
-        asked = {"codec": "QT_4bit", "rounding": "query", "transform": True, "bytes_per_vector": 20} | wrong
         with pytest.raises(BadInput, match="bytes_per_vector"):
-            codes_for(images, captions, **asked)
+            codes_for(images, captions, replace(choice, **wrong))
     with pytest.raises(BadInput, match="bytes_per_vector"), pytest.warns(CodecWarning):
-        codes_for(images, captions[:20], codec="QT_4bit", rounding="query", transform=True, bytes_per_vector=20)
+        codes_for(images, captions[:20], choice)
 
 
 def test_the_rules_for_how_many_lists():

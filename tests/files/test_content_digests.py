@@ -20,7 +20,7 @@ from paired_index_assets.files.storage import as_path, read_json, read_parquet, 
 from paired_index_assets.files.tables import digest_of_table, read_arrays, read_table, write_arrays, write_table
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.pairing.pairs import read_pairs, write_pairs
+from paired_index_assets.pairing.pairs import MatchedImages, Sides, read_pairs, write_pairs
 from paired_index_assets.pairing.split import Split
 from paired_index_assets.readers.sample import Sample
 from paired_index_assets.settings import Settings, load_settings
@@ -36,7 +36,7 @@ def unit(rows: int, seed: int) -> np.ndarray:
 
 
 def pairs(folder: Path) -> Path:
-    write_pairs(folder, unit(300, 1), np.arange(300) * 3, unit(200, 2))
+    write_pairs(folder, Sides(unit(300, 1), np.arange(300) * 3, MatchedImages.of(unit(200, 2))))
     return folder / "pairs-00000.parquet"
 
 
@@ -143,15 +143,15 @@ def test_settings_written_by_hand_are_read(tmp_path: Path) -> None:
 
 
 def test_a_damaged_block_of_pairs_alone_is_made_again(tmp_path: Path) -> None:
-    given = (tmp_path, unit(300, 1), np.arange(300), unit(200, 2))
-    write_pairs(*given, block_rows=100)
+    sides = Sides(unit(300, 1), np.arange(300), MatchedImages.of(unit(200, 2)), block_rows=100)
+    write_pairs(tmp_path, sides)
     expected, path = read_pairs(tmp_path), tmp_path / "pairs-00001.parquet"
     whole = path.read_bytes()
     for damaged in (whole[:-30], whole[:60] + bytes([whole[60] ^ 4]) + whole[61:], b""):
         path.write_bytes(damaged)
         with pytest.raises(DamagedArtifact, match=r"pairs-00001\.parquet: .*that block alone is made anew"):
             read_pairs(tmp_path)
-        assert write_pairs(*given, block_rows=100).reused == 2
+        assert write_pairs(tmp_path, sides).reused == 2
         assert read_pairs(tmp_path).equals(expected)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from neighbor_cases import plain_neighbors, towers
 
-from paired_index_assets.clustering.kmeans import train_kmeans, train_paired_kmeans
+from paired_index_assets.clustering.kmeans import Training, train_kmeans, train_paired_kmeans
 from paired_index_assets.neighbors import assigning, bounds, pruned
 from paired_index_assets.neighbors.assigning import DENSE, Assigner, Way, grouped_by_heads, ungrouped
 from paired_index_assets.neighbors.bounds import Bounds, basis_of, directions, int8_levels
@@ -82,7 +82,7 @@ def test_ties_of_small_integers_go_to_the_lower_list(levels, seed, d):
 @pytest.mark.parametrize("levels", LEVELS)
 def test_on_towers_almost_every_row_is_decided_and_from_a_few_dimensions(levels):
     images, _ = towers(20_000, 1, 96, concepts=300)
-    centroids = train_kmeans(images, 1024, niter=2).centroids
+    centroids = train_kmeans(images, 1024, Training(niter=2)).centroids
     assert check(images[:2_000], centroids, width=32, levels=levels) <= 20
     before = assign(images[:2_000], centroids)
     assert check(images[:2_000], centroids, width=32, levels=levels, before=before) <= 20
@@ -101,7 +101,7 @@ def test_rows_with_a_crowd_of_candidates_are_handed_back(monkeypatch):
 def test_an_assigner_finds_the_lists_of_assign_block_after_block(monkeypatch, known, dtype, crowd):
     monkeypatch.setattr(pruned, "CROWD", crowd)  # with 0 every row ends in the dense search
     images, _ = towers(9_000, 1, 64, dtype=dtype)
-    centroids = train_kmeans(images, 1024, niter=1).centroids
+    centroids = train_kmeans(images, 1024, Training(niter=1)).centroids
     assigner = Assigner(ways={known: Way(16, int8_levels())})
     for start in (0, 5_000):
         block = images[start : start + 4_500]
@@ -111,7 +111,7 @@ def test_an_assigner_finds_the_lists_of_assign_block_after_block(monkeypatch, kn
 
 def test_the_way_is_chosen_by_measuring_once_the_work_is_worth_it(monkeypatch):
     images, _ = towers(6_000, 1, 64)
-    centroids = train_kmeans(images, 1024, niter=1).centroids
+    centroids = train_kmeans(images, 1024, Training(niter=1)).centroids
     assigner = Assigner()
     assigner(images, centroids, device="cpu")
     assert not assigner.ways
@@ -135,7 +135,7 @@ def test_training_with_bounds_makes_the_centroids_of_training_without(monkeypatc
     images, captions = towers(12_000, 12_000, 64)
 
     def trained():
-        return train_paired_kmeans(images, captions, 1024, niter=4) if paired else train_kmeans(images, 1024, niter=4)
+        return train_paired_kmeans(images, captions, 1024, Training(niter=4)) if paired else train_kmeans(images, 1024, Training(niter=4))
 
     expected = trained().centroids
     monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)

@@ -9,7 +9,7 @@ import pytest
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
-from paired_index_assets.pairing.pairs import PAIRS_SCHEMA, MatchedImages, PairsSummary, read_pairs, write_block, write_pairs
+from paired_index_assets.pairing.pairs import PAIRS_SCHEMA, MatchedImages, PairsSummary, Sides, read_pairs, write_block, write_pairs
 
 CAPTIONS, IMAGES, D, BLOCK = 2_300, 1_700, 16, 500
 
@@ -30,6 +30,10 @@ def plainly_matched(captions, images):
     return scores.argmax(axis=1), scores.max(axis=1)
 
 
+def pairing(captions, ids, images, valid=None, block_rows=BLOCK):
+    return Sides(captions, ids, MatchedImages.of(images, valid), block_rows)
+
+
 def files(folder):
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("pairs-*.parquet")}
 
@@ -37,9 +41,7 @@ def files(folder):
 def test_every_caption_gets_its_nearest_image_in_one_file_a_block(tmp_path, sides, ids):
     captions, images = sides
     told = []
-    summary = write_pairs(
-        UPath(tmp_path), captions, ids, images, block_rows=BLOCK, progress=lambda *step, **facts: told.append((step, facts))
-    )
+    summary = write_pairs(UPath(tmp_path), pairing(captions, ids, images), progress=lambda *step, **facts: told.append((step, facts)))
     image, similarity = plainly_matched(captions, images)
     table = read_pairs(UPath(tmp_path))
     assert table.schema.equals(PAIRS_SCHEMA)
@@ -56,19 +58,19 @@ def test_every_caption_gets_its_nearest_image_in_one_file_a_block(tmp_path, side
 
 def test_a_second_run_writes_nothing_and_says_so(tmp_path, sides, ids):
     captions, images = sides
-    write_pairs(UPath(tmp_path), captions, ids, images, block_rows=BLOCK)
+    write_pairs(UPath(tmp_path), pairing(captions, ids, images))
     before = files(tmp_path)
-    assert write_pairs(UPath(tmp_path), captions, ids, images, block_rows=BLOCK).reused == 5
+    assert write_pairs(UPath(tmp_path), pairing(captions, ids, images)).reused == 5
     assert files(tmp_path) == before
 
 
 def test_only_the_block_whose_captions_changed_is_made_again(tmp_path, sides, ids):
     captions, images = sides
-    write_pairs(UPath(tmp_path), captions, ids, images, block_rows=BLOCK)
+    write_pairs(UPath(tmp_path), pairing(captions, ids, images))
     before = files(tmp_path)
     changed = captions.copy()
     changed[3 * BLOCK + 7] = images[42] * 2
-    assert write_pairs(UPath(tmp_path), changed, ids, images, block_rows=BLOCK).reused == 4
+    assert write_pairs(UPath(tmp_path), pairing(changed, ids, images)).reused == 4
     after = files(tmp_path)
     assert [name for name in before if before[name] != after[name]] == ["pairs-00003.parquet"]
     np.testing.assert_array_equal(read_pairs(UPath(tmp_path))["image_id"], plainly_matched(changed, images)[0])
@@ -77,7 +79,7 @@ def test_only_the_block_whose_captions_changed_is_made_again(tmp_path, sides, id
 @pytest.mark.parametrize("change", ["images", "ids", "mask", "damage"])
 def test_blocks_of_other_inputs_are_made_again(tmp_path, sides, ids, change):
     captions, images = sides
-    write_pairs(UPath(tmp_path), captions, ids, images, block_rows=BLOCK)
+    write_pairs(UPath(tmp_path), pairing(captions, ids, images))
     mask = None
     if change == "images":
         images = images.copy()
@@ -89,7 +91,7 @@ def test_blocks_of_other_inputs_are_made_again(tmp_path, sides, ids, change):
     else:
         for path in tmp_path.glob("pairs-*"):
             path.write_bytes(path.read_bytes()[:-9])
-    assert write_pairs(UPath(tmp_path), captions, ids, images, image_valid=mask, block_rows=BLOCK).reused == 0
+    assert write_pairs(UPath(tmp_path), pairing(captions, ids, images, mask)).reused == 0
     table = read_pairs(UPath(tmp_path))
     np.testing.assert_array_equal(table["caption_id"], ids)
     np.testing.assert_array_equal(table["image_id"], plainly_matched(captions, images)[0])
@@ -101,28 +103,28 @@ def test_invalid_images_are_never_matched_whatever_they_hold(tmp_path, sides, id
     valid = np.random.default_rng(2).random(IMAGES) < 0.6
     images[np.flatnonzero(~valid)[0]] = np.nan
     images[np.flatnonzero(~valid)[1]] = 60_000
-    write_pairs(UPath(tmp_path), captions, ids, images, image_valid=valid, block_rows=BLOCK)
+    write_pairs(UPath(tmp_path), pairing(captions, ids, images, valid))
     expected = np.flatnonzero(valid)[plainly_matched(captions, images[valid])[0]]
     np.testing.assert_array_equal(read_pairs(UPath(tmp_path))["image_id"], expected)
 
 
 def test_blocks_written_one_by_one_in_any_order_make_the_same_files(tmp_path, sides, ids):
     captions, images = sides
-    write_pairs(UPath(tmp_path / "together"), captions, ids, images, block_rows=BLOCK)
-    matched = MatchedImages.of(images)
+    write_pairs(UPath(tmp_path / "together"), pairing(captions, ids, images))
+    apart = pairing(captions, ids, images)
     for number in (3, 0, 4, 2, 1):
         with pytest.raises((MissingInput, DamagedArtifact)):
             read_pairs(UPath(tmp_path / "apart"))
-        assert write_block(UPath(tmp_path / "apart"), number, captions, ids, matched, block_rows=BLOCK)
-    assert not write_block(UPath(tmp_path / "apart"), 2, captions, ids, matched, block_rows=BLOCK)
-    together, apart = files(tmp_path / "together"), files(tmp_path / "apart")
-    assert {name: content for name, (content, _) in together.items()} == {name: content for name, (content, _) in apart.items()}
+        assert write_block(UPath(tmp_path / "apart"), number, apart)
+    assert not write_block(UPath(tmp_path / "apart"), 2, apart)
+    contents = [{name: content for name, (content, _) in files(tmp_path / place).items()} for place in ("together", "apart")]
+    assert contents[0] == contents[1]
 
 
 def test_a_smaller_table_leaves_no_block_of_the_larger_one_behind(tmp_path, sides, ids):
     captions, images = sides
-    write_pairs(UPath(tmp_path), captions, ids, images, block_rows=BLOCK)
-    write_pairs(UPath(tmp_path), captions[:700], ids[:700], images, block_rows=BLOCK)
+    write_pairs(UPath(tmp_path), pairing(captions, ids, images))
+    write_pairs(UPath(tmp_path), pairing(captions[:700], ids[:700], images))
     assert sorted(files(tmp_path)) == ["pairs-00000.parquet", "pairs-00001.parquet"]
     assert read_pairs(UPath(tmp_path)).num_rows == 700
 
@@ -131,7 +133,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from upath import UPath
-from paired_index_assets.pairing.pairs import write_pairs
+from paired_index_assets.pairing.pairs import MatchedImages, Sides, write_pairs
 
 folder, kill_at = UPath(sys.argv[1]), int(sys.argv[2])
 captions, images, ids = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("captions", "images", "ids"))
@@ -140,7 +142,7 @@ def report(step, done, total, **facts):
     if done > kill_at >= 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-print(write_pairs(folder / "pairs", captions, ids, images, block_rows=500, progress=report).reused)
+print(write_pairs(folder / "pairs", Sides(captions, ids, MatchedImages.of(images), 500), progress=report).reused)
 """
 
 
@@ -156,7 +158,7 @@ def test_a_run_killed_in_the_middle_of_a_block_goes_on_at_that_block(tmp_path, s
     assert sorted(files(tmp_path / "pairs")) == ["pairs-00000.parquet", "pairs-00001.parquet"]
     done = run(-1)
     assert done.stdout.strip() == "2", done.stderr
-    write_pairs(UPath(tmp_path / "whole"), captions, ids, images, block_rows=BLOCK)
+    write_pairs(UPath(tmp_path / "whole"), pairing(captions, ids, images))
     expected = {name: content for name, (content, _) in files(tmp_path / "whole").items()}
     assert {name: content for name, (content, _) in files(tmp_path / "pairs").items()} == expected
 
@@ -165,7 +167,7 @@ def test_a_table_with_a_missing_or_damaged_block_is_refused(tmp_path, sides, ids
     captions, images = sides
     with pytest.raises(MissingInput, match="write the pairs first"):
         read_pairs(UPath(tmp_path / "none"))
-    write_pairs(UPath(tmp_path), captions, ids, images, block_rows=BLOCK)
+    write_pairs(UPath(tmp_path), pairing(captions, ids, images))
     (tmp_path / "pairs-00002.parquet").rename(tmp_path / "aside")
     with pytest.raises(DamagedArtifact, match="of 5 beside 4 files"):
         read_pairs(UPath(tmp_path))
@@ -184,8 +186,8 @@ def test_a_table_with_a_missing_or_damaged_block_is_refused(tmp_path, sides, ids
         (lambda c, n, i: (c, n.astype(float), i, {}), "float64"),
         (lambda c, n, i: (c[:0], n[:0], i, {}), "captions: expected at least one row"),
         (lambda c, n, i: (c[:, 1:], n, i, {}), "captions have 15 dimensions and images 16"),
-        (lambda c, n, i: (c, n, i, {"image_valid": np.zeros(IMAGES, bool)}), "none of 1700 images is valid"),
-        (lambda c, n, i: (c, n, i, {"image_valid": np.ones(3, bool)}), r"image_valid: expected \(1700,\) bool"),
+        (lambda c, n, i: (c, n, i, {"valid": np.zeros(IMAGES, bool)}), "none of 1700 images is valid"),
+        (lambda c, n, i: (c, n, i, {"valid": np.ones(3, bool)}), r"image_valid: expected \(1700,\) bool"),
         (lambda c, n, i: (with_nan(c), n, i, {}), "captions: row 1 holds NaN"),
         (lambda c, n, i: (c, n, with_nan(i), {}), "images: row 1 holds NaN"),
         (lambda c, n, i: (c, n, i, {"block_rows": 0}), "block_rows: expected at least 1"),
@@ -194,7 +196,7 @@ def test_a_table_with_a_missing_or_damaged_block_is_refused(tmp_path, sides, ids
 def test_bad_input_is_refused_before_any_file_is_there(tmp_path, sides, ids, change, message):
     captions, numbers, images, settings = change(sides[0], ids, sides[1])
     with pytest.raises(BadInput, match=message):
-        write_pairs(UPath(tmp_path), captions, numbers, images, **settings)
+        write_pairs(UPath(tmp_path), pairing(captions, numbers, images, **settings))
     assert not files(tmp_path)
 
 
