@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from paired_index_assets.errors import BadInput
-from paired_index_assets.neighbors.exact import exact_neighbors
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Float32, Int64, Rows, Selected
 
@@ -59,6 +58,8 @@ def ground_truth(
 
     Raises BadInput for no queries, for queries or (valid) images that are not finite, and where nothing is valid.
     """
+    from paired_index_assets.neighbors.exact import exact_neighbors  # brings torch: who reads truths needs none
+
     if not len(queries) or not np.isfinite(queries).all():
         raise BadInput(f"recall: {len(queries)} queries, {int((~np.isfinite(queries)).any(1).sum())} not finite; expected finite captions")
     if valid is None or valid.all():

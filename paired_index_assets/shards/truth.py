@@ -25,7 +25,6 @@ from paired_index_assets.files.framed import DIGEST_BYTES, HEAD_BYTES, pack_head
 from paired_index_assets.files.storage import content_of, digest_of_parts, head_of, write_bytes
 from paired_index_assets.landing.catalog import CatalogFile
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.neighbors.exact import RunningNeighbors
 from paired_index_assets.quality.nearest import Listed
 from paired_index_assets.quality.truth import DEEPEST_K, TIES_KEPT
 from paired_index_assets.rows import Float32, Int64
@@ -99,6 +98,8 @@ class TruthInTheMaking:
     """The best rows of a file that is read block by block; `add` takes its usable rows in order."""
 
     def __init__(self, captions: TestCaptions, depth: int = DEPTH, *, device: str | None = None) -> None:
+        from paired_index_assets.neighbors.exact import RunningNeighbors  # brings torch, a third of what a run costs that encodes nothing
+
         self._captions, self._depth = captions, depth
         self._nearest = RunningNeighbors(captions.vectors, depth, device=device, names=("test captions", "rows"))
 
