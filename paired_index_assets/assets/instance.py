@@ -14,8 +14,9 @@ import dagster as dg
 
 from paired_index_assets.assets.dagster_internals import forget_partition_status
 from paired_index_assets.assets.lost_runs import end_lost_runs
-from paired_index_assets.errors import BadInput, PairedIndexError, SourceUnavailable
+from paired_index_assets.errors import BadInput, Busy, PairedIndexError, SourceUnavailable
 from paired_index_assets.files.deadline import within
+from paired_index_assets.files.locks import only_writer
 from paired_index_assets.files.storage import is_local
 from paired_index_assets.settings import Settings
 
@@ -49,6 +50,33 @@ def workspace_of(home: Path) -> Path:
     workspace = home / "workspace.yaml"
     workspace.write_text(WORKSPACE)
     return workspace
+
+
+@contextmanager
+def only_daemon(home: Path) -> Iterator[None]:
+    """For the time of the block, no other `paired-index ui` works on the records in `home`. Raises Busy if one does, or another daemon of
+    this machine: two would ask for the same runs twice."""
+    with only_writer(home / "ui.lock"):
+        for process in daemons_of(home):
+            raise Busy(f"{home}: process {process} is a Dagster daemon on the same records; stop it, or give another root or DAGSTER_HOME")
+        yield
+
+
+def daemons_of(home: Path) -> list[int]:
+    """The Dagster daemons of this machine that work on the records in `home`, as far as one may see."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if not any(word == "dagster._daemon" or word.endswith("/dagster-daemon") for word in command):
+                continue
+            environment = (process / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended, or is another user's
+            continue
+        where = [Path(os.fsdecode(entry[len(b"DAGSTER_HOME=") :])) for entry in environment if entry.startswith(b"DAGSTER_HOME=")]
+        if any(folder.resolve() == home.resolve() for folder in where):
+            found.append(int(process.name))
+    return sorted(found)
 
 
 @contextmanager
