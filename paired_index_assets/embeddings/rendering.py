@@ -105,7 +105,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    seen = image.convert("RGBA")
+    seen = image if image.mode == "RGBA" else image.convert("RGBA")  # 400 MB of a large scan need no second copy
     page = Image.new("RGB", image.size, WHITE)
     page.paste(seen, mask=seen.getchannel("A"))
     return page

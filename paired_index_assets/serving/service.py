@@ -123,7 +123,8 @@ class SearchService:
                 raise Busy(f"{build.root}: its shards are being replaced faster than they can be opened")
             if encoder is not None:
                 check_encoder(encoder, index)
-            shown = shown_of(build, [file for record in records for file in record.files], inputs, before.shown if before else None)
+            files = [file for record in records for file in record.files]
+            shown = shown_of(build, files, inputs, before.shown if before else None, encoder)
             _tried(index)  # what a first search compiles and maps, no client waits for
             for warning in shown.warnings:
                 LOG.warning("%s", warning)

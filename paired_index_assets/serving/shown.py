@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from paired_index_assets.builds.metadata import Metadata, MetadataFile
+from paired_index_assets.embeddings.encoders import Encoder
 from paired_index_assets.embeddings.metadata import FINGERPRINT
 from paired_index_assets.embeddings.run import part_fingerprint
 from paired_index_assets.embeddings.sets import EmbeddingSet, SetPart
@@ -37,6 +38,7 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.open import PairedSource, open_source
 from paired_index_assets.readers.sample import Source
 from paired_index_assets.readers.webdataset import WebdatasetSource
+from paired_index_assets.serving.moved import are_the_embedded
 from paired_index_assets.serving.pictures import Pictures, TarPictures
 from paired_index_assets.shards.record import FileRecord
 
@@ -108,8 +110,13 @@ class Inputs:
     texts: str | None = None
 
 
-def shown_of(build: BuildRoot, records: Iterable[FileRecord], inputs: Inputs, before: Shown | None = None) -> Shown:
-    """What belongs to the landed files of an open index. Nothing that cannot be had is an error: the index answers without it."""
+def shown_of(
+    build: BuildRoot, records: Iterable[FileRecord], inputs: Inputs, before: Shown | None = None, encoder: Encoder | None = None
+) -> Shown:
+    """What belongs to the landed files of an open index. Nothing that cannot be had is an error: the index answers without it.
+
+    encoder: says whether `inputs.images` are the pictures that were embedded, where their names, sizes and dates do not.
+    """
     files = list(_by_name(records))
     said: list[str] = []
     settings = remembered(build)
@@ -117,7 +124,7 @@ def shown_of(build: BuildRoot, records: Iterable[FileRecord], inputs: Inputs, be
     made_here = images is not None and all(part.metadata is not None for part in images.parts)
     found = files
     if images is not None:
-        pictures = _pictures(images, inputs.images or settings.get("images"), settings, said) if made_here else {}
+        pictures = _pictures(images, inputs, settings, encoder, said) if made_here else {}
         found = list(_of_set(files, images, build.cache, pictures, said))
     elsewhere = not made_here if images is not None else not settings.get("images")  # features, or what landed
     if inputs.images is not None and elsewhere:  # whoever names pictures for them says that row i is picture i
@@ -168,34 +175,62 @@ def _metadata(part: SetPart, file: ShownFile, cache: Cache, said: list[str]) -> 
     return _tried(held, said)
 
 
-def _pictures(images: EmbeddingSet, spec: Any, settings: dict[str, Any], said: list[str]) -> dict[str, PicturesOf]:
-    """For the stamp of each part: the pictures it was made from, if they are there as they were."""
+def _pictures(
+    images: EmbeddingSet, inputs: Inputs, settings: dict[str, Any], encoder: Encoder | None, said: list[str]
+) -> dict[str, PicturesOf]:
+    """For the stamp of each part: the pictures it was made from, if they are there as they were, or elsewhere as they were."""
+    spec, captions, part_rows = inputs.images or settings.get("images"), settings.get("captions"), settings.get("part_rows")
     if not isinstance(spec, str) or not spec:
         return {}
-    captions, part_rows = settings.get("captions"), settings.get("part_rows")
 
     def opened() -> dict[str, PicturesOf]:
         source: Source = open_source(spec, "images")
-        if isinstance(captions, str) and captions:
+        if isinstance(captions, str) and captions and (inputs.images is None or encoder is None):
             source = PairedSource(source, open_source(captions, "captions"))
         made = [
             part_fingerprint(source, part, "images", images.model or "", images.dimensions)
             for part in source.parts(part_rows if isinstance(part_rows, int) else images.parts[0].rows)
         ]
         same = {part.stamp for part, now in zip(images.parts, made, strict=False) if part.stamp == now}
-        if len(same) < len(images.parts):
-            other = len(images.parts) - len(same)
+        every = {part.stamp for part in images.parts}
+        shows = _shows(source, spec, images)
+        moved = same < every and inputs.images is not None
+        if moved and shows and encoder and are_the_embedded(images, _reader(images, shows), encoder):
+            return dict.fromkeys(every, shows)
+        if same < every:
             said.append(
-                f"{spec}: the pictures of {other} of {len(images.parts)} parts are not those that were embedded; "
-                "they are not shown. Build again, or give --images"
+                f"{spec}: the pictures of {len(every - same)} of {len(every)} parts are not those that were embedded; "
+                "they are not shown. Build again, or say with --images where those are now"
             )
-        if isinstance(getattr(source, "source", source), WebdatasetSource):  # maybe with files beside it that nothing reads
-            tars = {file.name: file for file in list_files(spec)}
-            return dict.fromkeys(same, lambda metadata: TarPictures(tars, Metadata([metadata])) if metadata else None)
-        found = Pictures.of(spec, len(images)) if same else None
-        return {} if found is None else dict.fromkeys(same, lambda _: found)
+        return dict.fromkeys(same, shows) if shows else {}
 
     return _tried(opened, said) or {}
+
+
+def _shows(source: Source, spec: str, images: EmbeddingSet) -> PicturesOf | None:
+    if isinstance(getattr(source, "source", source), WebdatasetSource):  # maybe with files beside it that nothing reads
+        tars = {file.name: file for file in list_files(spec)}
+        return lambda metadata: TarPictures(tars, Metadata([metadata])) if metadata else None
+    found = Pictures.of(spec, len(images))
+    return None if found is None else lambda _: found
+
+
+def _reader(images: EmbeddingSet, shows: PicturesOf) -> Callable[[Sequence[int]], list[bytes | None]]:
+    """Pictures by row of the set."""
+    starts = np.cumsum([0, *(part.rows for part in images.parts)]).tolist()
+    beside = [
+        MetadataFile(str(part.metadata), start, part.rows) if part.metadata is not None else None
+        for part, start in zip(images.parts, starts[:-1], strict=True)
+    ]
+
+    def read(rows: Sequence[int]) -> list[bytes | None]:
+        found: list[bytes | None] = []
+        for row in rows:
+            pictures = shows(beside[int(np.searchsorted(starts, row, side="right")) - 1])
+            found += pictures.read([row]) if pictures else [None]
+        return found
+
+    return read
 
 
 def _is_indexed(part: SetPart, file: ShownFile) -> bool:

@@ -28,6 +28,7 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.open import open_source
 from paired_index_assets.serving.server import make_app
 from paired_index_assets.serving.service import SearchService
+from paired_index_assets.serving.shown import remembered
 
 ROWS, PART_ROWS = 90, 40
 
@@ -164,6 +165,18 @@ def test_pictures_that_have_moved_are_a_warning(built, tmp_path, caplog):
         found = client.post("/knn-service", content=json.dumps({"embedding_input": built.images[3].tolist(), "num_images": 5})).json()
     assert all(hit["caption"].startswith("set 1") and not {"image", "tar"} & set(hit) for hit in found)
     assert "no such file" in caplog.text
+
+
+def test_pictures_that_have_moved_are_shown_from_where_they_are_said_to_be(built, source, tmp_path, caplog):
+    """Copied, so that their dates are others; what decides is that they embed to the vectors that were indexed."""
+    spec = remembered(built.root)["images"]
+    moved = spec.replace(str(tmp_path / "first"), str(tmp_path / "elsewhere"))
+    shutil.copytree(tmp_path / "first", tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    shutil.rmtree(tmp_path / "first")
+    assert told(SearchService.of_build(built.root, Noticing(), images=moved, nprobe=100), built) == {1}
+    other = SearchService.of_build(built.root, Noticing(), images=source(tmp_path / "second", 2), nprobe=100)
+    assert not other.sets.current().shown.has_pictures
+    assert "not those that were embedded" in caplog.text
 
 
 def test_a_picture_that_is_replaced_is_not_shown(tmp_path):
