@@ -4,15 +4,11 @@ FOLDER holds image_features.npy and caption_features.npy (row i a pair). Queries
 threads for everybody. Each peer is installed in an environment of its own under --work (kept for the next run), builds its index there and is
 measured by a process of its own; each sweeps its own settings, and what is printed is the best of them at each recall: thousand queries a
 second in one batch, and the median milliseconds of single queries. Medians of --rounds rounds, in which all take turns.
-
-    python benchmarks/peers_search.py --data FOLDER --filters     recall under conditions that 50, 10, 1 and .1 % of the rows meet
-    python benchmarks/peers_search.py --data FOLDER --reads       pieces and bytes of the files that a query reads, packed and not
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -22,9 +18,10 @@ import venv
 from pathlib import Path
 from typing import Any
 
-THREADS, K, QUERIES, SINGLE = 2, 10, 4800, 1000
+THREADS, K, QUERIES, SINGLE = 2, 10, 4800, 500
 RECALLS = (0.80, 0.90, 0.95)
-NPROBES = (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)
+YARDSTICK = "ScaNN AH2 + bf16"
+NPROBES = (8, 9, 10, 12, 16, 20, 22, 24, 32, 40, 44, 48, 64)
 
 MEASURE = """
 import json, sys, time, numpy as np
@@ -88,7 +85,7 @@ sweep(search, [(l, r) for l in (8, 12, 16, 24, 32, 48, 64) for r in (20, 40, 80)
         FAISS
         + """
 def make():
-    index = faiss.IndexHNSWFlat(images.shape[1], 32, faiss.METRIC_INNER_PRODUCT); index.hnsw.efConstruction = 100; index.add(images); return index
+    index = faiss.IndexHNSWFlat(images.shape[1], 32, faiss.METRIC_INNER_PRODUCT); index.hnsw.efConstruction = 200; index.add(images); return index
 index, size = kept_index("hnsw32", make)
 def search(rows, ef):
     index.hnsw.efSearch = ef
@@ -108,7 +105,7 @@ ivf = faiss.extract_index_ivf(index.base_index)
 def search(rows, setting):
     ivf.nprobe, index.k_factor = setting
     return index.search(rows, 10)[1]
-sweep(search, [(p, f) for p in (8, 12, 16, 24, 32, 48, 64) for f in (4, 8)], queries, truth, size)
+sweep(search, [(p, f) for p in (8, 12, 16, 24, 32, 48, 64, 96) for f in (2, 4, 8)], queries, truth, size)
 """,
     ),
     "usearch HNSW bf16": (
@@ -150,16 +147,10 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--lists", type=int, default=4096)
     options.add_argument("--peers", nargs="*", default=list(PEERS))
-    options.add_argument("--filters", action="store_true")
-    options.add_argument("--reads", action="store_true")
     given = options.parse_args()
     work = given.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     prepare(given.data, work, given.lists)
-    if given.filters:
-        return filters(work)
-    if given.reads:
-        return reads(work)
     ours = {
         "ours, packed": ours_code(work, packed=True),
         "ours, 58 shards": ours_code(work, packed=False),
@@ -263,86 +254,38 @@ def medians(rounds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def print_table(found: dict[str, list[dict[str, Any]]]) -> None:
-    heads = [f"{recall:.2f}" for recall in RECALLS]
+    """Each at the best of its settings for each recall; the ratio is the yardstick's processor time over its own."""
     print("Processor time is what other work on the machine changes least; two idle cores would do 2,000 / it thousand queries a second.\n")
-    at = f"at {' / '.join(heads)}"
-    print(f"| index | bytes a vector | batch, us of processor a query {at} | batch, k q/s {at} | single, ms {at} | settings |")
-    print("|---|---|---|---|---|---|")
+    at = f"at {' / '.join(f'{recall:.2f}' for recall in RECALLS)}"
+    print(f"| index | ratio {at} | bytes a vector | batch, us of processor a query {at} | batch, k q/s {at} | single, ms {at} | settings |")
+    print("|---|---|---|---|---|---|---|")
+    yardstick = [_least(found.get(YARDSTICK, []), recall, "cpu_us") for recall in RECALLS]
     for name, rows in found.items():
         if not rows:
-            print(f"| {name} | could not be measured here | | | | |")
+            print(f"| {name} | could not be measured here | | | | | |")
             continue
-        cpu, batch, single, chosen = [], [], [], []
-        for recall in RECALLS:
-            enough = [row for row in rows if row["recall"] >= recall]
-            best = min(enough, key=lambda row: row["cpu_us"], default=None)
-            cpu.append("-" if best is None else f"{best['cpu_us']:.1f}")
-            batch.append("-" if best is None else f"{max(row['qps'] for row in enough) / 1000:.1f}")
-            chosen.append("-" if best is None else f"{best['setting']} ({best['recall']:.3f})")
-            single.append("-" if best is None else f"{min(row['p50_ms'] for row in enough):.3f}")
-        print(
-            f"| {name} | {rows[0]['bytes']:.0f} | {' / '.join(cpu)} | {' / '.join(batch)} | {' / '.join(single)} | {', '.join(chosen)} |",
-            flush=True,
-        )
+        best = [_least(rows, recall, "cpu_us") for recall in RECALLS]
+        ratio = [_shown(one and row and one["cpu_us"] / row["cpu_us"], ".2f") for one, row in zip(yardstick, best, strict=True)]
+        cpu = [_shown(row and row["cpu_us"], ".1f") for row in best]
+        batch = [
+            _shown(row and max(other["qps"] for other in rows if other["recall"] >= r) / 1000, ".1f")
+            for r, row in zip(RECALLS, best, strict=True)
+        ]
+        quickest = [_least(rows, recall, "p50_ms") for recall in RECALLS]
+        single = [_shown(row and row["p50_ms"], ".3f") for row in quickest]
+        chosen = ", ".join("-" if row is None else f"{row['setting']} ({row['recall']:.3f})" for row in best)
+        columns = (ratio, cpu, batch, single)
+        shown = [" / ".join(column) for column in columns]
+        print(f"| {name} | {shown[0]} | {rows[0]['bytes']:.0f} | {' | '.join(shown[1:])} | {chosen} |", flush=True)
 
 
-def filters(work: Path) -> None:
-    """Recall@10 among the rows that match, against an exact search of those."""
-    import faiss
-    import numpy as np
-
-    from paired_index_assets.search.filters import Condition, Filter
-    from paired_index_assets.search.scanning import bitmap
-    from paired_index_assets.search.sharded import ShardedIndex
-
-    images, queries = (np.load(work / f"{name}.npy") for name in ("images", "queries"))
-    queries, draw = queries[:1000], np.random.default_rng(5).random(len(images))
-    print("| rows that match | nprobe asked | recall@10 | k q/s in a batch | single, ms |\n|---|---|---|---|---|")
-    with ShardedIndex.open(work / "build") as index:
-        for share in (1.0, 0.5, 0.1, 0.01, 0.001):
-            allowed = np.flatnonzero(draw < share)
-            truth = allowed[faiss.knn(queries, images[allowed], K, metric=faiss.METRIC_INNER_PRODUCT)[1]]
-            where = Filter(Condition("", (), ""), bitmap(allowed, len(images)), len(allowed))
-            for nprobe in (16, 32):
-                import time
-
-                began = time.perf_counter()
-                found = index.search(queries, K, nprobe=nprobe, where=where)[1]
-                rate, times = len(queries) / (time.perf_counter() - began), []
-                for row in range(300):
-                    began = time.perf_counter()
-                    index.search(queries[row], K, nprobe=nprobe, where=where)
-                    times.append(time.perf_counter() - began)
-                recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(found, truth, strict=True)])
-                print(f"| {share:.1%} | {nprobe} | {recall:.4f} | {rate / 1000:.1f} | {1e3 * np.median(times):.3f} |", flush=True)
+def _least(rows: list[dict[str, Any]], recall: float, what: str) -> dict[str, Any] | None:
+    """The setting that takes least, of those that reach a recall."""
+    return min((row for row in rows if row["recall"] >= recall), key=lambda row: row[what], default=None)
 
 
-def reads(work: Path) -> None:
-    """What one query reads of the files: pieces that are not next to each other, and bytes, by the tables of lists."""
-    import numpy as np
-
-    from paired_index_assets.search.kernel import prepare
-    from paired_index_assets.search.sharded import ShardedIndex
-
-    queries = np.load(work / "queries.npy")[:1000]
-    print("| layout | nprobe | pieces a query | KiB a query |\n|---|---|---|---|")
-    for packed in (True, False):
-        with ShardedIndex.open(work / "build", packed=packed) as index:
-            plan = index._scan._plan
-            record = plan.record[0]
-            count = int(record["nlist"] * record["pieces"])
-            sizes = np.frombuffer(ctypes.string_at(int(record["sizes"]), 8 * count), np.int64).reshape(-1, int(record["pieces"]))
-            for nprobe in (8, 32):
-                n, width = len(queries), int(record["width"])
-                lists = np.empty((n, nprobe), np.int64)
-                prepare(
-                    plan.record, queries, nprobe, np.empty((n, width), np.float32), lists,
-                    np.zeros((n, 4, int(record["stride"])), np.int8), np.empty((n, width)), np.empty(n, np.int64),
-                )  # fmt: skip
-                looked = sizes[lists]
-                pieces, rows = (looked > 0).sum(axis=(1, 2)).mean(), looked.sum(axis=(1, 2)).mean()
-                name = "packed" if packed else "58 shards"
-                print(f"| {name} | {nprobe} | {pieces:.0f} | {rows * (int(record['code_size']) + 8) / 1024:.0f} |", flush=True)
+def _shown(value: Any, form: str) -> str:
+    return format(value, form) if value else "-"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from paired_index_assets.assets.automation import follow_when_quiet
 from paired_index_assets.assets.facts import Stopwatch, failing_in_one_line, path
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.assets.shards import index_manifest
+from paired_index_assets.errors import PairedIndexError
 
 
 @dg.asset(
@@ -38,3 +39,17 @@ def packed_index(
             "path": path(read.build_root.generation(record.trained).packed / record.file),
         }
     )
+
+
+@dg.asset_check(asset=packed_index)
+@failing_in_one_line()
+def packed_index_is_its_shards(settings: SettingsResource) -> dg.AssetCheckResult:
+    """The file on disk: its sum, every id of the shards once, and the answers to a sample of queries, which are those from the shards."""
+    from paired_index_assets.search.packed import verify_pack
+
+    try:
+        record = verify_pack(settings.read().build_root)
+    except PairedIndexError as error:
+        return dg.AssetCheckResult(passed=False, description=str(error))
+    found = "none is searched: the shards are" if record is None else f"{record.rows:,} vectors of {len(record.shards)} shards"
+    return dg.AssetCheckResult(passed=True, description=found)

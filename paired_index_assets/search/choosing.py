@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from paired_index_assets.search.blocks import MOST_BLOCKS, VECTORS, block_bytes, dot_blocks, lowest, within
 from paired_index_assets.search.compiling import compiled
-from paired_index_assets.search.dots import dot_bytes, float32_at, float64_at, int64_at
+from paired_index_assets.search.dots import float32_at, float64_at, int64_at
 from paired_index_assets.search.ranking import NOTHING, lead, promising
 
 LARGEST_WEIGHT = 127 * 256 + 127
 LARGEST_SUM = 2**31 - 2**16
+BEST_FIRST = 4  # groups and lists that are looked in before the others: what is found there bounds what is of interest in the others
 SPARE = 16  # candidates beyond 2 k before the worse ones are thrown out
 
 
@@ -70,8 +72,9 @@ def weigh(seen: Any, step: int, top: int, planes: int, blur: float, weights: Any
 
 
 @compiled
-def choose(plan: Any, seen: Any, nprobe: int, weights: Any, facts: Any, lists: Any) -> None:
-    """The `nprobe` lists whose centroids have the largest inner product with `seen`, in no order; -1 where there are fewer.
+def choose(plan: Any, seen: Any, nprobe: int, weights: Any, sums: Any, facts: Any, lists: Any) -> None:
+    """The `nprobe` lists whose centroids have the largest inner product with `seen`, the best one
+    first, the others in no order; -1 where there are fewer.
 
     Where the plan has centroids in whole numbers (`quick_rows`), these say which few are worth the exact product.
     """
@@ -86,6 +89,7 @@ def choose(plan: Any, seen: Any, nprobe: int, weights: Any, facts: Any, lists: A
             chosen[group] = group
             scores[group] = _inner(plan.group_rows + 4 * width * group, at, width)
         lead(scores, chosen, unused, plan.groups, groups)
+        lead(scores, chosen, unused, groups, min(groups, BEST_FIRST))
     members = 0
     for group in chosen[:groups]:
         members += sizes[group]
@@ -99,12 +103,21 @@ def choose(plan: Any, seen: Any, nprobe: int, weights: Any, facts: Any, lists: A
     else:
         marks, threshold, full = np.empty(members, np.int32), np.int64(NOTHING), 2 * nprobe + SPARE
         slack = weigh(seen, plan.quick_step, 255, 1, 0.5, weights, facts)
-        quick, weights_at, stride, levels = int64_at(plan.quick_rows), weights.ctypes.data, weights.shape[1], plan.quick_stride
+        quick, weights_at, stride, sums_at = int64_at(plan.quick_rows), weights.ctypes.data, weights.shape[1], sums.ctypes.data
+        quads, size = plan.quick_quads, block_bytes(width)
         for group in chosen[:groups]:
             number = int64_at(numbers[group])
-            for member in range(sizes[group]):
-                mark = dot_bytes(quick[group] + levels * member, weights_at, stride, width)
-                if mark >= threshold:
+            for first in range(0, sizes[group], len(sums)):
+                left = sizes[group] - first
+                blocks = min(MOST_BLOCKS, (left + VECTORS - 1) // VECTORS)
+                near = dot_blocks(quick[group] + first // VECTORS * size, size, weights_at, stride, quads, blocks, threshold, sums_at)
+                near = within(near, left)
+                while near:
+                    member = lowest(near)
+                    near &= near - np.uint64(1)
+                    mark, member = sums[member], first + member
+                    if mark < threshold:  # which rose since
+                        continue
                     marks[count], places[count] = mark, rows[group] + 4 * width * member
                     ids[count] = member if numbers[group] == 0 else number[member]
                     count += 1
@@ -117,5 +130,9 @@ def choose(plan: Any, seen: Any, nprobe: int, weights: Any, facts: Any, lists: A
         found[i] = _inner(places[i], at, width)
     if count > nprobe:
         lead(found, ids, places, count, nprobe)  # equal ones at the edge: any of them, the same at each time
+        count = nprobe
+    best = min(count, BEST_FIRST)
+    lead(found, ids, places, count, best)
+    lead(found, ids, places, best, 1)
     for i in range(nprobe):
         lists[i] = ids[i] if i < count else -1

@@ -13,29 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.core import config as _config
+from numba.core import config
 
 from paired_index_assets.files.cache import CACHE_FOLDER
 from paired_index_assets.files.storage import digest_of_parts
 
+_CONFIG: Any = config
 SUMS_IN_ANY_ORDER = {"reassoc", "contract", "nsz"}  # one order a machine: the same for one query and in a batch
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """`function` as machine code that releases the GIL and is kept from one process to the next."""
-    config: Any = _config
-    before, config.CACHE_DIR = config.CACHE_DIR, str(_FOLDER)  # read by the decorator, and by it only
+    before, _CONFIG.CACHE_DIR = _CONFIG.CACHE_DIR, str(_FOLDER)  # read by the decorator, and by it only
     try:
         return njit(nogil=True, cache=True, fastmath=SUMS_IN_ANY_ORDER)(function)
     finally:
-        config.CACHE_DIR = before
+        _CONFIG.CACHE_DIR = before
 
 
 def _folder() -> Path:
-    """Under the user's cache; of this process alone where that cannot be written (what is kept is trusted: no folder that others may)."""
+    """In NUMBA_CACHE_DIR or else under the user's cache, never beside the installed package, which may be read-only; of this process alone
+    where that cannot be written (what is kept is trusted: no folder that others may)."""
     sources = sorted(file for file in Path(__file__).parent.glob("*.py") if b"@compiled" in file.read_bytes() or file.name == "dots.py")
     name = digest_of_parts(*(file.read_bytes() for file in sources))[:16]
-    folder = Path(CACHE_FOLDER).expanduser() / "compiled" / name
+    folder = (Path(_CONFIG.CACHE_DIR) if _CONFIG.CACHE_DIR else Path(CACHE_FOLDER).expanduser() / "compiled") / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):

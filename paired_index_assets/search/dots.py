@@ -17,15 +17,15 @@ from numba.core import config
 from numba.extending import intrinsic
 
 LANES = 64  # bytes of a vector register; weights are padded with zeros to a multiple of it
-PLANES = 4  # rows of weights: coarse and fine ones of the low nibbles and of the high, or two of whole bytes
+CODE_PLANES = 4  # rows of weights: coarse and fine ones of the low nibbles and of the high, or two of whole bytes
 CONFIGURED = any(getattr(config, name) for name in ("CPU_NAME", "CPU_FEATURES"))  # another processor than this one was asked for
 HAS_VNNI = not CONFIGURED and all(llvm.get_host_cpu_features().get(name) for name in ("avx512vnni", "avx512bw"))
 
 _BYTE, _BIT, _INT32, _INT64 = (ir.IntType(bits) for bits in (8, 1, 32, 64))
-_BYTES, _MASK, _SUMS = ir.VectorType(_BYTE, LANES), ir.VectorType(_BIT, LANES), ir.VectorType(_INT32, LANES // 4)
+_BYTES, _SUMS = ir.VectorType(_BYTE, LANES), ir.VectorType(_INT32, LANES // 4)
 
 
-def _pointer_to(kind: Any) -> Any:
+def pointer_to(kind: Any) -> Any:
     """An intrinsic that reads an address as a pointer to `kind`."""
 
     @intrinsic
@@ -39,10 +39,10 @@ def _pointer_to(kind: Any) -> Any:
     return pointer
 
 
-float32_at, float64_at, int64_at, bytes_at, int8_at = map(_pointer_to, (types.float32, types.float64, types.int64, types.uint8, types.int8))
+float32_at, float64_at, int64_at, bytes_at, int8_at = map(pointer_to, (types.float32, types.float64, types.int64, types.uint8, types.int8))
 
 
-def _declared(module: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+def declared(module: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
 
 
@@ -52,17 +52,19 @@ def _load(builder: Any, address: Any) -> Any:
     return loaded
 
 
-def _load_within(builder: Any, address: Any, left: Any) -> Any:
-    """The first `left` bytes, zeros behind them: what follows a code may be the end of the file."""
-    some = builder.sub(builder.shl(_INT64(1), builder.and_(left, _INT64(LANES - 1))), _INT64(1))
-    bits = builder.select(builder.icmp_signed(">=", left, _INT64(LANES)), _INT64(-1), some)
-    pointer = builder.inttoptr(address, _BYTES.as_pointer())
-    load = _declared(builder.module, "llvm.masked.load.v64i8.p0", _BYTES, [pointer.type, _INT32, _MASK, _BYTES])
-    return builder.call(load, [pointer, _INT32(1), builder.bitcast(bits, _MASK), ir.Constant(_BYTES, [0] * LANES)])
+def load_within(builder: Any, address: Any, left: Any, lanes: int = LANES) -> Any:
+    """The first `left` bytes of `lanes`, zeros behind them: what follows a code may be the end of the file."""
+    mask, found, number = ir.VectorType(_BIT, lanes), ir.VectorType(_BYTE, lanes), ir.IntType(lanes)
+    few = builder.trunc(left, number) if lanes < LANES else left
+    some = builder.sub(builder.shl(number(1), builder.and_(few, number(lanes - 1))), number(1))
+    bits = builder.select(builder.icmp_signed(">=", left, _INT64(lanes)), number(-1), some)
+    pointer = builder.inttoptr(address, found.as_pointer())
+    load = declared(builder.module, f"llvm.masked.load.v{lanes}i8.p0", found, [pointer.type, _INT32, mask, found])
+    return builder.call(load, [pointer, _INT32(1), builder.bitcast(bits, mask), ir.Constant(found, [0] * lanes)])
 
 
 def _add_products(builder: Any, sums: Any, levels: Any, weights: Any) -> Any:
-    add = _declared(builder.module, "llvm.x86.avx512.vpdpbusd.512", _SUMS, [_SUMS, _BYTES, _BYTES])
+    add = declared(builder.module, "llvm.x86.avx512.vpdpbusd.512", _SUMS, [_SUMS, _BYTES, _BYTES])
     return builder.call(add, [sums, levels, weights])
 
 
@@ -75,7 +77,7 @@ def _by_vnni(nibbles: bool) -> Any:
             builder.branch(chunk)
             builder.position_at_end(chunk)
             at, *sums = builder.phi(_INT64), builder.phi(_SUMS), builder.phi(_SUMS)
-            levels = _load_within(builder, builder.add(code, at), builder.sub(size, at))
+            levels = load_within(builder, builder.add(code, at), builder.sub(size, at))
             parts = [levels]
             if nibbles:
                 low, shift = (ir.Constant(_BYTES, [value] * LANES) for value in (15, 4))
@@ -94,7 +96,7 @@ def _by_vnni(nibbles: bool) -> Any:
             builder.cbranch(builder.icmp_signed("<", following, size), chunk, done)
             builder.position_at_end(done)
             whole = builder.add(builder.shl(added[0], ir.Constant(_SUMS, [8] * (LANES // 4))), added[1])
-            reduce = _declared(builder.module, "llvm.vector.reduce.add.v16i32", _INT32, [_SUMS])
+            reduce = declared(builder.module, "llvm.vector.reduce.add.v16i32", _INT32, [_SUMS])
             return builder.call(reduce, [whole])
 
         return types.int32(types.int64, types.int64, types.int64, types.int64), generate

@@ -8,7 +8,9 @@ queries, no files, no settings. NULL counts as not matching.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 LONGEST = 2000  # characters of a condition
 BATCH_ROWS = 1 << 16
+KEPT_BYTES = 4 << 30  # of bitmaps in the cache folder: 15 at the size of LAION-2B
 EXPRESSIONS = {"COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "BETWEEN", "CAST", "OPERATOR", "CASE", "TYPE"}
 FUNCTIONS = {
     *("+", "-", "*", "/", "//", "%", "abs", "round", "floor", "ceil", "year", "month", "day"),
@@ -93,24 +96,48 @@ def parse(text: str) -> Condition:
 def make_filter(condition: Condition, files: Sequence[MetadataFile], rows: int, kept: Path, *, progress: Progress = silent) -> Filter:
     """The bitmap of `condition` over the ids below `rows`; read from the folder `kept` where it was made before of the same files.
 
-    It takes rows / 8 bytes there and is mapped from there: the first report of "filter" has them as `bytes`. Of the metadata only the
-    columns that are named are read. Raises BadInput for a column that is not there, with those that are, and for types that cannot be
-    compared.
+    It takes rows / 8 bytes there and is mapped from there: the first report of "filter" has them as `bytes`, and as `of` how many bytes
+    all that are kept may take (the least recently used go first). Of the metadata only the columns that are named are read. Raises
+    BadInput for a column that is not there, with those that are, and for types that cannot be compared.
     """
     facts = (part for file in files for part in (file.url, str(file.start), str(file.rows), stamp_of(file.url)))
     place = kept / f"{digest_of_parts(condition.form, str(rows), *facts)[:32]}.npy"
-    if not place.exists():
-        progress("filter", 0, rows, bytes=-(-rows // 8))
-        bits = np.zeros(-(-rows // 8), np.uint8)
-        for file in files:
-            for first, matches in _matches(condition, file):
-                _set(bits, first, matches[: max(0, rows - first)])
-                progress("filter", min(first + len(matches), rows), rows)
-        with atomic_file(place) as draft, draft.open("wb") as stream:
-            np.save(stream, bits)
-    mapped: UInt8 = np.load(place, mmap_mode="c", allow_pickle=False)  # compiled code would be compiled again for a read-only array
+    while True:
+        if not place.exists():
+            _make(condition, files, rows, place, progress)
+            _forget(kept, place)
+        try:
+            os.utime(place)
+            mapped: UInt8 = np.load(place, mmap_mode="c", allow_pickle=False)  # compiled code would be compiled again for a read-only array
+            break
+        except FileNotFoundError:  # another search needed the room in this moment
+            continue
     bits_of = mapped.view(np.ndarray)
     return Filter(condition, bits_of, int(np.bitwise_count(bits_of).sum(dtype=np.int64)))
+
+
+def _make(condition: Condition, files: Sequence[MetadataFile], rows: int, place: Path, progress: Progress) -> None:
+    progress("filter", 0, rows, bytes=-(-rows // 8), of=KEPT_BYTES)
+    bits = np.zeros(-(-rows // 8), np.uint8)
+    for file in files:
+        for first, matches in _matches(condition, file):
+            _set(bits, first, matches[: max(0, rows - first)])
+            progress("filter", min(first + len(matches), rows), rows)
+    with atomic_file(place) as draft, draft.open("wb") as stream:
+        np.save(stream, bits)
+
+
+def _forget(kept: Path, latest: Path) -> None:
+    """Delete what was not used for longest until the rest, `latest` in any case, is within KEPT_BYTES. Who has one mapped keeps it."""
+    others = []
+    for file in kept.glob("*.npy"):
+        with suppress(FileNotFoundError):  # another search may be at the same
+            others += [(file.stat(), file)] if file != latest else []
+    room = KEPT_BYTES - latest.stat().st_size
+    for facts, file in sorted(others, key=lambda other: other[0].st_mtime_ns, reverse=True):
+        room -= facts.st_size
+        if room < 0:
+            file.unlink(missing_ok=True)
 
 
 def _set(bits: UInt8, first: int, matches: Bool) -> None:

@@ -12,21 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from paired_index_assets.search.blocks import MOST_BLOCKS, QUAD, VECTORS, aligned, block_bytes, dot_blocks, lay_out, level, lowest, within
 from paired_index_assets.search.choosing import SPARE, choose, transform, weigh
 from paired_index_assets.search.compiling import compiled
-from paired_index_assets.search.dots import bytes_at, dot_bytes, dot_nibbles, float64_at, int64_at
+from paired_index_assets.search.dots import CODE_PLANES, bytes_at, dot_bytes, dot_nibbles, float64_at, int64_at
 from paired_index_assets.search.ranking import NOTHING, in_order, promising
 
-
-@compiled
-def _level(code: Any, i: int, bits: int) -> Any:
-    """Level i of a little-endian stream of `bits`."""
-    at = i * bits
-    byte, shift = at >> 3, at & 7
-    value = np.int64(code[byte]) >> shift
-    if shift + bits > 8:
-        value |= np.int64(code[byte + 1]) << (8 - shift)
-    return value & ((1 << bits) - 1)
+LAID_OUT = 1 << 17  # bytes of a list's levels that are held against one query after the other
 
 
 @compiled
@@ -42,7 +34,7 @@ def _exact(plan: Any, place: int, seen: Any, facts: Any) -> Any:
             total += facts[plan.width - 1] * np.float64(code[plan.width // 2] & 15)
     else:
         for i in range(plan.width):
-            total += facts[i] * np.float64(_level(code, i, plan.bits))
+            total += facts[i] * np.float64(level(code, i, plan.bits))
     return np.float32(total)
 
 
@@ -119,7 +111,7 @@ def scan(
             else:
                 code = bytes_at(place)
                 for j in range(plan.width):
-                    levels[j] = _level(code, j, plan.bits)
+                    levels[j] = level(code, j, plan.bits)
                 mark = dot_bytes(levels_at, at, stride, plan.width)
             if mark >= threshold and _wanted(rows[i], removed, allowed):
                 marks[count], places[count], ids[count] = mark, place, rows[i]
@@ -141,12 +133,13 @@ def search_each(plan: Any, queries: Any, k: int, nprobe: int, removed: Any, allo
     room, plan = 2 * k + SPARE, plan[0]
     marks, places, ids = np.empty(room, np.int32), np.empty(room, np.int64), np.empty(room, np.int64)
     seen, facts, lists = np.empty(plan.width, np.float32), np.empty(plan.width), np.empty(nprobe, np.int64)
-    quick, weights = np.zeros((2, plan.quick_stride), np.int8), np.zeros((4, plan.stride), np.int8)
+    quick, sums = np.zeros((2, QUAD * plan.quick_quads), np.int8), np.empty(VECTORS * MOST_BLOCKS, np.int32)
+    weights = np.zeros((CODE_PLANES, plan.stride), np.int8)
     levels, top = np.zeros(plan.width, np.uint8), (1 << plan.bits) - 1
     for row in range(len(queries)):
         if not transform(plan, queries[row], seen):
             return row
-        choose(plan, seen, nprobe, quick, facts, lists)
+        choose(plan, seen, nprobe, quick, sums, facts, lists)
         slack = weigh(seen, plan.step, top, _planes(plan.bits), 0.0, weights, facts)
         count, threshold = 0, np.int64(NOTHING)
         for number in lists:
@@ -162,27 +155,29 @@ def search_each(plan: Any, queries: Any, k: int, nprobe: int, removed: Any, allo
 def prepare(plan: Any, queries: Any, nprobe: int, seen: Any, lists: Any, weights: Any, facts: Any, slacks: Any) -> Any:
     """The first half of the work for a batch: what the kernel knows of each query, and its lists. Returns as `search_each`."""
     plan = plan[0]
-    quick, planes, top = np.zeros((2, plan.quick_stride), np.int8), _planes(plan.bits), (1 << plan.bits) - 1
+    quick, sums = np.zeros((2, QUAD * plan.quick_quads), np.int8), np.empty(VECTORS * MOST_BLOCKS, np.int32)
+    top = (1 << plan.bits) - 1
     for row in range(len(queries)):
         if not transform(plan, queries[row], seen[row]):
             return row
-        choose(plan, seen[row], nprobe, quick, facts[row], lists[row])
-        slacks[row] = weigh(seen[row], plan.step, top, planes, 0.0, weights[row], facts[row])
+        choose(plan, seen[row], nprobe, quick, sums, facts[row], lists[row])
+        slacks[row] = weigh(seen[row], plan.step, top, 1, 0.0, weights[row], facts[row])
     return -1
 
 
 @compiled
-def by_list(lists: Any, nlist: int) -> Any:
-    """(nlist + 1,) bounds and the queries between them that look in each list."""
+def by_list(lists: Any, first: int, stop: int, nlist: int) -> Any:
+    """(nlist + 1,) bounds and the queries between them that look in each list, by the columns from `first` to `stop` of
+    `lists` (n, nprobe)."""
     bounds = np.zeros(nlist + 1, np.int64)
     for row in range(lists.shape[0]):
-        for number in lists[row]:
+        for number in lists[row, first:stop]:
             if number >= 0:
                 bounds[number + 1] += 1
     bounds = np.cumsum(bounds)
     at, queries = bounds[:-1].copy(), np.empty(bounds[-1], np.int32)
     for row in range(lists.shape[0]):
-        for number in lists[row]:
+        for number in lists[row, first:stop]:
             if number >= 0:
                 queries[at[number]] = row
                 at[number] += 1
@@ -190,56 +185,83 @@ def by_list(lists: Any, nlist: int) -> Any:
 
 
 @compiled
-def scan_lists(
-    plan: Any,
-    first: int,
-    stop: int,
-    bounds: Any,
-    queries: Any,
-    seen: Any,
-    facts: Any,
-    weights: Any,
-    slacks: Any,
-    k: int,
-    marks: Any,
-    places: Any,
-    ids: Any,
-    counts: Any,
-    thresholds: Any,
-    removed: Any,
-    allowed: Any,
-) -> None:
-    """Each of the lists from `first` to `stop`, for all queries that look in it; candidates of query i go into row i."""
+def raise_thresholds(plan: Any, asked: Any, found: Any, k: int) -> None:
+    """Let all threads know what any of them found: as `scan_lists`, but what is `found` by each thread (threads, n, ..)."""
     plan = plan[0]
-    levels = np.zeros(plan.width, np.uint8)
-    for number in range(first, stop):
-        for i in range(bounds[number], bounds[number + 1]):
-            q = queries[i]
-            counts[q], thresholds[q] = scan(
-                plan,
-                number,
-                seen[q],
-                facts[q],
-                weights[q],
-                slacks[q],
-                k,
-                marks[q],
-                places[q],
-                ids[q],
-                counts[q],
-                thresholds[q],
-                removed,
-                allowed,
-                levels,
-            )
+    seen, facts, _, slacks = asked
+    marks, places, ids, counts, thresholds = found
+    for row in range(len(seen)):
+        least = np.int64(NOTHING)
+        for thread in range(len(counts)):
+            if counts[thread, row] >= k:
+                mine = marks[thread, row], places[thread, row], ids[thread, row]
+                counts[thread, row], threshold = _shrink(plan, seen[row], facts[row], slacks[row], *mine, counts[thread, row], k)
+                least = max(least, threshold)
+        thresholds[:, row] = np.maximum(thresholds[:, row], least)
 
 
 @compiled
-def settle_all(
-    plan: Any, seen: Any, facts: Any, slacks: Any, marks: Any, places: Any, ids: Any, counts: Any, k: int, found: Any, labels: Any
+def scan_lists(
+    plan: Any, first: int, stop: int, bounds: Any, queries: Any, asked: Any, found: Any, k: int, removed: Any, allowed: Any
 ) -> None:
-    """The best k of each query's candidates, of every thread's (threads, n, room)."""
+    """Each of the lists from `first` to `stop`, for all queries that look in it. `asked`: seen, facts, weights and slack of each query;
+    `found`: marks, places and ids of its candidates, how many it has, and its threshold."""
     plan = plan[0]
+    starts, sizes, size, span = int64_at(plan.starts), int64_at(plan.sizes), plan.code_size, block_bytes(plan.width)
+    room = max(1, LAID_OUT // (span * MOST_BLOCKS)) * MOST_BLOCKS * VECTORS  # vectors
+    here, rows, levels = np.empty(room, np.int64), np.empty(room, np.int64), aligned(room // VECTORS * span)
+    levels[:] = 0
+    for number in range(first, stop):
+        looking, filled = queries[bounds[number] : bounds[number + 1]], 0
+        if len(looking) == 0:
+            continue
+        for piece in range(number * plan.pieces, (number + 1) * plan.pieces):
+            start, vectors = starts[piece], sizes[piece]
+            rows_at = int64_at(start + vectors * size)
+            for i in range(vectors):
+                here[filled], rows[filled] = start + i * size, rows_at[i]
+                filled += 1
+                if filled == room:
+                    _hold(plan, looking, filled, levels, here, rows, asked, found, k, removed, allowed)
+                    filled = 0
+        if filled:
+            _hold(plan, looking, filled, levels, here, rows, asked, found, k, removed, allowed)
+
+
+@compiled
+def _hold(
+    plan: Any, looking: Any, vectors: int, levels: Any, here: Any, rows: Any, asked: Any, found: Any, k: int, removed: Any, allowed: Any
+) -> None:
+    """Hold the first `vectors` codes, at the addresses `here`, against each query that is `looking`."""
+    seen, facts, weights, slacks = asked
+    marks, places, ids, counts, thresholds = found
+    at, span, step = levels.ctypes.data, block_bytes(plan.width), VECTORS * MOST_BLOCKS
+    quads, sums = (plan.width + QUAD - 1) // QUAD, np.empty(step, np.int32)
+    lay_out(here, vectors, plan.code_size, plan.bits, plan.width, at)
+    for q in looking:
+        count, threshold = counts[q], thresholds[q]
+        for first in range(0, vectors, step):
+            blocks, its = min(MOST_BLOCKS, (vectors - first + VECTORS - 1) // VECTORS), weights[q]
+            near = dot_blocks(at + first // VECTORS * span, span, its.ctypes.data, its.shape[1], quads, blocks, threshold, sums.ctypes.data)
+            near = within(near, vectors - first)
+            while near:
+                i = lowest(near)
+                near &= near - np.uint64(1)
+                if sums[i] < threshold or not _wanted(rows[first + i], removed, allowed):
+                    continue
+                marks[q, count], places[q, count], ids[q, count] = sums[i], here[first + i], rows[first + i]
+                count += 1
+                if count == marks.shape[1]:
+                    count, threshold = _shrink(plan, seen[q], facts[q], slacks[q], marks[q], places[q], ids[q], count, k)
+        counts[q], thresholds[q] = count, threshold
+
+
+@compiled
+def settle_all(plan: Any, asked: Any, found: Any, k: int, scores: Any, labels: Any) -> None:
+    """The best k of each query's candidates, of every thread's; as `raise_thresholds`."""
+    plan = plan[0]
+    seen, facts, _, slacks = asked
+    marks, places, ids, counts, _ = found
     threads, room = marks.shape[0], marks.shape[2]
     m, p, i = np.empty(threads * room, np.int32), np.empty(threads * room, np.int64), np.empty(threads * room, np.int64)
     for row in range(len(seen)):
@@ -250,4 +272,4 @@ def settle_all(
             p[count : count + mine] = places[thread, row, :mine]
             i[count : count + mine] = ids[thread, row, :mine]
             count += mine
-        settle(plan, seen[row], facts[row], slacks[row], m, p, i, count, k, found[row], labels[row])
+        settle(plan, seen[row], facts[row], slacks[row], m, p, i, count, k, scores[row], labels[row])

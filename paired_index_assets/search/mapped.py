@@ -11,6 +11,7 @@ A file with a transform before the lists begins with "IxPT", and goes on alike.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import struct
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ def map_lists(path: Path, nlist: int, code_size: int) -> MappedLists:
     bytes_of = sizes * (code_size + ID_BYTES)
     starts = content.ctypes.data + body + np.cumsum(bytes_of) - bytes_of
     return MappedLists(path, d, ntotal, starts, sizes, content)
+
+
+def at_address(address: int, size: int) -> UInt8:
+    """(size,) the bytes that lie at an address, not copied; nothing where there are none."""
+    return np.frombuffer(memoryview((ctypes.c_char * size).from_address(address)), np.uint8) if size else np.empty(0, np.uint8)
 
 
 def _mark(nlist: int, code_size: int, kind: bytes) -> bytes:

@@ -22,6 +22,7 @@ from paired_index_assets.search.mapped import MappedLists, map_lists
 from paired_index_assets.search.packing import check_pack, write_pack
 from paired_index_assets.search.shardset import ServedIndex, map_shard, served_index
 from paired_index_assets.search.unwanted import RemovedIds
+from paired_index_assets.shards.assemble import Written
 from paired_index_assets.shards.record import read_record
 from paired_index_assets.shards.takedown import removed_version
 
@@ -130,6 +131,24 @@ def pack(build: BuildRoot, *, progress: Progress = silent) -> tuple[PackRecord, 
             if older.name not in kept:
                 older.unlink(missing_ok=True)
         return record, True
+
+
+def verify_pack(build: BuildRoot) -> PackRecord | None:
+    """Read the pack that is searched and hold it against its shards, as when it was made; None where none is searched.
+
+    Raises DamagedArtifact; MissingInput where a file is gone.
+    """
+    served = served_index(build)
+    mapped, record = map_pack(build, served, verify=False), read_pack(served.generation)
+    if mapped is None or record is None:
+        return None
+    shards = [map_shard(shard, served, build.cache, verify=False) for shard in served.shards]
+    removed = RemovedIds(build).ids
+    since = record.removed != removed_version(removed, 0, EVERY_ID)
+    written = Written(record.rows, record.bytes, record.sha256)
+    total = served.catalog.total_rows if served.catalog else None
+    check_pack(mapped.path, served.trained.empty_index(), shards, removed, written, total, still=since)
+    return record
 
 
 def _whole(generation: Generation) -> PackRecord | None:

@@ -49,10 +49,13 @@ def write_pack(path: Path, empty: Any, shards: Sequence[MappedLists], removed: I
     return write_lists(path, empty, kept, block_of, "pack", progress)
 
 
-def check_pack(path: Path, index: Any, shards: Sequence[MappedLists], removed: Int64, written: Written, total_rows: int | None) -> None:
+def check_pack(
+    path: Path, index: Any, shards: Sequence[MappedLists], removed: Int64, written: Written, total_rows: int | None, *, still: bool = False
+) -> None:
     """Hold a written file against its shards: its sum as read back, every id once, and the scores of a sample of queries, to the bit.
 
-    Raises DamagedArtifact. Memory: two bits for each of `total_rows` ids.
+    The ids `removed` are not in it; with `still` they may be, as they were removed since. Raises DamagedArtifact. Memory: two bits for each
+    of `total_rows` ids.
     """
     ivf = ivf_of(index)
     mapped = map_lists(path, ivf.nlist, ivf.code_size)
@@ -65,7 +68,7 @@ def check_pack(path: Path, index: Any, shards: Sequence[MappedLists], removed: I
     expected, got = (np.zeros(-(-total_rows // 8), np.uint8) for _ in range(2))
     for shard in shards:
         _mark(shard.starts, shard.sizes, ivf.code_size, removed, expected)
-    twice = _mark(mapped.starts, mapped.sizes, ivf.code_size, removed[:0], got)
+    twice = _mark(mapped.starts, mapped.sizes, ivf.code_size, removed if still else removed[:0], got)
     if twice or not np.array_equal(expected, got):
         raise DamagedArtifact(f"{path}: its ids are not those of the shards, each once ({twice} twice); pack again")
     queries = _sample(index.d)

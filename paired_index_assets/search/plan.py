@@ -5,7 +5,6 @@ A record and not a dozen arrays, because handing an array to compiled code costs
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +14,10 @@ import numpy.typing as npt
 
 from paired_index_assets.codes.formats import ivf_of
 from paired_index_assets.errors import DamagedArtifact
-from paired_index_assets.rows import Float32
+from paired_index_assets.rows import Float32, UInt8
+from paired_index_assets.search.blocks import QUAD, in_blocks
 from paired_index_assets.search.dots import LANES
-from paired_index_assets.search.mapped import MappedLists
+from paired_index_assets.search.mapped import MappedLists, at_address
 
 PLAN = np.dtype(
     [
@@ -34,9 +34,9 @@ PLAN = np.dtype(
             "member_rows",  # int64 (groups,): where the centroids of a group are, float32 (size, width)
             "member_lists",  # int64 (groups,): which lists they are of, int64 (size,); 0: in order
             "member_sizes",  # int64 (groups,)
-            "quick_rows",  # int64 (groups,): the centroids of a group in whole numbers, uint8 (size, quick_stride); 0: not made
+            "quick_rows",  # int64 (groups,): the centroids of a group in whole numbers, in `blocks`; 0: not made
             "quick_step",  # float64 (width,): of these numbers
-            "quick_stride",
+            "quick_quads",  # a centroid
             "pieces",  # of a list: one a shard
             "starts",  # int64 (nlist, pieces): where the codes of a list are, its ids behind them
             "sizes",  # int64 (nlist, pieces): vectors
@@ -49,7 +49,8 @@ PLAN = np.dtype(
     ]
 )
 BITS = {faiss.ScalarQuantizer.QT_4bit: 4, faiss.ScalarQuantizer.QT_6bit: 6, faiss.ScalarQuantizer.QT_8bit: 8}
-QUICK_BYTES = 8 << 20  # of centroids in bytes: 65,536 of width 128; beyond, the mapped float32 ones are read
+QUICK_BYTES = 128 << 20  # of centroids in bytes: 131,072 of width 768 fit; beyond, the mapped float32 ones are read
+ROWS_AT_ONCE = 4096
 
 
 class Plan:
@@ -103,18 +104,17 @@ class Plan:
     def _quick(self, rows: Sequence[int], sizes: Sequence[int]) -> None:
         """The centroids once more, in bytes: a quarter of what has to be read, where that is little memory."""
         width = int(self.record["width"][0])
-        stride = -(-width // LANES) * LANES
-        self._set(quick_stride=stride)
-        if sum(sizes) * stride > QUICK_BYTES:
+        quads = -(-width // QUAD)
+        if sum(sizes) * width > QUICK_BYTES:
             return
-        centroids = np.concatenate([_floats(at, size, width) for at, size in zip(rows, sizes, strict=True) if size])
-        low, high = centroids.min(0).astype(np.float64), centroids.max(0).astype(np.float64)
+        centroids = [at_address(at, 4 * size * width).view(np.float32).reshape(size, width) for at, size in zip(rows, sizes, strict=True)]
+        whole = [group for group in centroids if len(group)]
+        low = np.min([group.min(0) for group in whole], axis=0).astype(np.float64)
+        high = np.max([group.max(0) for group in whole], axis=0).astype(np.float64)
         step = np.maximum((high - low) / 255, np.finfo(np.float32).tiny)
-        numbers = np.zeros((len(centroids), stride), np.uint8)
-        numbers[:, :width] = np.clip(np.rint((centroids - low) / step), 0, 255)
-        at = self._array(numbers)
-        starts = at + stride * (np.cumsum(sizes) - sizes)
-        self._set(quick_rows=self._array(starts.astype(np.int64)), quick_step=self._array(step))
+        blocks = [in_blocks(_in_bytes(group, low, step)) for group in centroids]
+        self._set(quick_rows=self._array(np.array([self._array(block) for block in blocks], np.int64)))
+        self._set(quick_step=self._array(step), quick_quads=quads)
 
     def _codes(self, ivf: faiss.IndexIVFScalarQuantizer) -> None:
         low, width = faiss.vector_to_array(ivf.sq.trained).astype(np.float64).reshape(2, -1)
@@ -140,7 +140,10 @@ def _address(pointer: Any) -> int:
     return int(pointer.this) if hasattr(pointer, "this") else int(pointer)
 
 
-def _floats(address: int, rows: int, width: int) -> Float32:
-    """(rows, width) float32 that lie at an address; a copy."""
-    raw = ctypes.string_at(address, 4 * rows * width)
-    return np.frombuffer(raw, np.float32).reshape(rows, width)
+def _in_bytes(rows: Float32, low: npt.NDArray[Any], step: npt.NDArray[Any]) -> UInt8:
+    """The nearest of 256 levels, `step` apart from `low` on, of each number."""
+    levels = np.empty(rows.shape, np.uint8)
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        some = slice(first, first + ROWS_AT_ONCE)
+        levels[some] = np.clip(np.rint((rows[some] - low) / step), 0, 255)
+    return levels

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from paired_index_assets.errors import BadInput
 from paired_index_assets.rows import Float32, Int64, UInt8
 from paired_index_assets.search import kernel
+from paired_index_assets.search.blocks import PLANES, weights_stride
 from paired_index_assets.search.choosing import SPARE
-from paired_index_assets.search.dots import PLANES
 from paired_index_assets.search.plan import Plan
 from paired_index_assets.search.ranking import NOTHING
 from paired_index_assets.search.workers import Workers, cores, ranges
@@ -27,7 +27,7 @@ class Scan:
 
     def __init__(self, plan: Plan, workers: Workers) -> None:
         self._plan, self._workers = plan, workers
-        self._width, self._stride = int(plan.record["width"][0]), int(plan.record["stride"][0])
+        self._width = int(plan.record["width"][0])
 
     @property
     def plan(self) -> Plan:
@@ -51,38 +51,45 @@ class Scan:
 
     def _bytes_a_query(self, k: int, nprobe: int) -> int:
         """In work: its weights, its lists, and its candidates on every thread."""
-        return PLANES * self._stride + 12 * self._width + 12 * nprobe + CANDIDATE_BYTES * (2 * k + SPARE) * cores()
+        return PLANES * weights_stride(self._width) + 12 * self._width + 12 * nprobe + CANDIDATE_BYTES * (2 * k + SPARE) * cores()
 
     def _block(self, queries: Float32, first: int, nprobe: int, removed: Int64, allowed: UInt8, scores: Float32, ids: Int64) -> None:
-        """Every probed list is read once, by one thread, for all queries that look in it."""
+        """Every probed list is read once, by one thread, for all queries that look in it; before, the best list of each query, so that what
+        is of no interest in the others is known from the start."""
         n, k = scores.shape
-        plan, tasks = self._plan.record, ranges(n, 4 * cores())
-        seen, facts = np.empty((n, self._width), np.float32), np.empty((n, self._width))
-        lists, slacks = np.empty((n, nprobe), np.int64), np.empty(n, np.int64)
-        weights = np.zeros((n, PLANES, self._stride), np.int8)
+        plan, tasks, threads, room = self._plan.record, ranges(n, 4 * cores()), cores(), 2 * k + SPARE
+        seen, facts, lists = np.empty((n, self._width), np.float32), np.empty((n, self._width)), np.empty((n, nprobe), np.int64)
+        weights, slacks = np.zeros((n, PLANES, weights_stride(self._width)), np.int8), np.empty(n, np.int64)
+        asked = (seen, facts, weights, slacks)
+        candidates = tuple(np.empty((threads, n, room), kind) for kind in (np.int32, np.int64, np.int64))
+        found = (*candidates, np.zeros((threads, n), np.int64), np.full((threads, n), NOTHING, np.int64))
 
         def prepare(rows: slice) -> int:
             return int(kernel.prepare(plan, queries[rows], nprobe, seen[rows], lists[rows], weights[rows], facts[rows], slacks[rows]))
 
-        for rows, bad in zip(tasks, self._workers.run(prepare, tasks), strict=True):
-            self._refuse(bad, first + rows.start)
-        bounds, looking = kernel.by_list(lists, self._plan.nlist)
-        threads, room = cores(), 2 * k + SPARE
-        marks, places, rows_of = (np.empty((threads, n, room), kind) for kind in (np.int32, np.int64, np.int64))
-        counts, thresholds = np.zeros((threads, n), np.int64), np.full((threads, n), NOTHING, np.int64)
-        cuts = np.searchsorted(bounds, len(looking) * np.arange(threads + 1) / threads).astype(np.int64)
+        def scan(columns: slice) -> None:
+            bounds, looking = kernel.by_list(lists, columns.start, columns.stop, self._plan.nlist)
+            cuts = np.searchsorted(bounds, len(looking) * np.arange(threads + 1) / threads)
+            cuts[-1] = self._plan.nlist
 
-        def scan(thread: int) -> None:
-            mine = (marks[thread], places[thread], rows_of[thread], counts[thread], thresholds[thread])
-            stop = cuts[thread + 1] if thread + 1 < threads else self._plan.nlist
-            kernel.scan_lists(plan, cuts[thread], stop, bounds, looking, seen, facts, weights, slacks, k, *mine, removed, allowed)
+            def some(thread: int) -> None:
+                mine = tuple(array[thread] for array in found)
+                kernel.scan_lists(plan, *cuts[thread : thread + 2].tolist(), bounds, looking, asked, mine, k, removed, allowed)
 
-        list(self._workers.run(scan, range(threads)))
+            list(self._workers.run(some, range(threads)))
+
+        def tell(rows: slice) -> None:
+            kernel.raise_thresholds(plan, tuple(array[rows] for array in asked), tuple(array[:, rows] for array in found), k)
 
         def settle(rows: slice) -> None:
-            candidates = (marks[:, rows], places[:, rows], rows_of[:, rows], counts[:, rows])
-            kernel.settle_all(plan, seen[rows], facts[rows], slacks[rows], *candidates, k, scores[rows], ids[rows])
+            mine = tuple(array[:, rows] for array in found)
+            kernel.settle_all(plan, tuple(array[rows] for array in asked), mine, k, scores[rows], ids[rows])
 
+        for rows, bad in zip(tasks, self._workers.run(prepare, tasks), strict=True):
+            self._refuse(bad, first + rows.start)
+        scan(slice(0, 1))
+        list(self._workers.run(tell, tasks))
+        scan(slice(1, nprobe))
         list(self._workers.run(settle, tasks))
 
     def _refuse(self, row: int, first: int) -> None:

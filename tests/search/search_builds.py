@@ -83,12 +83,12 @@ def promote(root: BuildRoot, trained: TrainedIndex) -> None:
     promote_index(root, Promotion(path.name, trained.fingerprint))
 
 
-def make(folder: Path, seed: int = 1, *, transformed: bool = False) -> Build:
+def make(folder: Path, seed: int = 1, *, transformed: bool = False, file_rows: Sequence[int] = FILE_ROWS) -> Build:
     root, landing = BuildRoot.at(folder / "build"), folder / "landing"
-    images, captions = clustered(seed)
+    images, captions = clustered(seed, rows=sum(file_rows))
     trained = train(images, captions, seed=seed, transformed=transformed)
     landing.mkdir(parents=True)
-    edges = np.concatenate([[0], np.cumsum(FILE_ROWS)])
+    edges = np.concatenate([[0], np.cumsum(file_rows)])
     for number, (first, stop) in enumerate(pairwise(edges)):
         np.save(landing / f"img_emb_{number:04d}.npy", images[first:stop].astype(np.float16))
     catalog = Catalog.scan(landing, shards=SHARDS)

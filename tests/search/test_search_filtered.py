@@ -129,12 +129,34 @@ def test_a_bitmap_is_made_once_for_one_meaning_and_again_for_other_metadata(desc
     _, settings, table = described
     told = []
     first = filter_of(settings, "width < 10", lambda step, done, total, **facts: told.append((done, total, facts)))
-    assert told[0] == (0, len(table), {"bytes": -(-len(table) // 8)})
+    assert told[0] == (0, len(table), {"bytes": -(-len(table) // 8), "of": filters.KEPT_BYTES})
     again = filter_of(settings, "width   <   10", lambda *_, **__: pytest.fail("made again"))
     np.testing.assert_array_equal(first.bits, again.bits)
     changed = table.set_column(0, "width", pa.array(np.zeros(len(table), np.int64)))
     pq.write_table(changed, settings.caption_texts)
     assert filter_of(settings, "width < 10").matching == len(table)
+
+
+def test_bitmaps_that_were_not_used_for_longest_make_room_for_others(described, monkeypatch):
+    _, settings, table = described
+    kept = settings.build_root.cache.folder / "filters"
+    one = filter_of(settings, "width < 1")
+    (first,) = kept.glob("*.npy")
+    monkeypatch.setattr(filters, "KEPT_BYTES", 3 * first.stat().st_size)
+    for number in range(2, 7):
+        os.utime(first, ns=(1, 1))
+        filter_of(settings, "width < 1")  # in use again
+        filter_of(settings, f"width < {number}")
+        for file in kept.glob("*.npy"):
+            os.utime(file, ns=(file.stat().st_mtime_ns - 10**9,) * 2)
+        assert len(list(kept.glob("*.npy"))) == min(number, 3)
+        assert first.exists()
+    filter_of(settings, "width < 7")
+    filter_of(settings, "width < 8")
+    filter_of(settings, "width < 9")
+    assert not first.exists()
+    assert one.matching == (table["width"].to_numpy() < 1).sum() == int(np.bitwise_count(one.bits).sum())  # still mapped
+    assert filter_of(settings, "width < 1").matching == one.matching
 
 
 def test_reranked_scores_are_those_of_the_embeddings(described):

@@ -1,5 +1,7 @@
 """The compiled search on any file of scalar codes, against faiss and against plain float64 sums."""
 
+import ctypes
+import mmap
 from pathlib import Path
 
 import faiss
@@ -11,7 +13,7 @@ from numba import njit
 from search_builds import unit
 
 from paired_index_assets.errors import DamagedArtifact
-from paired_index_assets.search import dots
+from paired_index_assets.search import blocks, dots
 from paired_index_assets.search.mapped import map_lists
 from paired_index_assets.search.plan import Plan
 from paired_index_assets.search.scanning import Scan, bitmap
@@ -142,6 +144,53 @@ def test_sums_of_products_are_those_of_whole_numbers_on_any_processor(size):
         for way in ways:
             run = njit(lambda a, b, c, d, way=way: way(a, b, c, d))
             assert run(code.ctypes.data, weights.ctypes.data, stride, size) == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_blocks_of_sixteen_vectors_give_the_same_sums_on_any_processor(count):
+    in_loops = blocks._in_loops(count)
+    for width in (1, 24, 64, 130):
+        draw = np.random.default_rng(width)
+        levels = draw.integers(0, 256, (16 * count, width), dtype=np.uint8)
+        weights = np.zeros((blocks.PLANES, blocks.weights_stride(width)), np.int8)
+        weights[:, :width] = draw.integers(-128, 128, (2, width))
+        coarse, fine = weights[:, :width].astype(int) @ levels.T.astype(int)
+        expected, laid = (coarse << 8) + fine, blocks.in_blocks(levels)
+        threshold, stride = np.int32(np.median(expected)), weights.shape[1]
+        for way, many in ((blocks.dot_blocks, (count,)), (in_loops, ())):
+            sums = np.zeros(16 * count, np.int32)
+            at = laid.ctypes.data, blocks.block_bytes(width), weights.ctypes.data, stride, stride // blocks.QUAD
+            bits = way(*at, *many, threshold, sums.ctypes.data)
+            np.testing.assert_array_equal(sums, expected)
+            np.testing.assert_array_equal([int(bits) >> i & 1 for i in range(16 * count)], expected >= threshold)
+
+
+@pytest.mark.parametrize(("bits", "width"), [(4, 1), (4, 24), (4, 33), (4, 130), (6, 21), (8, 5), (8, 66)])
+def test_codes_are_laid_out_in_blocks_without_reading_past_them(bits, width):
+    draw = np.random.default_rng(width)
+    levels = draw.integers(0, 1 << bits, (37, width), dtype=np.uint8)
+    stream = np.unpackbits(levels[:, :, None], axis=2, bitorder="little")[:, :, :bits].reshape(37, -1)
+    codes = np.packbits(stream, axis=1, bitorder="little")
+    size = codes.shape[1]
+    page = mmap.PAGESIZE
+    room = mmap.mmap(-1, 2 * page)  # the last code ends where the page does
+    content = np.frombuffer(room, np.uint8)
+    content[page - codes.size : page] = codes.ravel()
+    at = content.ctypes.data
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(at + page), page, 0) == 0
+    addresses = np.zeros(48, np.int64)
+    addresses[:37] = at + page - codes.size + size * np.arange(37)
+    span = blocks.block_bytes(width)
+    for registers in (True, False):
+        laid = np.zeros(3 * span, np.uint8)
+        if registers:
+            blocks.lay_out(addresses, 37, size, bits, width, laid.ctypes.data)
+        else:
+            for i in range(37):
+                blocks.spread(addresses[i], size, bits, width, laid.ctypes.data + i // 16 * span + i % 16 * blocks.QUAD)
+        back = laid.reshape(3, -1, 16, blocks.QUAD).transpose(0, 2, 1, 3).reshape(48, -1)
+        np.testing.assert_array_equal(back[:37, :width], levels)
+        assert not back[:37, width:].any()
 
 
 def test_a_file_of_other_codes_is_refused_in_one_line(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from search_builds import NLIST, rebuild
+from search_builds import NLIST, make, rebuild
 
 from paired_index_assets.errors import DamagedArtifact, OutOfDisk
 from paired_index_assets.layout import BuildRoot
@@ -185,3 +185,31 @@ def test_the_record_names_the_packed_file_and_its_bytes(fresh):
     record, _ = pack(root)
     assert record_path(served_index(root).generation).exists()
     assert record.bytes == (folder(fresh) / record.file).stat().st_size
+
+
+OPENED = """
+import sys, numpy as np
+from pathlib import Path
+from paired_index_assets.search.sharded import ShardedIndex
+def own():
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0])
+with ShardedIndex.open(sys.argv[1], packed=False):
+    pass  # what libraries take for the first file of all
+for packed in (True, False):
+    before = own()
+    index = ShardedIndex.open(sys.argv[2], packed=packed)
+    print(index.ntotal, own() - before)
+"""
+
+
+def test_opening_200_000_rows_takes_less_than_20_MB_of_memory_of_its_own(finished, tmp_path):
+    large = make(tmp_path, file_rows=(30_000,) * 6 + (20_000,))
+    pack(large.root)
+    told = subprocess.run(
+        [sys.executable, "-c", OPENED, str(finished.root.root), str(large.root.root)], check=True, capture_output=True, text=True
+    )
+    for line in told.stdout.splitlines():
+        rows, kib = map(int, line.split())
+        assert rows == 200_000
+        assert kib * 1024 < 20e6

@@ -98,18 +98,23 @@ def test_batch_threads_and_blocks_do_not_change_a_bit(finished, monkeypatch):
                 np.testing.assert_array_equal(mine, alone[: len(part)])
 
 
-def test_a_batch_scans_every_probed_list_in_one_task_only(finished, monkeypatch):
+def test_a_batch_scans_every_probed_list_once_for_each_query(finished, monkeypatch):
     monkeypatch.setattr("paired_index_assets.search.scanning.cores", lambda: 3)
-    spans = []
+    spans, looked = [], []
     scan_lists = kernel.scan_lists
-    monkeypatch.setattr(
-        kernel, "scan_lists", lambda plan, first, stop, *rest: spans.append((first, stop)) or scan_lists(plan, first, stop, *rest)
-    )
+
+    def watched(plan, first, stop, bounds, queries, *rest):
+        spans.append((first, stop))
+        looked.extend((number, query) for number in range(first, stop) for query in queries[bounds[number] : bounds[number + 1]].tolist())
+        scan_lists(plan, first, stop, bounds, queries, *rest)
+
+    monkeypatch.setattr(kernel, "scan_lists", watched)
     ShardedIndex.open(finished.root.root).search(finished.captions[:200], 5, nprobe=9)
-    spans.sort()
-    assert len(spans) == 3
-    assert (spans[0][0], spans[-1][1]) == (0, NLIST)
-    assert all(before[1] == after[0] for before, after in pairwise(spans))
+    assert len(looked) == len(set(looked)) == 200 * 9
+    for pass_over in (spans[:3], spans[3:]):  # the best list of each query, then the others
+        ordered = sorted(pass_over)
+        assert (ordered[0][0], ordered[-1][1]) == (0, NLIST)
+        assert all(before[1] == after[0] for before, after in pairwise(ordered))
 
 
 def test_what_the_index_says_of_itself(finished):

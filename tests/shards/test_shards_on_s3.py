@@ -26,7 +26,8 @@ from paired_index_assets.files.cache import Cache
 from paired_index_assets.files.storage import as_path, digest_of, require_reachable
 from paired_index_assets.landing.landed import list_folder
 from paired_index_assets.layout import BuildRoot, ShardPlace
-from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.search.packed import pack, verify_pack
+from paired_index_assets.search.sharded import IN_USE, ShardedIndex
 from paired_index_assets.search.shardset import served_index
 from paired_index_assets.shards.accounting import account_of_shard
 from paired_index_assets.shards.build import build_shard
@@ -233,6 +234,41 @@ def test_shards_that_do_not_fit_the_cache_are_refused_with_the_setting_to_raise(
     remote = finished(node(bucket, tmp_path / "cache"), world)
     with pytest.raises(OutOfDisk, match="raise cache_budget_gb"):
         ShardedIndex.open(BuildRoot(remote.root, Cache(tmp_path / "small", 20_000)))
+
+
+def test_a_pack_in_the_bucket_is_the_local_one_and_is_searched_from_the_cache(bucket, world, tmp_path):
+    local, remote = finished(world.root, world), finished(node(bucket, tmp_path / "cache"), world)
+    (mine, _), (theirs, made) = pack(local), pack(remote)
+    assert (made, theirs.file, theirs.sha256, theirs.shards) == (True, mine.file, mine.sha256, mine.shards)
+    assert pack(node(bucket, tmp_path / "another")) == (theirs, False)
+    assert verify_pack(node(bucket, tmp_path / "another")) == theirs
+    queries, reader = unit_rows(80, seed=5), node(bucket, tmp_path / "reader")
+    with ShardedIndex.open(local, packed=False) as shards, ShardedIndex.open(reader, verify=True) as packed:
+        assert packed.packed == IN_USE
+        assert [file.parent for file in packed.files] == [tmp_path / "reader"]  # and no shard was copied
+        for one, other in zip(shards.search(queries, 10), packed.search(queries, 10), strict=True):
+            np.testing.assert_array_equal(one, other)
+        before = packed.search(queries, 10)
+        add_removed(remote, before[1][:, 0], "asked", when=datetime(2026, 1, 1, tzinfo=UTC))
+        after, made = pack(remote)
+        assert made
+        assert after.rows == theirs.rows - len(np.unique(before[1][:, 0]))
+        folder = served_index(remote).generation.packed
+        assert {file.name for file in folder.glob("knn.packed_*")} == {theirs.file, after.file}  # readers may be copying the last one
+    with ShardedIndex.open(node(bucket, tmp_path / "later")) as later:
+        assert not np.isin(later.search(queries, 10)[1], before[1][:, 0]).any()
+        assert later.ntotal == after.rows
+
+
+def test_a_pack_that_is_cut_in_the_bucket_is_not_searched(bucket, world, tmp_path):
+    remote = finished(node(bucket, tmp_path / "cache"), world)
+    record, _ = pack(remote)
+    file = served_index(remote).generation.packed / record.file
+    file.write_bytes(file.read_bytes()[:-100])
+    with ShardedIndex.open(node(bucket, tmp_path / "reader")) as index:
+        assert "run `paired-index pack` again" in index.packed or record.file in index.packed
+        assert index.shards == tuple(range(world.catalog.shards))
+    assert pack(node(bucket, tmp_path / "other")) == (record, True)
 
 
 def test_what_is_taken_down_is_gone_from_a_search_of_the_bucket(bucket, world, tmp_path, monkeypatch):
