@@ -14,7 +14,8 @@ from search_builds import NLIST, make, rebuild
 
 from paired_index_assets.errors import DamagedArtifact, OutOfDisk
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.search import packed, packing
+from paired_index_assets.search import packed as packed_layout
+from paired_index_assets.search import packing
 from paired_index_assets.search.packed import pack, read_pack, record_path
 from paired_index_assets.search.sharded import IN_USE, ShardedIndex
 from paired_index_assets.search.shardset import served_index
@@ -174,7 +175,7 @@ def test_a_result_that_is_not_its_shards_is_never_published(fresh, monkeypatch):
         pack(fresh.root)
     assert files(fresh) == []
     monkeypatch.setattr(packing, "_gather", gather)
-    monkeypatch.setattr(packed.shutil, "disk_usage", lambda _: packed.shutil._ntuple_diskusage(10, 10, 0))
+    monkeypatch.setattr(packed_layout.shutil, "disk_usage", lambda _: packed_layout.shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(OutOfDisk, match="bytes free for the pack, found 0"):
         pack(fresh.root)
     assert files(fresh) == []
@@ -203,9 +204,24 @@ for packed in (True, False):
 """
 
 
-def test_opening_200_000_rows_takes_less_than_20_MB_of_memory_of_its_own(finished, tmp_path):
-    large = make(tmp_path, file_rows=(30_000,) * 6 + (20_000,))
-    pack(large.root)
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """200,000 rows: 5,000 a list, more than are laid out together."""
+    made = make(tmp_path_factory.mktemp("large"), file_rows=(30_000,) * 6 + (20_000,))
+    pack(made.root)
+    return made
+
+
+def test_long_lists_give_a_batch_what_they_give_one_query(large):
+    for packed in (True, False):
+        with ShardedIndex.open(large.root, packed=packed) as index:
+            together = index.search(large.captions[:64], 10, nprobe=3)
+            for row in range(64):
+                for all_of_them, alone in zip(together, index.search(large.captions[row], 10, nprobe=3), strict=True):
+                    np.testing.assert_array_equal(all_of_them[row], alone[0])
+
+
+def test_opening_200_000_rows_takes_less_than_20_MB_of_memory_of_its_own(finished, large):
     told = subprocess.run(
         [sys.executable, "-c", OPENED, str(finished.root.root), str(large.root.root)], check=True, capture_output=True, text=True
     )

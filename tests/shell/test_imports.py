@@ -32,7 +32,10 @@ def loaded_by(statement):
         ("import dagster_project.definitions", (*HEAVY, "faiss")),
         ("import dagster_project.definitions as code; code.defs()", (*HEAVY, "faiss")),
         ("import paired_index_assets.cli.main", (*HEAVY[:-1], "dagster", "faiss")),
-        ("import paired_index_assets.evidence.captions, paired_index_assets.evidence.conservation, paired_index_assets.shards.build", ("torch",)),
+        (
+            "import paired_index_assets.evidence.captions, paired_index_assets.evidence.conservation, paired_index_assets.shards.build",
+            ("torch",),
+        ),
         ("import paired_index_assets.serving.service", ("torch", "open_clip", "matplotlib", "dagster", "sqlalchemy")),
     ],
 )
