@@ -90,7 +90,7 @@ index, size = kept_index("hnsw32", make)
 def search(rows, ef):
     index.hnsw.efSearch = ef
     return index.search(rows, 10)[1]
-sweep(search, (16, 24, 32, 48, 64, 96, 128, 192, 256, 384), queries, truth, size)
+sweep(search, (10, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96), queries, truth, size)
 """,
     ),
     "faiss IVF4096,PQ64x4fs + fp16": (
@@ -105,7 +105,7 @@ ivf = faiss.extract_index_ivf(index.base_index)
 def search(rows, setting):
     ivf.nprobe, index.k_factor = setting
     return index.search(rows, 10)[1]
-sweep(search, [(p, f) for p in (8, 12, 16, 24, 32, 48, 64, 96) for f in (2, 4, 8)], queries, truth, size)
+sweep(search, [(p, f) for p in (8, 12, 16, 24, 32, 48, 64) for f in (4, 8, 16, 32)], queries, truth, size)
 """,
     ),
     "usearch HNSW bf16": (
@@ -121,7 +121,7 @@ def search(rows, ef):
     index.expansion_search = ef
     found = index.search(rows, 10, threads=2 if len(rows) > 1 else 1)
     return np.atleast_2d(found.keys)
-sweep(search, (16, 24, 32, 48, 64, 96, 128, 192, 256, 384), queries, truth, size_of(path) / len(images))
+sweep(search, (10, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96), queries, truth, size_of(path) / len(images))
 """,
     ),
 }
