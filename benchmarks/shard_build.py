@@ -25,7 +25,7 @@ from paired_index_assets.codes.codec import ROUNDINGS, train_codec
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import list_folder
 from paired_index_assets.layout import BuildRoot
-from paired_index_assets.shards.assemble import check_shard, part_of, write_shard
+from paired_index_assets.shards.assemble import check_shard, rows_of_segment, write_shard
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.encode import SegmentEncoder
 from paired_index_assets.shards.segment import SegmentHeader, open_segment, segment_name, write_segment
@@ -109,7 +109,7 @@ def assemble_random(options: argparse.Namespace) -> None:
                 del codes
         with stage("random", "open segments, check their bytes", total):
             nobody = np.empty(0, np.int64)
-            parts = [part_of(open_segment(place / segment_name(n)), 2_000_000_000 + n * rows, nobody) for n in range(options.files)]
+            parts = [rows_of_segment(open_segment(place / segment_name(n)), 2_000_000_000 + n * rows, nobody) for n in range(options.files)]
         with stage("random", "write the shard", total):
             write_shard(place / "shard", empty, parts)
         with stage("random", "read it back and check its ids", total):

@@ -118,9 +118,13 @@ class BuildRoot:
     def embeddings(self) -> UPath:
         return self.root / "embeddings"
 
+    def embedding_set(self, modality: str) -> UPath:
+        """`modality`: images or captions."""
+        return self.embeddings / f"{modality}.json"
+
     @property
     def image_set(self) -> UPath:
-        return self.embeddings / "images.json"
+        return self.embedding_set("images")
 
     @property
     def caption_texts(self) -> UPath:
@@ -129,7 +133,7 @@ class BuildRoot:
 
     @property
     def caption_set(self) -> UPath:
-        return self.embeddings / "captions.json"
+        return self.embedding_set("captions")
 
     @property
     def metadata(self) -> UPath:

@@ -20,7 +20,7 @@ from paired_index_assets.shares import WHOLE, Share
 if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
     from paired_index_assets.embeddings.run import EmbedSummary
     from paired_index_assets.embeddings.sets import EmbeddingSet
-    from paired_index_assets.readers.sample import Modality, Source
+    from paired_index_assets.readers.sample import ModalityName, Source
 
 NOT_FINITE = "not finite or zero"
 IN_WORDS = "not_used"  # the metadata that `paired-index build` prints
@@ -78,7 +78,7 @@ def embed_part(context: dg.OpExecutionContext, settings: SettingsResource, progr
     """This run's share of the parts of both sets, pictures first; a part that is there is left alone."""
     read, report = settings.read(), progress.of(context)
     share = share_of(context.partition_key, read)
-    modalities: tuple[Modality, ...] = ("images", "captions")
+    modalities: tuple[ModalityName, ...] = ("images", "captions")
     for modality in modalities:
         made = _embed(modality, read, report, share)
         context.log.info(f"{made.parts - made.reused_parts} of {made.parts} parts of the {modality} written, the others were there")
@@ -108,17 +108,15 @@ def caption_embeddings_are_usable(settings: SettingsResource) -> dg.AssetCheckRe
     return _usable(build.captions, build.settings)
 
 
-def _make(modality: "Modality", settings: Settings, progress: Progress) -> Fates:
+def _make(modality: "ModalityName", settings: Settings, progress: Progress) -> Fates:
     """Embed, or take over the features given; what became of their rows."""
     root = settings.build_root
     features = settings.image_features if modality == "images" else settings.caption_features
     if features is not None:
         from paired_index_assets.embeddings.features import adopt_features
 
-        json_path = root.image_set if modality == "images" else root.caption_set
-        made = adopt_features(
-            json_path, several(features), modality=modality, normalize=settings.normalize, cache=root.cache, progress=progress
-        )
+        json_path, files = root.embedding_set(modality), several(features)
+        made = adopt_features(json_path, files, modality=modality, normalize=settings.normalize, cache=root.cache, progress=progress)
         facts = _with_model_named(made, settings).facts(progress=progress)
         fates = Fates(Counter({OK: facts.rows - facts.invalid}))
         if facts.invalid:
@@ -127,7 +125,7 @@ def _make(modality: "Modality", settings: Settings, progress: Progress) -> Fates
     return _embed(modality, settings, progress).fates
 
 
-def _embed(modality: "Modality", settings: Settings, progress: Progress, share: Share = WHOLE) -> "EmbedSummary":
+def _embed(modality: "ModalityName", settings: Settings, progress: Progress, share: Share = WHOLE) -> "EmbedSummary":
     from paired_index_assets.embeddings.encoders import load_encoder
     from paired_index_assets.embeddings.run import embed_captions, embed_images
     from paired_index_assets.readers.open import PairedSource, open_source

@@ -29,7 +29,7 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 def build_all(
     settings: Settings, instance: dg.DagsterInstance, progress: Progress, say: Callable[[str], None], tell: Callable[[str], None]
 ) -> None:
-    """Materialise every asset, and every shard whose files are to be had, in order; the instance records each run.
+    """Materialise every asset, and every shard whose files can be obtained, in order; the instance records each run.
 
     `say` gets the name of each asset before it is made, `tell` what of the input it did not use, and what waits for what.
 

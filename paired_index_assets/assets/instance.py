@@ -92,10 +92,10 @@ def instance_of(settings: Settings) -> Iterator[dg.DagsterInstance]:
     except PairedIndexError:
         raise
     except Exception as error:
-        if (said := _of_the_database(error)) is None:
+        if (reason := _of_the_database(error)) is None:
             raise
         raise BadInput(
-            f"{home}: Dagster's own records cannot be written ({said}); free some space or make them writable, or set DAGSTER_HOME to "
+            f"{home}: Dagster's own records cannot be written ({reason}); free some space or make them writable, or set DAGSTER_HOME to "
             "another folder; what is finished is kept"
         ) from error
 

@@ -43,7 +43,7 @@ class DescribedFile(Protocol):
 
 
 class Described(Protocol):
-    """What is said of rows (builds.metadata.Metadata)."""
+    """The metadata of rows (builds.metadata.Metadata)."""
 
     @property
     def files(self) -> Sequence[DescribedFile]: ...
@@ -59,7 +59,7 @@ Describe = Callable[[Catalog], Described | None]
 
 @dataclass(frozen=True)
 class DataSet:
-    """What the ids mean: files, where they are, and what is said of their rows."""
+    """What the ids mean: files, where they are, and the metadata of their rows."""
 
     catalog: Catalog
     listing: Listing
@@ -70,11 +70,11 @@ class DataSet:
         files, inside = self.catalog.file_of(ids)
         names = [self.catalog.all_files[file].name for file in files.tolist()]
         found: dict[str, list[Any]] = {"file": names, "file_row": inside.tolist()}
-        said = self.metadata.rows(ids.tolist(), ["key", "url", "md5", "caption"]) if self.metadata is not None else [None] * len(ids)
+        facts = self.metadata.rows(ids.tolist(), ["key", "url", "md5", "caption"]) if self.metadata is not None else [None] * len(ids)
         for name in ("key", "url", "md5"):
-            values = [(row or {}).get(name) for row in said]
+            values = [(row or {}).get(name) for row in facts]
             found[name] = [None if value is None else str(value) for value in values]
-        found["caption"] = [_text_digest((row or {}).get("caption")) for row in said]
+        found["caption"] = [_text_digest((row or {}).get("caption")) for row in facts]
         found["vector"] = [None] * len(ids)
         for number in np.unique(files).tolist():
             at = np.flatnonzero(files == number)
@@ -134,7 +134,7 @@ def follow(
     lost = [removal for removal, ids in zip(removals, places, strict=True) if not ids]
     news = [removal for removal in lost if removal["id"] != LOST]
     if news and not allow_lost:
-        named = "; ".join(_said(removal) for removal in news[:SAID])
+        named = "; ".join(_described(removal) for removal in news[:SAID])
         raise BadInput(
             f"{root.removed}: {len(news)} of {len(removals)} rows that were taken down are not found in the data of this build ({named}"
             f"{'; ...' if len(news) > SAID else ''}); give the data that has them, or, if they are gone from it, --allow-lost-takedowns"
@@ -268,6 +268,6 @@ def _text_digest(text: Any) -> str | None:
     return None if text is None or text == "" else digest_of_parts(str(text))[:16]
 
 
-def _said(removal: Removal) -> str:
+def _described(removal: Removal) -> str:
     name = removal["url"] or removal["key"] or removal["md5"]
     return f"{name}, once id {removal['id']}" if name else f"once id {removal['id']}"

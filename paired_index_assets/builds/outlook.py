@@ -28,7 +28,7 @@ SAID = 3  # files, and shards, named in one line
 @dataclass(frozen=True)
 class Outlook:
     ready: tuple[int, ...]  # everything is there, or they are finished
-    to_try: tuple[int, ...]  # some files may be had where nobody lists them
+    to_try: tuple[int, ...]  # of some files nobody knows whether a source has them
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def waiting(build: OpenBuild) -> list[Waiting]:
         if state.state == "current":
             continue
         files = _lacking(build, state.shard, build.listing)
-        said = read_failure(build.root.generation(trained.fingerprint).shard(trained.codec.name, state.shard))
-        why = "; ".join(f"{file.name} {said.get(file.file_id, _nowhere(file))}" for file in files[:SAID])
+        reasons = read_failure(build.root.generation(trained.fingerprint).shard(trained.codec.name, state.shard))
+        why = "; ".join(f"{file.name} {reasons.get(file.file_id, _nowhere(file))}" for file in files[:SAID])
         more = f"; and {len(files) - SAID} more files" if len(files) > SAID else ""
         found.append(
             Waiting(state.shard, f"{why}{more}" if files else state.why, any(not file.known_missing for file in files) or not files)
@@ -76,10 +76,10 @@ def require_what_was_promised(waits: Sequence[Waiting], shards: int) -> None:
     if not promised and len(waits) < shards:
         return
     named = promised or list(waits)
-    said = "; ".join(f"shard {one.shard} for {one.why}" for one in named[:SAID])
+    shown = "; ".join(f"shard {one.shard} for {one.why}" for one in named[:SAID])
     more = f"; and {len(named) - SAID} more shards" if len(named) > SAID else ""
     raise PairedIndexError(
-        f"{len(named)} of {shards} shards wait: {said}{more}. Land the files, or set `sources` or `rebuild_from`; the same command then goes on"
+        f"{len(named)} of {shards} shards wait: {shown}{more}. Land the files, or set `sources` or `rebuild_from`; the same command then goes on"
     )
 
 

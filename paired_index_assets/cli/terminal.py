@@ -45,19 +45,19 @@ class Bars:
         self._bars = bars
         self._tasks: dict[str, Any] = {}
         self._start = time.monotonic()
-        self._said: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
 
     def __call__(self, step: str, done: int, total: int, /, **facts: float | int | str) -> None:
-        said = "  ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items())
+        detail = "  ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items())
         if not console.is_terminal:
             now = time.monotonic()
-            if now - self._said.get(step, self._start) >= SAY_EVERY_SECONDS:
-                self._said[step] = now
-                say(f"  {step}: {done:,} of {total:,}  {said}")
+            if now - self._reported.get(step, self._start) >= SAY_EVERY_SECONDS:
+                self._reported[step] = now
+                say(f"  {step}: {done:,} of {total:,}  {detail}")
             return
         if step not in self._tasks or self._bars.tasks[self._tasks[step]].finished:
-            self._tasks[step] = self._bars.add_task(shown(step), total=total, facts=shown(said))
-        self._bars.update(self._tasks[step], completed=done, total=total, facts=shown(said))
+            self._tasks[step] = self._bars.add_task(shown(step), total=total, facts=shown(detail))
+        self._bars.update(self._tasks[step], completed=done, total=total, facts=shown(detail))
 
 
 @contextmanager

@@ -10,12 +10,13 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from threading import Thread
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from paired_index_assets.embeddings.encoders import Encoder
 from paired_index_assets.embeddings.rendering import UNDECODABLE, BadPicture, picture_of
 from paired_index_assets.readers.captions import OK
-from paired_index_assets.readers.sample import TOO_LARGE, Picture, Refused
+from paired_index_assets.readers.sample import TOO_LARGE, Picture, Refused, Sample
 
 NO_IMAGE = "no image"
 MISSING_FILE = "missing file"
@@ -34,7 +35,17 @@ CHUNK = 64  # pictures sent to a worker together: 10 MB of 224 x 224 RGB on the 
 AHEAD = 2  # chunks a worker has waiting
 
 Chunk = Sequence[Picture]
-Prepared = tuple[npt.NDArray[Any] | None, list[str]]  # the good pictures stacked (None: there is none), the outcome of each picture
+Decoded = tuple[npt.NDArray[Any] | None, list[str]]  # the good pictures stacked (None: there is none), the outcome of each picture
+Prepared = TypeVar("Prepared", bound=Sized)
+
+
+@dataclass(frozen=True)
+class PreparedSamples(Generic[Prepared]):
+    """Samples without their pictures, the outcome of each, and what the encoder takes of the good ones (None: there is none)."""
+
+    samples: list[Sample]
+    outcomes: list[str]
+    good: Prepared | None
 
 
 def prepare_image(encoder: Encoder, picture: Picture) -> tuple[npt.NDArray[Any] | None, str]:
@@ -59,7 +70,7 @@ def prepare_image(encoder: Encoder, picture: Picture) -> tuple[npt.NDArray[Any] 
         return None, UNDECODABLE
 
 
-def prepare_chunk(encoder: Encoder, chunk: Chunk) -> Prepared:
+def prepare_chunk(encoder: Encoder, chunk: Chunk) -> Decoded:
     results = [prepare_image(encoder, picture) for picture in chunk]
     good = [array for array, _ in results if array is not None]
     return (np.stack(good) if good else None), [outcome for _, outcome in results]
@@ -83,14 +94,17 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
-def _work(chunk: Chunk) -> Prepared:
+def _work(chunk: Chunk) -> Decoded:
     if _encoder is None:
         raise RuntimeError("a decoding worker was given work before its encoder")
     return prepare_chunk(_encoder, chunk)
 
 
+_Sent = tuple[Chunk, ProcessPoolExecutor, Future[Decoded] | None]  # None: the pool had broken before
+
+
 class ImagePool:
-    """Chunks of pictures in, prepared chunks out, in order; a fixed number is under way. ``workers=0`` prepares in this process."""
+    """Chunks of samples in, blocks out, in order; a fixed number is under way. ``workers=0`` prepares in this process."""
 
     def __init__(self, encoder: Encoder, workers: int) -> None:
         self._encoder = encoder
@@ -104,20 +118,25 @@ class ImagePool:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def prepare(self, chunks: Iterable[Chunk]) -> Iterator[Prepared]:
-        if self._workers == 0:
-            for chunk in chunks:
-                yield prepare_chunk(self._encoder, chunk)
-            return
-        waiting: deque[tuple[Chunk, ProcessPoolExecutor, Future[Prepared] | None]] = deque()
-        for chunk in chunks:
-            waiting.append(self._submit(chunk))
+    def prepare(self, chunks: Iterable[Sequence[Sample]]) -> Iterator[PreparedSamples[npt.NDArray[Any]]]:
+        waiting: deque[tuple[list[Sample], _Sent]] = deque()
+        for samples in chunks:
+            pictures = [None if sample.problem else sample.image for sample in samples]
+            kept = [replace(sample, image=None) for sample in samples]
+            if self._workers == 0:
+                yield _block(kept, prepare_chunk(self._encoder, pictures))
+                continue
+            waiting.append((kept, self._submit(pictures)))
             if len(waiting) > AHEAD * self._workers:
-                yield self._result(*waiting.popleft())
+                yield self._next(waiting)
         while waiting:
-            yield self._result(*waiting.popleft())
+            yield self._next(waiting)
 
-    def _submit(self, chunk: Chunk) -> tuple[Chunk, ProcessPoolExecutor, Future[Prepared] | None]:
+    def _next(self, waiting: deque[tuple[list[Sample], _Sent]]) -> PreparedSamples[npt.NDArray[Any]]:
+        kept, sent = waiting.popleft()
+        return _block(kept, self._result(*sent))
+
+    def _submit(self, chunk: Chunk) -> _Sent:
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["paired_index_assets.embeddings.preloaded"])
@@ -127,7 +146,7 @@ class ImagePool:
         except BrokenProcessPool:
             return chunk, self._pool, None
 
-    def _result(self, chunk: Chunk, pool: ProcessPoolExecutor, future: Future[Prepared] | None) -> Prepared:
+    def _result(self, chunk: Chunk, pool: ProcessPoolExecutor, future: Future[Decoded] | None) -> Decoded:
         if future is not None:
             try:
                 return future.result()
@@ -138,7 +157,7 @@ class ImagePool:
             self._pool = None
         return self._carefully(chunk)
 
-    def _carefully(self, chunk: Chunk) -> Prepared:
+    def _carefully(self, chunk: Chunk) -> Decoded:
         """A chunk that was under way when a worker died: alone, then in halves, until the deadly picture is on its own."""
         _, pool, future = self._submit(chunk)
         try:
@@ -154,6 +173,11 @@ class ImagePool:
         halves = [self._carefully(chunk[:middle]), self._carefully(chunk[middle:])]
         arrays = [array for array, _ in halves if array is not None]
         return (np.concatenate(arrays) if arrays else None), [outcome for _, outcomes in halves for outcome in outcomes]
+
+
+def _block(samples: list[Sample], decoded: Decoded) -> PreparedSamples[npt.NDArray[Any]]:
+    arrays, outcomes = decoded
+    return PreparedSamples(samples, [sample.problem or outcome for sample, outcome in zip(samples, outcomes, strict=True)], arrays)
 
 
 def default_workers() -> int:

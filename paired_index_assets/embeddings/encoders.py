@@ -49,7 +49,7 @@ class Encoder(Protocol):
 def load_encoder(model: str = "ViT-L-14", pretrained: str | None = "openai", device: str | None = None) -> Encoder:
     """open_clip's names (``ViT-L-14`` + ``openai``, ``local-dir:FOLDER``, ``hf-hub:ORG/NAME``) or ``package.module:factory``.
 
-    `device` is for open_clip (None: a GPU if there is one). Raises BadInput if the factory cannot be had or does not return an Encoder;
+    `device` is for open_clip (None: a GPU if there is one). Raises BadInput if the factory cannot be imported or does not return an Encoder;
     open_clip's weights are loaded on first use.
     """
     if not DOTTED.fullmatch(model):

@@ -21,7 +21,7 @@ import numpy as np
 from upath import UPath
 
 from paired_index_assets.embeddings.matrices import OPENERS, open_matrix
-from paired_index_assets.embeddings.run import NAMES
+from paired_index_assets.embeddings.modality import folder_of
 from paired_index_assets.embeddings.sets import EmbeddingSet, SetPart, part_of, write_set
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.cache import Cache
@@ -30,7 +30,7 @@ from paired_index_assets.files.locks import only_writer
 from paired_index_assets.files.npy import EMBEDDING_DTYPES, StreamedNpy, described, read_header
 from paired_index_assets.files.storage import as_path, atomic_file, digest_of_parts, is_local
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.readers.sample import Modality
+from paired_index_assets.readers.sample import ModalityName
 from paired_index_assets.rows import squared_norms, usable_squares
 
 Normalize = Literal["auto", "always", "never"]
@@ -42,10 +42,7 @@ def adopt_features(
     json_path: str | Path | UPath,
     inputs: str | Sequence[str],
     *,
-    modality: Modality,
-    model: str | None = None,
-    column: str | None = None,
-    expected_rows: int | None = None,
+    modality: ModalityName,
     part_rows: int = CONVERTED_PART_ROWS,
     normalize: Normalize = "never",
     cache: Cache | None = None,
@@ -54,7 +51,7 @@ def adopt_features(
     """Make existing features the set `json_path` describes.
 
     `inputs`: files, folders or patterns (local or fsspec URLs), taken in the order given, each expanded in order of its numbers. A folder
-    that holds ``img_emb`` or ``text_emb`` stands for the one of `modality`. `column` names the Parquet column or the safetensors tensor.
+    that holds ``img_emb`` or ``text_emb`` stands for the one of `modality`.
     Copies and conversions go to ``imported/`` beside the JSON, a folder for each modality, named in their order; what is there from a
     broken run is used.
 
@@ -63,29 +60,29 @@ def adopt_features(
     `normalize`: divide rows by their norms, never, always, or where all of them are off (``auto``); the set says that it was done.
 
     Raises MissingInput or BadInput naming the file and what it is not: a complete matrix of float16, bfloat16, float32 or float64 (the
-    last two become float32), one width, one dtype, `expected_rows` rows in all. `model` is what the features were made with, where somebody says it.
+    last two become float32), one width, one dtype.
     """
     path, cache = as_path(json_path), cache or Cache()
     files = [
-        (file, member or column)
+        (file, member)
         for one in ([inputs] if isinstance(inputs, str) else inputs)
         for spec, member in [with_member(one)]
         for file in _feature_files(spec, modality)
     ]
     with only_writer(path.parent / f".{modality}.lock"):
         parts: list[SetPart] = []
-        folder = path.parent / "imported" / NAMES[modality].vectors
+        folder = path.parent / "imported" / folder_of(modality)
         for number, (file, member) in enumerate(files):
             job = _Job(folder, file, modality, len(parts), member, part_rows, cache, progress)
             parts += (_npy if file.suffix == ".npy" else _converted)(job)
             progress(f"importing {modality}", number + 1, len(files))
         if not parts:
             raise BadInput(f"{files[0][0].url}: expected embeddings, found 0 rows{f' in {len(files)} files' if len(files) > 1 else ''}")
-        found = write_set(path, parts, model=model, modality=modality, expected_rows=expected_rows, cache=cache)
+        found = write_set(path, parts, model=None, modality=modality, cache=cache)
         made = {part.path for part in parts}
         if _to_normalize(found, normalize, progress):
             parts = _normalized(found, folder, progress)
-            found = write_set(path, parts, model=model, modality=modality, cache=cache, normalized=True)
+            found = write_set(path, parts, model=None, modality=modality, cache=cache, normalized=True)
             made |= {part.path for part in parts}
         older = folder.parent.glob(f"{folder.name}-*.npy")  # one folder for both modalities, before November 2026
         for stale in (*folder.glob(f"{folder.name}_*.npy"), *older):
@@ -127,7 +124,7 @@ def _normalized(found: EmbeddingSet, folder: UPath, progress: Progress) -> list[
 class _Job:
     folder: UPath
     file: ListedFile
-    modality: Modality
+    modality: ModalityName
     before: int  # parts of the files before this one
     column: str | None
     part_rows: int
@@ -149,8 +146,8 @@ def with_member(spec: str) -> tuple[str, str | None]:
     return path, member
 
 
-def _feature_files(spec: str, modality: Modality) -> list[ListedFile]:
-    inner = as_path(spec) / NAMES[modality].vectors if is_folder(spec) else None
+def _feature_files(spec: str, modality: ModalityName) -> list[ListedFile]:
+    inner = as_path(spec) / folder_of(modality) if is_folder(spec) else None
     files = list_files(str(inner) if inner is not None and inner.is_dir() else spec)
     if len(files) > 1:
         known = [f for f in files if f.suffix in OPENERS]

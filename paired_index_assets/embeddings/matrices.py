@@ -21,10 +21,10 @@ import torch
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.npy import described
 from paired_index_assets.readers.parquet import damage_named
-from paired_index_assets.readers.sample import Modality
+from paired_index_assets.readers.sample import ModalityName
 
 BLOCK_BYTES = 64 << 20  # held in memory while converting
-KNOWN_COLUMNS: dict[Modality, tuple[str, ...]] = {
+KNOWN_COLUMNS: dict[ModalityName, tuple[str, ...]] = {
     "images": ("image_embedding", "img_emb", "image_features", "embedding", "embeddings", "vector", "features"),
     "captions": ("text_embedding", "text_emb", "caption_embedding", "caption_features", "embedding", "embeddings", "vector", "features"),
 }
@@ -47,7 +47,7 @@ class Matrix:
     blocks: Blocks
 
 
-def open_matrix(path: Path, name: str, modality: Modality, member: str | None) -> Matrix:
+def open_matrix(path: Path, name: str, modality: ModalityName, member: str | None) -> Matrix:
     """The matrix in a local file; `name` is for messages, `member` the tensor or column to take where there are several.
 
     Raises BadInput naming the file, what was expected and what was found.
@@ -55,7 +55,7 @@ def open_matrix(path: Path, name: str, modality: Modality, member: str | None) -
     return OPENERS[path.suffix.lower()](path, name, modality, member)
 
 
-def _npy(path: Path, name: str, modality: Modality, member: str | None) -> Matrix:
+def _npy(path: Path, name: str, modality: ModalityName, member: str | None) -> Matrix:
     with path.open("rb") as stream:
         shape, fortran, dtype, offset = described(stream, name)
     if len(shape) != 2 or (dtype.str not in NUMPY_TYPES and dtype.str != BFLOAT16):
@@ -104,7 +104,7 @@ def _tensor(name: str, tensor: torch.Tensor) -> Matrix:
     return Matrix(int(tensor.shape[0]), int(tensor.shape[1]), made, blocks)
 
 
-def _torch(path: Path, name: str, modality: Modality, member: str | None) -> Matrix:
+def _torch(path: Path, name: str, modality: ModalityName, member: str | None) -> Matrix:
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by what is wrong
@@ -124,7 +124,7 @@ def _torch(path: Path, name: str, modality: Modality, member: str | None) -> Mat
     return _tensor(name, content.detach())
 
 
-def _safetensors(path: Path, name: str, modality: Modality, member: str | None) -> Matrix:
+def _safetensors(path: Path, name: str, modality: ModalityName, member: str | None) -> Matrix:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -148,7 +148,7 @@ def _chosen(name: str, names: Sequence[str], member: str | None, matrices: Seque
     raise BadInput(f"{name}: expected {wanted}, found {', '.join(names) or 'none'}{example}")
 
 
-def _parquet(path: Path, name: str, modality: Modality, member: str | None) -> Matrix:
+def _parquet(path: Path, name: str, modality: ModalityName, member: str | None) -> Matrix:
     with damage_named(name), pq.ParquetFile(path) as parquet:
         schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
         groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
@@ -181,7 +181,7 @@ def _parquet(path: Path, name: str, modality: Modality, member: str | None) -> M
 
 
 def _vector_columns(
-    name: str, schema: pa.Schema, rows: int, modality: Modality, member: str | None
+    name: str, schema: pa.Schema, rows: int, modality: ModalityName, member: str | None
 ) -> tuple[list[str], pa.DataType | None]:
     """The column of vectors, or those of one dimension each, and its type (theirs). No type: a part without rows and without vectors."""
     lists = {field.name: kind for field in schema if (kind := _list_type(field.type)) is not None}
@@ -267,7 +267,7 @@ def _block_rows(dimensions: int, itemsize: int) -> int:
     return max(1, BLOCK_BYTES // max(1, dimensions * itemsize))
 
 
-OPENERS: dict[str, Callable[[Path, str, Modality, str | None], Matrix]] = {
+OPENERS: dict[str, Callable[[Path, str, ModalityName, str | None], Matrix]] = {
     ".npy": _npy,
     ".tensor": _torch,
     ".pt": _torch,

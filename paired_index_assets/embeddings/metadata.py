@@ -68,10 +68,10 @@ def finished_part(vectors: UPath, metadata: UPath, fingerprint: str) -> Fates | 
     if not (vectors.exists() and metadata.exists()):
         return None
     try:
-        table, said = read_parquet(metadata), _said(metadata)
-        if said.get(FINGERPRINT) != fingerprint.encode() or said.get(CONTENT) != _digest(table):
+        table, keys = read_parquet(metadata), _file_keys(metadata)
+        if keys.get(FINGERPRINT) != fingerprint.encode() or keys.get(CONTENT) != _digest(table):
             return None
-        skipped = json.loads(said.get(SKIPPED, b"{}"))
+        skipped = json.loads(keys.get(SKIPPED, b"{}"))
         found = Fates(skipped=Counter(skipped.get("counts", {})), left=list(skipped.get("first", [])))
         found.add_rows(table["key"].to_pylist(), table["outcome"].to_pylist())
         return found if read_header(vectors).rows == found.rows else None
@@ -86,7 +86,7 @@ def check_metadata(embeddings: EmbeddingSet) -> None:
     for path in (part.metadata for part in embeddings.parts if part.metadata is not None):
         cure = "delete it, and materialise the embeddings again: its part alone is made anew"
         try:
-            recorded, found = _said(path).get(CONTENT), _digest(read_parquet(path))
+            recorded, found = _file_keys(path).get(CONTENT), _digest(read_parquet(path))
         except (SourceUnavailable, OutOfDisk, FileNotFoundError):
             raise
         except DAMAGE as error:
@@ -117,7 +117,7 @@ def read_metadata(embeddings: EmbeddingSet, columns: list[str] | None = None) ->
             yield read_parquet(part.metadata, columns)
 
 
-def _said(path: UPath) -> dict[bytes, bytes]:
+def _file_keys(path: UPath) -> dict[bytes, bytes]:
     """What the writer put into the file's own metadata at its end: a schema shows only what was there at the start."""
     with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
         return dict(parquet.metadata.metadata or {})

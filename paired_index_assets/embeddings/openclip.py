@@ -55,8 +55,8 @@ class OpenClipEncoder:
     """Unit vectors of an open_clip model, float32 on the CPU, float16 autocast on CUDA.
 
     `model` is open_clip's name (``ViT-L-14`` with `pretrained` ``openai`` or a checkpoint file), ``hf-hub:ORG/NAME``
-    or ``local-dir:FOLDER`` (`pretrained` unused). Weights load on first use, never random ones; BadInput in one line when they
-    cannot be had.
+    or ``local-dir:FOLDER`` (`pretrained` unused). Weights load on first use, never random ones; BadInput in one line where there
+    are none.
     """
 
     def __init__(self, model: str = "ViT-L-14", pretrained: str | None = "openai", device: str | None = None) -> None:

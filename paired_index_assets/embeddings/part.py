@@ -6,39 +6,34 @@ sample -> prepared picture (or caption) -> batch -> unit rows -> img_emb/img_emb
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic
 
 import numpy as np
 from upath import UPath
 
+from paired_index_assets.embeddings.decoding import Prepared
 from paired_index_assets.embeddings.encoders import Encoder
 from paired_index_assets.embeddings.fates import Fates
 from paired_index_assets.embeddings.metadata import FLUSH_ROWS, MetadataWriter
+from paired_index_assets.embeddings.modality import Modality
 from paired_index_assets.errors import BadInput, PairedIndexError
 from paired_index_assets.files.npy import StreamedNpy
 from paired_index_assets.files.storage import atomic_file
 from paired_index_assets.readers.captions import OK
-from paired_index_assets.readers.sample import Modality, Sample, Source, SourcePart
+from paired_index_assets.readers.sample import Sample, Source, SourcePart
 from paired_index_assets.rows import Float32
-
-Block = tuple[list[Sample], list[str], Any]  # samples without pictures, their outcomes, what the encoder takes of the good ones (or None)
 
 
 @dataclass(frozen=True)
-class PartWriter:
-    """Embeds samples of one modality: `blocks` prepares them, `join` puts prepared pieces together, `encode` makes of n of them
-    (n, dimensions) float32 unit rows."""
+class PartWriter(Generic[Prepared]):
+    """Embeds samples of one modality, `batch_size` good ones at a time."""
 
-    modality: Modality
+    modality: Modality[Prepared]
     source: Source
-    encoder: Encoder
     batch_size: int
-    blocks: Callable[[Iterable[Sample]], Iterator[Block]]
-    join: Callable[[list[Any]], Any]
-    encode: Callable[[Any], Float32]
 
     def write(self, part: SourcePart, vectors: UPath, metadata: UPath, fingerprint: str, tell: Callable[[int], None]) -> Fates:
         """Embed one part into (rows, dimensions) float16; what became of its samples. `tell` gets the rows of each written batch.
@@ -46,11 +41,12 @@ class PartWriter:
         A thread (or `lanes` of them) encodes batch n while batch n+1 is being read and decoded. Raises BadInput if the source has not the
         rows it promised, PairedIndexError if the encoder gives other shapes or NaN, OutOfDisk.
         """
-        lanes: int = getattr(self.encoder, "lanes", 1)
+        encoder = self.modality.encoder
+        lanes: int = getattr(encoder, "lanes", 1)
         with (
             atomic_file(metadata) as metadata_file,
             atomic_file(vectors) as vector_file,
-            StreamedNpy(vector_file, self.encoder.dimensions) as npy,
+            StreamedNpy(vector_file, encoder.dimensions) as npy,
             MetadataWriter(metadata_file, self.source.columns, fingerprint) as table,
             ThreadPoolExecutor(lanes) as encoding,
         ):
@@ -59,15 +55,15 @@ class PartWriter:
             def write() -> None:
                 samples, reasons, future = waiting.popleft()
                 good = np.array([reason == OK for reason in reasons])
-                block = np.zeros((len(samples), self.encoder.dimensions), np.float16)
+                block = np.zeros((len(samples), encoder.dimensions), np.float16)
                 if future is not None:
-                    block[good] = _checked(future.result(), int(good.sum()), self.encoder)
+                    block[good] = _checked(future.result(), int(good.sum()), encoder)
                 npy.append(block)
                 table.append(samples, reasons)
                 tell(len(samples))
 
             for samples, reasons, pieces in self._batches(part):
-                waiting.append((samples, reasons, encoding.submit(self.encode, self.join(pieces)) if pieces else None))
+                waiting.append((samples, reasons, encoding.submit(self.modality.encode, pieces) if pieces else None))
                 if len(waiting) > lanes + 1:
                     write()
             while waiting:
@@ -76,16 +72,16 @@ class PartWriter:
                 raise BadInput(f"{self.source.name}: expected {part.rows} rows, found {npy.rows}; it changed while being read, start again")
         return table.fates
 
-    def _batches(self, part: SourcePart) -> Iterator[tuple[list[Sample], list[str], list[Any]]]:
+    def _batches(self, part: SourcePart) -> Iterator[tuple[list[Sample], list[str], list[Prepared]]]:
         """Blocks joined until `batch_size` good samples are together; a part's border ends a batch, so resuming repeats the same ones."""
         samples: list[Sample] = []
         reasons: list[str] = []
-        pieces: list[Any] = []
-        for more, outcomes, good in self.blocks(part.read(self.modality == "images")):
-            samples += more
-            reasons += outcomes
-            if good is not None:
-                pieces.append(good)
+        pieces: list[Prepared] = []
+        for block in self.modality.blocks(part):
+            samples += block.samples
+            reasons += block.outcomes
+            if block.good is not None:
+                pieces.append(block.good)
             if sum(map(len, pieces)) >= self.batch_size or len(samples) >= FLUSH_ROWS:
                 yield samples, reasons, pieces
                 samples, reasons, pieces = [], [], []

@@ -8,30 +8,24 @@ before the first: a crash at any point leaves nothing that looks finished and is
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic
 
-import numpy as np
-import numpy.typing as npt
 from upath import UPath
 
-from paired_index_assets.embeddings.decoding import CHUNK, ImagePool, default_workers
+from paired_index_assets.embeddings.decoding import ImagePool, Prepared, default_workers
 from paired_index_assets.embeddings.encoders import Encoder
 from paired_index_assets.embeddings.fates import Fates
 from paired_index_assets.embeddings.metadata import finished_part
-from paired_index_assets.embeddings.part import Block, PartWriter
+from paired_index_assets.embeddings.modality import Captions, Images
+from paired_index_assets.embeddings.part import PartWriter
 from paired_index_assets.embeddings.sets import SetPart, write_set
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.locks import one_of_writers, only_writer
 from paired_index_assets.files.storage import digest_of_parts
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.readers.captions import MAX_CAPTION as MAX_CAPTION
-from paired_index_assets.readers.captions import OK, caption_outcome
-from paired_index_assets.readers.sample import DEFAULT_PART_ROWS, Modality, Sample, Source, SourcePart
+from paired_index_assets.readers.sample import DEFAULT_PART_ROWS, ModalityName, Source, SourcePart
 from paired_index_assets.shares import WHOLE, Share
 
 FORMAT = "2"  # change it when the same input gives other files
@@ -39,21 +33,10 @@ DEFAULT_BATCH = 256
 
 
 @dataclass(frozen=True)
-class _Names:
-    """Files of one modality under embeddings/: clip-retrieval's names."""
-
-    vectors: str
-    metadata: str
-
-
-NAMES: dict[Modality, _Names] = {"images": _Names("img_emb", "metadata"), "captions": _Names("text_emb", "text_metadata")}
-
-
-@dataclass(frozen=True)
 class EmbedSummary:
     """What a run made. `bad` counts rows by reason; the duration is of this run, reused parts cost none of it."""
 
-    modality: Modality
+    modality: ModalityName
     model: str
     rows: int
     dimensions: int
@@ -91,21 +74,7 @@ def embed_images(
     Raises BadInput if the source has no images or no samples, Busy if another run writes the same set (with a `share`: all of it).
     """
     with ImagePool(encoder, default_workers() if workers is None else workers) as pool:
-
-        def blocks(samples: Iterable[Sample]) -> Iterator[Block]:
-            # Two iterators walk the samples: the pool takes their pictures ahead, `held` keeps the rest until the pictures come back.
-            held: deque[list[Sample]] = deque()
-
-            def pictures() -> Iterator[list[Any]]:
-                for chunk in _chunks(samples, CHUNK):
-                    held.append([replace(s, image=None) for s in chunk])
-                    yield [None if s.problem else s.image for s in chunk]
-
-            for arrays, outcomes in pool.prepare(pictures()):
-                kept = held.popleft()
-                yield kept, [s.problem or outcome for s, outcome in zip(kept, outcomes, strict=True)], arrays
-
-        writer = PartWriter("images", source, encoder, batch_size, blocks, _joined_arrays, encoder.encode_images)
+        writer = PartWriter(Images(encoder, pool), source, batch_size)
         return _Run(writer, root, share, progress).make(part_rows)
 
 
@@ -120,43 +89,18 @@ def embed_captions(
     progress: Progress = silent,
 ) -> EmbedSummary:
     """Write text_emb/ and text_metadata/ parts and captions.json under ``root.embeddings``, as `embed_images` does for pictures."""
-
-    def blocks(samples: Iterable[Sample]) -> Iterator[Block]:
-        for chunk in _chunks(samples, CHUNK):
-            outcomes = [s.problem or caption_outcome(s.caption) for s in chunk]
-            good = [s.caption for s, outcome in zip(chunk, outcomes, strict=True) if outcome == OK and s.caption is not None]
-            yield [replace(s, image=None) for s in chunk], outcomes, good or None
-
-    writer = PartWriter("captions", source, encoder, batch_size, blocks, _joined_texts, encoder.encode_texts)
-    return _Run(writer, root, share, progress).make(part_rows)
+    return _Run(PartWriter(Captions(encoder), source, batch_size), root, share, progress).make(part_rows)
 
 
-def part_fingerprint(source: Source, part: SourcePart, modality: Modality, model: str, dimensions: int) -> str:
+def part_fingerprint(source: Source, part: SourcePart, modality: ModalityName, model: str, dimensions: int) -> str:
     """Names what a part of a set is made from; it is the part's `stamp`, and is written into its Parquet."""
     kept = ", ".join(f"{f.name} {f.type}" for f in source.columns)
     return digest_of_parts(FORMAT, modality, model, str(dimensions), kept, part.stamp)
 
 
-T = TypeVar("T")
-
-
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
-
-
-def _joined_arrays(pieces: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    return np.concatenate(pieces)
-
-
-def _joined_texts(pieces: list[list[str]]) -> list[str]:
-    return [text for piece in pieces for text in piece]
-
-
 @dataclass
-class _Run:
-    writer: PartWriter
+class _Run(Generic[Prepared]):
+    writer: PartWriter[Prepared]
     root: BuildRoot
     share: Share
     progress: Progress
@@ -166,7 +110,7 @@ class _Run:
     started: float = 0.0
 
     def make(self, part_rows: int) -> EmbedSummary:
-        modality, source, batch_size = self.writer.modality, self.writer.source, self.writer.batch_size
+        modality, source, batch_size = self.writer.modality.name, self.writer.source, self.writer.batch_size
         if modality not in source.has:
             raise BadInput(f"{source.name}: expected {modality}, found {' and '.join(sorted(source.has))} only")
         if part_rows < 1 or batch_size < 1:
@@ -177,7 +121,7 @@ class _Run:
 
     def _make(self, part_rows: int) -> EmbedSummary:
         self.started = time.monotonic()
-        source, encoder, modality = self.writer.source, self.writer.encoder, self.writer.modality
+        source, encoder, modality = self.writer.source, self.writer.modality.encoder, self.writer.modality.name
         all_parts = source.parts(part_rows)
         if not all_parts:
             raise BadInput(f"{source.name}: expected samples, found none")
@@ -211,14 +155,14 @@ class _Run:
 
     def _part(self, number: int, part: SourcePart) -> tuple[SetPart, Fates, bool]:
         """Part `number`, what became of its samples, and whether it was there already."""
-        names, folder = NAMES[self.writer.modality], self.root.embeddings
+        names, folder = self.writer.modality, self.root.embeddings
         vectors = folder / names.vectors / f"{names.vectors}_{number:04d}.npy"
         metadata = folder / names.metadata / f"{names.metadata}_{number:04d}.parquet"
         fingerprint = self._fingerprint(part)
         fates = finished_part(vectors, metadata, fingerprint)
         if kept := fates is not None:
             self.done += fates.rows
-            self.progress(f"embedding {self.writer.modality}", self.done, max(self.total, self.done))
+            self.progress(f"embedding {self.writer.modality.name}", self.done, max(self.total, self.done))
         else:
             self._description.unlink(missing_ok=True)
             metadata.unlink(missing_ok=True)
@@ -226,22 +170,22 @@ class _Run:
         return SetPart(vectors, fates.rows, fingerprint, metadata), fates, kept
 
     def _describe(self, parts: list[SetPart]) -> None:
-        names, folder = NAMES[self.writer.modality], self.root.embeddings
+        modality, folder = self.writer.modality, self.root.embeddings
         if not sum(p.rows for p in parts):
             raise BadInput(f"{self.writer.source.name}: expected samples, found none")
-        for name, suffix in ((names.vectors, "npy"), (names.metadata, "parquet")):  # of a longer run before this one
+        for name, suffix in ((modality.vectors, "npy"), (modality.metadata, "parquet")):  # of a longer run before this one
             for stale in (folder / name).glob(f"{name}_*.{suffix}"):
                 if stale.stem.removeprefix(f"{name}_").isdigit() and int(stale.stem.removeprefix(f"{name}_")) >= len(parts):
                     stale.unlink()
-        write_set(self._description, parts, model=self.writer.encoder.identity, modality=self.writer.modality, cache=self.root.cache)
+        write_set(self._description, parts, model=modality.encoder.identity, modality=modality.name, cache=self.root.cache)
 
     @property
     def _description(self) -> UPath:
-        return self.root.image_set if self.writer.modality == "images" else self.root.caption_set
+        return self.root.embedding_set(self.writer.modality.name)
 
     def _fingerprint(self, part: SourcePart) -> str:
-        encoder = self.writer.encoder
-        return part_fingerprint(self.writer.source, part, self.writer.modality, encoder.identity, encoder.dimensions)
+        modality = self.writer.modality
+        return part_fingerprint(self.writer.source, part, modality.name, modality.encoder.identity, modality.encoder.dimensions)
 
     def _tell(self, rows: int) -> None:
         self.done += rows
@@ -249,7 +193,7 @@ class _Run:
         rate = self.made / max(time.monotonic() - self.started, 1e-9)
         total = max(self.total, self.done)
         left = round((total - self.done) / rate)
-        self.progress(f"embedding {self.writer.modality}", self.done, total, rows_per_s=round(rate, 1), seconds_left=left)
+        self.progress(f"embedding {self.writer.modality.name}", self.done, total, rows_per_s=round(rate, 1), seconds_left=left)
 
 
 def _estimate(parts: list[SourcePart], finished: list[int]) -> int:

@@ -27,7 +27,7 @@ from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.files.storage import as_path, digest_of_parts, is_local, read_json, write_json
 from paired_index_assets.files.tables import read_arrays, write_arrays
 from paired_index_assets.progress import Progress, silent
-from paired_index_assets.readers.sample import Modality
+from paired_index_assets.readers.sample import ModalityName
 from paired_index_assets.rows import NORM_TOLERANCE, Bool, Int64, squared_norms, usable_squares
 
 FORMAT = 1
@@ -71,7 +71,7 @@ class EmbeddingSet:
         dimensions: int,
         dtype: np.dtype[Any],
         model: str | None,
-        modality: Modality,
+        modality: ModalityName,
         cache: Cache | None = None,
         normalized: bool = False,
     ) -> None:
@@ -265,15 +265,13 @@ def write_set(
     parts: Sequence[SetPart],
     *,
     model: str | None,
-    modality: Modality,
-    expected_rows: int | None = None,
+    modality: ModalityName,
     cache: Cache | None = None,
     normalized: bool = False,
 ) -> EmbeddingSet:
     """Describe .npy parts as one set and open it.
 
-    All parts must have one width and one dtype; a part without rows stays out. Raises BadInput naming the part that differs, or the two row counts if
-    `expected_rows` is given and is not the sum.
+    All parts must have one width and one dtype; a part without rows stays out. Raises BadInput naming the part that differs.
     """
     path = as_path(json_path)
     parts = [part for part in parts if part.rows] or parts
@@ -292,11 +290,6 @@ def write_set(
     total = sum(p.rows for p in parts)
     if total == 0:
         raise BadInput(f"{parts[0].path}: expected embeddings of {modality}, found 0 rows in {len(parts)} file(s)")
-    if expected_rows is not None and total != expected_rows:
-        raise BadInput(
-            f"{parts[0].path}: expected {expected_rows} rows of {modality}, found {total} in {len(parts)} file(s); "
-            "images and captions must have one row for each pair"
-        )
     write_json(
         path,
         {

@@ -32,14 +32,14 @@ def rows_are_conserved(build: OpenBuild) -> str:
     """What was counted, in one line: rows of the image set = rows of the catalog (where the set is what is indexed), and of every file in
     a finished shard, rows of the catalog = rows of the manifest = in lists + left out by reason + taken down. Raises DamagedArtifact."""
     root, catalog, settings = build.root, build.catalog, build.settings
-    said = []
+    terms = []
     if not settings.landing and not settings.catalog:
         images = build.images
         if len(images) != catalog.total_rows:
             raise DamagedArtifact(f"{root.catalog}: {catalog.total_rows:,} rows; the image embeddings have {len(images):,}. Build again")
         _ids_are_rows(build)
-        said.append(f"{len(images):,} image embeddings")
-    said.append(f"{catalog.total_rows:,} rows of the catalog")
+        terms.append(f"{len(images):,} image embeddings")
+    terms.append(f"{catalog.total_rows:,} rows of the catalog")
     table = read_manifest(root).to_pylist()
     done = [row for row in table if row["indexed"] is not None]
     catalog = served_catalog(build)
@@ -52,8 +52,8 @@ def rows_are_conserved(build: OpenBuild) -> str:
             raise DamagedArtifact(f"{root.manifest}: {row['name']} has {row['rows']:,} rows, expected {counts}; build its shard again")
     totals = {count: sum(row[count] for row in done) for count in COUNTS}
     waiting = catalog.total_rows - sum(totals.values())
-    said.append(" + ".join(f"{total:,} {count.replace('_', ' ')}" for count, total in totals.items()))
-    return " = ".join(said) + (f" + {waiting:,} in shards that are not finished" if waiting else "")
+    terms.append(" + ".join(f"{total:,} {count.replace('_', ' ')}" for count, total in totals.items()))
+    return " = ".join(terms) + (f" + {waiting:,} in shards that are not finished" if waiting else "")
 
 
 def _ids_are_rows(build: OpenBuild) -> None:

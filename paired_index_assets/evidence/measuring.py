@@ -113,8 +113,9 @@ def kept_its_promise(served: Served, report: RecallReport, promoted: str) -> tup
     if point is None or promised is None or (served.indexed, served.queries) != (report.images, report.queries):
         return f"the shards hold {served.indexed:,} rows and {report.images:,} images were compared in memory: not the same", True
     k = PROMISED_K if PROMISED_K in point.recall else next(iter(point.recall))
-    found, said = point.recall[k].mean, promised.best[k].mean
-    return f"recall@{k} at nprobe {point.nprobe}: {found:.4f} from the shards, {said:.4f} in memory", abs(found - said) <= SAME_RECALL
+    found, expected = point.recall[k].mean, promised.best[k].mean
+    same = abs(found - expected) <= SAME_RECALL
+    return f"recall@{k} at nprobe {point.nprobe}: {found:.4f} from the shards, {expected:.4f} in memory", same
 
 
 def _others(notes: list[str]) -> list[str]:

@@ -16,14 +16,14 @@ from pathlib import Path
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, OutOfDisk, SourceUnavailable
-from paired_index_assets.fetching.partial import LOCKS, Part, only_one, reserved_bytes, turn_to_write
+from paired_index_assets.fetching.partial import LOCKS, PartialFile, only_one, reserved_bytes, turn_to_write
 from paired_index_assets.fetching.sources import (
     Answer,
     Changed,
+    FileSource,
     NotAtSource,
     Patience,
     Politeness,
-    Source,
     TemporaryFault,
     is_folder,
     shown,
@@ -76,7 +76,7 @@ def fetch(
     reasons: list[str] = []
     with turn_to_write(target, lambda: progress(f"wait for another download of {file.name}", 0, file.bytes)):
         if landed := _already_there(file, target):
-            Part.of(target).discard()
+            PartialFile.of(target).discard()
             return landed
         for url in sources:
             try:
@@ -96,7 +96,7 @@ def release(path: UPath | Path | str) -> bool:
     target = Path(place.path)
     if not is_local(place) or read_origin(target) is None:
         return False
-    Part.of(target).discard()  # a kill right after the file got its name leaves the part as a second name
+    PartialFile.of(target).discard()  # a kill right after the file got its name leaves the part as a second name
     target.unlink(missing_ok=True)
     origin_path(target).unlink(missing_ok=True)
     return True
@@ -134,8 +134,8 @@ def _in_place(file: CatalogFile, path: UPath) -> LandedFile:
     return landed_file(path)
 
 
-def _download(file: CatalogFile, source: Source, target: Path, rules: FetchRules, politeness: Politeness, progress: Progress) -> None:
-    part = Part.of(target)
+def _download(file: CatalogFile, source: FileSource, target: Path, rules: FetchRules, politeness: Politeness, progress: Progress) -> None:
+    part = PartialFile.of(target)
     failures, furthest = 0, 0
     try:
         while True:
@@ -148,17 +148,17 @@ def _download(file: CatalogFile, source: Source, target: Path, rules: FetchRules
                         _receive(file, source.url, answer, part, rules, progress)
                 _finish(file, part, target)
                 return
-            except TemporaryFault as hiccup:
-                if isinstance(hiccup, Changed) and part.source == source.url:
+            except TemporaryFault as fault:
+                if isinstance(fault, Changed) and part.source == source.url:
                     part.restart(None, None)
                 if part.size > furthest + PROGRESS_SHARE * file.bytes:
                     failures = 0
                 furthest = max(furthest, part.size)
                 failures += 1
                 if failures >= rules.attempts:
-                    raise TemporaryFault(f"{hiccup} ({failures} attempts, {furthest} of {file.bytes} bytes)") from hiccup
+                    raise TemporaryFault(f"{fault} ({failures} attempts, {furthest} of {file.bytes} bytes)") from fault
                 backoff = rules.backoff_s * 2 ** (failures - 1) * random.uniform(0.5, 1.0)
-                _wait(file, min(max(backoff, hiccup.retry_after_s), rules.longest_backoff_s), furthest, str(hiccup), progress)
+                _wait(file, min(max(backoff, fault.retry_after_s), rules.longest_backoff_s), furthest, str(fault), progress)
     finally:
         part.rest()
 
@@ -171,7 +171,7 @@ def _wait(file: CatalogFile, seconds: float, done: int, reason: str, progress: P
         seconds -= 1.0
 
 
-def _reserve(file: CatalogFile, part: Part, rules: FetchRules) -> None:
+def _reserve(file: CatalogFile, part: PartialFile, rules: FetchRules) -> None:
     """Hold the file's full size against the budget and the disk before asking for its first byte."""
     folder = part.path.parent
     with only_one(folder / LOCKS / ".budget"):
@@ -191,7 +191,7 @@ def _reserve(file: CatalogFile, part: Part, rules: FetchRules) -> None:
         part.reserve(file.bytes)
 
 
-def _receive(file: CatalogFile, url: str, answer: Answer, part: Part, rules: FetchRules, progress: Progress) -> None:
+def _receive(file: CatalogFile, url: str, answer: Answer, part: PartialFile, rules: FetchRules, progress: Progress) -> None:
     if answer.size is not None and answer.size != file.bytes:
         raise Changed(f"{answer.size} bytes there; the catalog expects {file.bytes}")
     if part.source != url or answer.start != part.size or answer.version != part.version:
@@ -224,7 +224,7 @@ def _receive(file: CatalogFile, url: str, answer: Answer, part: Part, rules: Fet
         raise TemporaryFault(f"the connection ended after {part.size} of {file.bytes} bytes")
 
 
-def _check_head(file: CatalogFile, part: Part) -> None:
+def _check_head(file: CatalogFile, part: PartialFile) -> None:
     """Refuse another kind of file after its first bytes, not after its last."""
     with part.path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
@@ -239,7 +239,7 @@ def _check_head(file: CatalogFile, part: Part) -> None:
         )
 
 
-def _finish(file: CatalogFile, part: Part, target: Path) -> None:
+def _finish(file: CatalogFile, part: PartialFile, target: Path) -> None:
     try:
         check_file(file, part.path)
     except BadInput as fault:

@@ -27,7 +27,7 @@ from paired_index_assets.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Obtained:
-    """A catalogued file and where it is, or why it is not to be had."""
+    """A catalogued file and where it is, or why it cannot be obtained."""
 
     file: CatalogFile
     landed: LandedFile | None

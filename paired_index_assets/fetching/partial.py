@@ -27,7 +27,7 @@ NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}  # exFAT, so
 
 
 @dataclass
-class Part:
+class PartialFile:
     """`size` bytes so far, `durable` of them flushed; of the content `version` at `source`; `expected` bytes in all."""
 
     path: Path
@@ -40,7 +40,7 @@ class Part:
     _handle: int = -1
 
     @classmethod
-    def of(cls, target: Path) -> Part:
+    def of(cls, target: Path) -> PartialFile:
         part = cls(target.with_name(f".{target.name}{_SUFFIX}"))
         try:
             state = json.loads(part._state.read_text())
@@ -129,7 +129,7 @@ class Part:
 def reserved_bytes(folder: Path) -> int:
     """What the parts in `folder` take of a disk budget."""
     targets = (folder / state.name[1 : -len(f"{_SUFFIX}.json")] for state in folder.glob(f".*{_SUFFIX}.json"))
-    return sum(Part.of(target).held_bytes for target in targets if not target.exists())
+    return sum(PartialFile.of(target).held_bytes for target in targets if not target.exists())
 
 
 def give_name(finished: Path, target: Path, source: str, *, lossy: bool = False) -> None:

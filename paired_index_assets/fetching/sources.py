@@ -54,7 +54,7 @@ class Answer:
     chunks: Iterator[bytes]
 
 
-class Source(Protocol):
+class FileSource(Protocol):
     """Raises NotAtSource or TemporaryFault, from `open` and from the chunks."""
 
     @property
@@ -153,7 +153,7 @@ class FsspecSource:
                 raise Changed("it changed while it was read")
 
 
-def source_at(url: str) -> Source:
+def source_at(url: str) -> FileSource:
     return HttpSource(url) if url.startswith(("http://", "https://")) else FsspecSource(url)
 
 

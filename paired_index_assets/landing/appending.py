@@ -26,7 +26,7 @@ def append_quiet(catalog: Catalog, folder: UPath, listing: Listing, unknown: Map
     """Append the ``.npy`` files of `listing`, which is that of `folder`, that `catalog` does not name and that did not change.
 
     `unknown`: name -> version of such files at the last look, {} at the first. No catalog says how long these files are to be, so one
-    that is still being written is told by its changing; one that is quiet but no matrix of the catalog's width is refused until it changes.
+    that is still being written is recognised by its changing; one that is quiet but no matrix of the catalog's width is refused until it changes.
     """
     versions = {name: version_of([file]) for name, file in listing.items() if name.endswith(".npy") and name not in catalog.by_name}
     quiet = {name for name, version in versions.items() if unknown.get(name) == version}

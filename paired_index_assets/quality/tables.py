@@ -52,17 +52,17 @@ def served_section(served: Served) -> str:
 
 def said_of_served(served: Served) -> list[str]:
     """What has to be known beside the numbers, a sentence each."""
-    said = []
+    lines = []
     if served.missing_shards:
-        said.append(f"Not there, and not measured: shards {', '.join(map(str, served.missing_shards))}.")
+        lines.append(f"Not there, and not measured: shards {', '.join(map(str, served.missing_shards))}.")
     if served.unproven:
-        said.append(
+        lines.append(
             f"{served.unproven:,} captions are left out: after takedowns their neighbours are not known {DEEPEST_K} deep, and files are gone."
         )
     if served.lossy_rows:
-        said.append(f"{served.lossy_rows:,} vectors were rebuilt from another index, and the truth of their files is of the rebuilt rows.")
+        lines.append(f"{served.lossy_rows:,} vectors were rebuilt from another index, and the truth of their files is of the rebuilt rows.")
     same = "gives the same results" if not served.stock_differs else f"differs in {served.stock_differs:,} results, ties aside"
-    return [*said, f"Stock faiss over the same files {same} (nprobe {served.stock_nprobe}, {served.stock_queries:,} captions)."]
+    return [*lines, f"Stock faiss over the same files {same} (nprobe {served.stock_nprobe}, {served.stock_queries:,} captions)."]
 
 
 def summary_table(report: RecallReport) -> str:

@@ -20,7 +20,7 @@ from paired_index_assets.readers.sample import (
     UNSUPPORTED,
     UNSUPPORTED_SUFFIXES,
     ImageFile,
-    Modality,
+    ModalityName,
     Picture,
     Refused,
     Sample,
@@ -58,7 +58,7 @@ class FolderSource:
         if any(stem in stems for stem in texts):  # captions lie beside pictures: then one alone is half a sample, not some README.txt
             self._entries += [_Entry(stem, None, f) for stem, f in texts.items() if stem not in stems]
             self._entries.sort(key=lambda entry: entry.key)
-            self.has: frozenset[Modality] = frozenset({"images", "captions"})
+            self.has: frozenset[ModalityName] = frozenset({"images", "captions"})
         else:
             self._entries = [_Entry(e.key, e.image, None) for e in self._entries]
             self.has = frozenset({"images"})
@@ -102,7 +102,7 @@ class PathListSource:
     """A text file with the path or URL of a picture a line; relative ones start at the folder of the list. The key is the line."""
 
     columns = pa.schema([])
-    has: frozenset[Modality] = frozenset({"images"})
+    has: frozenset[ModalityName] = frozenset({"images"})
 
     def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name

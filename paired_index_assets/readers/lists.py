@@ -21,7 +21,7 @@ from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path
 from paired_index_assets.readers.captions import MARK_BYTES, encoding_of, whole
 from paired_index_assets.readers.parquet import KNOWN_COLUMNS, RESERVED
-from paired_index_assets.readers.sample import ImageFile, Modality, Sample, SourcePart, cut, located, stamp_of_pieces
+from paired_index_assets.readers.sample import ImageFile, ModalityName, Sample, SourcePart, cut, located, stamp_of_pieces
 
 LIST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".json"})
 BATCH_ROWS = 10_000
@@ -48,8 +48,8 @@ class ListSource:
                 f"captions (caption, text, ...), found {', '.join(dict.fromkeys(found)) or 'none'}; name them in the first line"
             )
         self._key = next((column for column in KNOWN_COLUMNS["key"] if column in found), None)
-        roles: dict[Modality, str | None] = {"images": self._image, "captions": self._caption}
-        self.has: frozenset[Modality] = frozenset(modality for modality, column in roles.items() if column)
+        roles: dict[ModalityName, str | None] = {"images": self._image, "captions": self._caption}
+        self.has: frozenset[ModalityName] = frozenset(modality for modality, column in roles.items() if column)
         taken = {self._image, self._caption, *RESERVED}
         self.columns = pa.schema([(column, pa.string()) for column in dict.fromkeys(found) if column not in taken])
 

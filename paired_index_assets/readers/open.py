@@ -29,7 +29,15 @@ from paired_index_assets.files.storage import as_path, digest_of_parts
 from paired_index_assets.readers.folders import FolderSource, PathListSource
 from paired_index_assets.readers.lists import LIST_SUFFIXES, ListSource
 from paired_index_assets.readers.parquet import ParquetSource
-from paired_index_assets.readers.sample import DEFAULT_PART_ROWS, IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, Modality, Sample, Source, SourcePart
+from paired_index_assets.readers.sample import (
+    DEFAULT_PART_ROWS,
+    IMAGE_SUFFIXES,
+    UNSUPPORTED_SUFFIXES,
+    ModalityName,
+    Sample,
+    Source,
+    SourcePart,
+)
 from paired_index_assets.readers.sidecar import record_names
 from paired_index_assets.readers.text import SavedListSource, TextSource
 from paired_index_assets.readers.webdataset import WebdatasetSource
@@ -62,7 +70,7 @@ class PairedSource:
         return f"{self.images.name} + {self.captions.name}"
 
     @property
-    def has(self) -> frozenset[Modality]:
+    def has(self) -> frozenset[ModalityName]:
         return frozenset({"images", "captions"})
 
     @property
@@ -114,7 +122,7 @@ class _WithUnread:
         return self.source.name
 
     @property
-    def has(self) -> frozenset[Modality]:
+    def has(self) -> frozenset[ModalityName]:
         return self.source.has
 
     @property
@@ -134,7 +142,7 @@ class _WithUnread:
 
 Reader = Callable[[str, list[ListedFile]], Source]
 # In this order: img2dataset leaves a .parquet beside each .tar or folder of pictures, and a .txt beside each picture.
-_KINDS: tuple[tuple[frozenset[str], Mapping[Modality, Reader]], ...] = (
+_KINDS: tuple[tuple[frozenset[str], Mapping[ModalityName, Reader]], ...] = (
     (frozenset({".tar"}), {"images": WebdatasetSource, "captions": WebdatasetSource}),
     (IMAGE_SUFFIXES, {"images": FolderSource, "captions": FolderSource}),
     (frozenset({".parquet"}), {"images": ParquetSource, "captions": ParquetSource}),
@@ -144,7 +152,7 @@ _KINDS: tuple[tuple[frozenset[str], Mapping[Modality, Reader]], ...] = (
 )
 
 
-def open_source(spec: str, modality: Modality) -> Source:
+def open_source(spec: str, modality: ModalityName) -> Source:
     """The reader for `spec`, which must hold `modality` ("images" or "captions").
 
     Raises MissingInput if nothing is there, BadInput if it is of no known kind or holds no such thing.
@@ -182,7 +190,7 @@ def _cure(kinds: set[str]) -> str:
     return f"; {cures[0]}" if cures else ""
 
 
-def _opened(spec: str, modality: Modality, reader: Reader, mine: list[ListedFile], others: list[ListedFile]) -> Source:
+def _opened(spec: str, modality: ModalityName, reader: Reader, mine: list[ListedFile], others: list[ListedFile]) -> Source:
     source = reader(spec, mine)
     if modality not in source.has:
         raise BadInput(f"{spec}: expected {modality}, found {' and '.join(sorted(source.has)) or 'neither images nor captions'}")

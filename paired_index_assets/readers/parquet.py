@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from paired_index_assets.errors import BadInput, MissingInput
 from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path
-from paired_index_assets.readers.sample import HeldImage, ImageFile, Modality, Sample, SourcePart, cut, located, stamp_of_pieces
+from paired_index_assets.readers.sample import HeldImage, ImageFile, ModalityName, Sample, SourcePart, cut, located, stamp_of_pieces
 
 # Tried in this order.
 KNOWN_COLUMNS = {
@@ -56,8 +56,8 @@ class ParquetSource:
         self._image = _column(schemas, "image", _holds_image)
         self._caption = _column(schemas, "caption", _holds_text)
         self._key = _column(schemas, "key", _is_scalar)
-        roles: dict[Modality, str | None] = {"images": self._image, "captions": self._caption}
-        self.has: frozenset[Modality] = frozenset(modality for modality, column in roles.items() if column)
+        roles: dict[ModalityName, str | None] = {"images": self._image, "captions": self._caption}
+        self.has: frozenset[ModalityName] = frozenset(modality for modality, column in roles.items() if column)
         taken = {self._image, self._caption, *RESERVED}
         kept = [field for field in schemas[0][1] if field.name not in taken and _is_scalar(field.type)]
         # Only what all files have alike can be a column of the metadata; a column that is not used may be of any type, or missing.

@@ -12,7 +12,7 @@ from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path, digest_of_parts
 from paired_index_assets.readers.captions import whole
 
-Modality = Literal["images", "captions"]
+ModalityName = Literal["images", "captions"]
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
@@ -116,7 +116,7 @@ class Source(Protocol):
     def name(self) -> str: ...
 
     @property
-    def has(self) -> frozenset[Modality]: ...
+    def has(self) -> frozenset[ModalityName]: ...
 
     @property
     def columns(self) -> pa.Schema: ...

@@ -61,8 +61,8 @@ def recorded_beside(file: ListedFile) -> Recorded | None:
     except (OSError, pa.ArrowException, ValueError):
         pass
     try:
-        said = json.loads(stats.read_bytes())
-        successes = said.get("successes") if isinstance(said, dict) else None
+        content = json.loads(stats.read_bytes())
+        successes = content.get("successes") if isinstance(content, dict) else None
         return Recorded(None, successes) if isinstance(successes, int) else None
     except (OSError, ValueError, RecursionError):
         return None

@@ -15,7 +15,7 @@ from paired_index_assets.errors import BadInput
 from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path
 from paired_index_assets.readers.captions import MARK_BYTES, encoding_of
-from paired_index_assets.readers.sample import Modality, Sample, SourcePart, cut, stamp_of_pieces
+from paired_index_assets.readers.sample import ModalityName, Sample, SourcePart, cut, stamp_of_pieces
 
 READ_BYTES = 1 << 20
 
@@ -38,7 +38,7 @@ class TextSource:
     """
 
     columns = pa.schema([])
-    has: frozenset[Modality] = frozenset({"captions"})
+    has: frozenset[ModalityName] = frozenset({"captions"})
 
     def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name
@@ -107,7 +107,7 @@ class SavedListSource:
     """Lists of strings saved by torch (``weights_only=True``: nothing but plain data is ever unpickled)."""
 
     columns = pa.schema([])
-    has: frozenset[Modality] = frozenset({"captions"})
+    has: frozenset[ModalityName] = frozenset({"captions"})
 
     def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name

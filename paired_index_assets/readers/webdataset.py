@@ -14,7 +14,7 @@ import pyarrow as pa
 from paired_index_assets.files.listing import ListedFile
 from paired_index_assets.files.storage import as_path
 from paired_index_assets.readers.members import JSON_COLUMNS, PLACE_COLUMNS, Group, split_name
-from paired_index_assets.readers.sample import KEY_TWICE, Modality, Sample, SourcePart, stamp_of_pieces
+from paired_index_assets.readers.sample import KEY_TWICE, ModalityName, Sample, SourcePart, stamp_of_pieces
 from paired_index_assets.readers.sidecar import Recorded, recorded_beside, stamps_beside
 from paired_index_assets.readers.tar import Member, TarBroken, walk
 
@@ -31,7 +31,7 @@ class WebdatasetSource:
     """
 
     columns: pa.Schema = pa.schema([*JSON_COLUMNS, *PLACE_COLUMNS])
-    has: frozenset[Modality] = frozenset({"images", "captions"})
+    has: frozenset[ModalityName] = frozenset({"images", "captions"})
 
     def __init__(self, name: str, files: list[ListedFile]) -> None:
         self.name = name

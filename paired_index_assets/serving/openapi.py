@@ -123,7 +123,7 @@ def page(described: dict[str, Any]) -> str:
         item = operation["responses"]["200"]["content"].get("application/json", {}).get("schema", {})
         answered = (item.get("items", item)).get("$ref", "").rpartition("/")[2]
         answer = f"<h3>Answer</h3>{_table(schemas[answered])}" if answered else ""
-        refused = "".join(f"<dt>{code}<dd>{html.escape(said['description'])}" for code, said in operation["responses"].items())
+        refused = "".join(f"<dt>{code}<dd>{html.escape(answer['description'])}" for code, answer in operation["responses"].items())
         sections.append(
             f"<section><h2><code>{method.upper()} {path}</code></h2><p>{html.escape(operation['summary'])}</p>"
             f"<pre>curl http://127.0.0.1:1234{path}{html.escape(example)}</pre>{fields}{answer}<dl>{refused}</dl></section>"

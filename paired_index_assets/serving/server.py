@@ -275,7 +275,7 @@ async def _outcome(answer: Callable[[Request], Awaitable[Response]], request: Re
         return _refusal(400, "body: cut off")
     except Transient as error:
         LOG.warning("%s: %s", request.url.path, error)
-        return _http_refusal(request, HTTPException(503, "not to be had just now; try again", headers={"Retry-After": "1"}))
+        return _http_refusal(request, HTTPException(503, "not available just now; try again", headers={"Retry-After": "1"}))
     except Exception as error:
         return _failure(request, error)
 

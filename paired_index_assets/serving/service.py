@@ -310,7 +310,7 @@ def check_encoder(encoder: Encoder, index: ShardedIndex) -> None:
 
 
 def _tried(index: ShardedIndex) -> bool:
-    """Whether a search, and what is stored of its result, can be had."""
+    """Whether a search, and what is stored of its result, is possible."""
     query = np.full(index.d, index.d**-0.5, np.float32)
     found = index.search(query, 1, nprobe=1)[1][0]
     return bool(index.ntotal) and len(index.stored(query, found, nprobe=1)) == 1

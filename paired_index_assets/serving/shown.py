@@ -113,7 +113,7 @@ class Inputs:
 def shown_of(
     build: BuildRoot, records: Iterable[FileRecord], inputs: Inputs, before: Shown | None = None, encoder: Encoder | None = None
 ) -> Shown:
-    """What belongs to the landed files of an open index. Nothing that cannot be had is an error: the index answers without it.
+    """What belongs to the landed files of an open index. Nothing that is missing is an error: the index answers without it.
 
     encoder: says whether `inputs.images` are the pictures that were embedded, where their names, sizes and dates do not.
     """

@@ -34,7 +34,7 @@ EMPTY_LISTS = struct.Struct("<4sQQ4sQ")  # "ilar", nlist, code size, "sprs", num
 
 
 @dataclass(frozen=True)
-class Part:
+class SegmentRows:
     """The rows of one segment that go into the lists, in list order; `places` are theirs in the segment (None: all of them)."""
 
     segment: Segment
@@ -66,18 +66,18 @@ class Written:
     sha256: str
 
 
-def part_of(segment: Segment, start_row: int, removed: Int64) -> Part:
+def rows_of_segment(segment: Segment, start_row: int, removed: Int64) -> SegmentRows:
     """The rows of a segment whose global ids are not in `removed` (sorted int64)."""
     first, stop = np.searchsorted(removed, [start_row, start_row + segment.header.rows])
     if first == stop:
-        return Part(segment, start_row, segment.lists, segment.rows, None)
+        return SegmentRows(segment, start_row, segment.lists, segment.rows, None)
     gone: Bool = np.zeros(segment.header.rows, dtype=np.bool_)
     gone[removed[first:stop] - start_row] = True
     places = np.flatnonzero(~gone[segment.rows])
-    return Part(segment, start_row, segment.lists[places], segment.rows[places], places)
+    return SegmentRows(segment, start_row, segment.lists[places], segment.rows[places], places)
 
 
-def write_shard(path: Path, empty: FaissFile, parts: Sequence[Part], *, progress: Progress = silent) -> Written:
+def write_shard(path: Path, empty: FaissFile, parts: Sequence[SegmentRows], *, progress: Progress = silent) -> Written:
     """Write the index that `empty` would be after `add_with_ids` of all parts, in order.
 
     Memory: the quantizer three times, and three times `MERGE_BYTES` or the largest list; of the segments only lists and rows.
@@ -122,7 +122,7 @@ def write_lists(
     return Written(total, written, sha.hexdigest())
 
 
-def check_shard(path: Path, empty: FaissFile, parts: Sequence[Part], name: str) -> FaissFile:
+def check_shard(path: Path, empty: FaissFile, parts: Sequence[SegmentRows], name: str) -> FaissFile:
     """Read a written shard with stock faiss (mapped) and hold it against its parts; returns the mapped index.
 
     Raises DamagedArtifact unless the list sizes sum to the indexed rows and the ids are exactly those of the parts, each once.
@@ -154,7 +154,7 @@ def list_ids(index: FaissIvf, number: int) -> Int64:
     return view
 
 
-def _marks(part: Part) -> Bool:
+def _marks(part: SegmentRows) -> Bool:
     """(rows,) whether a row of the file is in the lists."""
     marks = np.zeros(part.segment.header.rows, dtype=np.bool_)
     marks[part.rows] = True
@@ -195,7 +195,7 @@ def runs_of_lists(sizes: Int64, row_bytes: int) -> Iterator[tuple[int, int]]:
         first = stop
 
 
-def _merged(parts: Sequence[Part], first: int, stop: int) -> tuple[Int64, UInt8]:
+def _merged(parts: Sequence[SegmentRows], first: int, stop: int) -> tuple[Int64, UInt8]:
     """ids (n,) and codes (n, code_size) of lists [first, stop), by list, then part, then row."""
     spans = [slice(*np.searchsorted(part.lists, [first, stop])) for part in parts]
     lists = np.concatenate([part.lists[span] for part, span in zip(parts, spans, strict=True)])

@@ -25,7 +25,7 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
 from paired_index_assets.shards.accounting import account
-from paired_index_assets.shards.assemble import Part, check_shard, part_of, write_shard
+from paired_index_assets.shards.assemble import SegmentRows, check_shard, rows_of_segment, write_shard
 from paired_index_assets.shards.encode import ENCODE_ROWS
 from paired_index_assets.shards.generations import keep_inputs, served_when_whole
 from paired_index_assets.shards.record import (
@@ -84,7 +84,7 @@ def build_shard(
     if it is whole with that.
 
     `landing` is a folder or what `landed.first_complete` chose from several; `removed` (n,) the ids to leave out, by default the
-    takedown log's. `supply` is called with the files that have to be encoded and yields each in turn where it is to be had (see
+    takedown log's. `supply` is called with the files that have to be encoded and yields each in turn where it can be obtained (see
     landing.obtain; a file may be deleted once the next is asked for); by default they are what has landed. A file that is gone is not
     missed while its segment is there. `captions`: the truth of each file for them is kept too (shards.truth); one that is missing is made
     again while the file is there, and is never a reason to fetch it. Memory: one file's codes and two blocks while encoding, then three
@@ -126,7 +126,7 @@ def build_shard(
             block_rows=block_rows,
             progress=progress,
         )
-        parts = [part_of(segment, file.start_row, removed) for segment, file in zip(segments, files, strict=True)]
+        parts = [rows_of_segment(segment, file.start_row, removed) for segment, file in zip(segments, files, strict=True)]
         draft = ShardRecord(
             shard=shard,
             trained=trained.fingerprint,
@@ -191,7 +191,7 @@ def _same_rows(
     return replace(done, files=tuple(mine))
 
 
-def _file_record(file: CatalogFile, part: Part, landed: LandedFile | None, contents: LandedContents) -> FileRecord:
+def _file_record(file: CatalogFile, part: SegmentRows, landed: LandedFile | None, contents: LandedContents) -> FileRecord:
     header, left = part.segment.header, part.segment.left_out()
     read = landed if landed is not None and landed.stamp != header.stamp and contents.is_the_same(file, landed, header.content) else header
     return FileRecord(

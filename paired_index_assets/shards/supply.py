@@ -1,4 +1,4 @@
-"""The segments of all files of a shard: those that stand, and the others made from wherever their files are to be had."""
+"""The segments of all files of a shard: those that exist, and the others made from wherever their files can be obtained."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def segments_of(
     """A segment for every file, each byte of it checked, and the names of the files that were encoded for it.
 
     Segments that do not stand for their file, or whose bytes were altered, are made (again). Raises BadInput naming every bad file,
-    MissingInput naming those that are not to be had, after all others are saved; both are also kept beside `shard`.
+    MissingInput naming those that cannot be obtained, after all others are saved; both are also kept beside `shard`.
     """
     fingerprint = trained.fingerprint
     wanted = [file for file, there in zip(files, landed, strict=True) if kept_segment(root, fingerprint, file, there, contents) is None]

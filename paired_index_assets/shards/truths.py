@@ -25,7 +25,7 @@ DIGEST = re.compile("[0-9a-f]{16}")  # of test captions, as a folder's name
 
 @dataclass(frozen=True)
 class IndexedFile:
-    """A file that is in a shard: the sha256 of the rows that were encoded, and where they still are to be had."""
+    """A file that is in a shard: the sha256 of the rows that were encoded, and where they can still be read."""
 
     file: CatalogFile
     content: str

@@ -3,6 +3,7 @@
 import dagster as dg
 import numpy as np
 import pytest
+from unit_vectors import random_unit
 
 from paired_index_assets.assets.embeddings import caption_embeddings_are_usable, image_embeddings_are_usable
 from paired_index_assets.assets.facts import failing_in_one_line
@@ -28,8 +29,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def rows():
-    made = np.random.default_rng(1).standard_normal((ROWS, D)).astype(np.float32)
-    return made / np.linalg.norm(made, axis=1, keepdims=True)
+    return random_unit(ROWS, D, 1)
 
 
 def passed(check, settings):
@@ -37,7 +37,7 @@ def passed(check, settings):
 
 
 def save_set(settings, rows, modality):
-    place = settings.build_root.image_set if modality == "images" else settings.build_root.caption_set
+    place = settings.build_root.embedding_set(modality)
     place.parent.mkdir(parents=True, exist_ok=True)
     file = place.parent / f"{modality}.npy"
     np.save(str(file), rows.astype(np.float32))

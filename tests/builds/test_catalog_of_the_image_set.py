@@ -111,7 +111,7 @@ def test_the_catalog_of_a_build_without_landing_folder_is_its_image_set(tmp_path
             specs = [*specs, *specs]
         root = of.build_root
         adopt_features(
-            root.image_set if modality == "images" else root.caption_set,
+            root.embedding_set(modality),
             specs,
             modality=modality,
             part_rows=layout["part_rows"],

@@ -43,3 +43,9 @@ def alone(cluster, small_pairs):
     remove_shards(cluster)
     cluster.start_dagster()
     return digests
+
+
+@pytest.fixture(scope="session")
+def paired_index(own_process):
+    """Connections and what the environment says of them last as long as a process."""
+    return own_process

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit_vectors import unit
 
 from paired_index_assets.clustering.clusters import Clustering
 from paired_index_assets.clustering.kmeans import Training, first_centroids, segment_sums, train_kmeans, train_paired_kmeans
@@ -13,10 +14,6 @@ from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.neighbors.exact import nearest
 
 CONCEPTS, D = 60, 24
-
-
-def unit(x):
-    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def pairs(n, *, seed=0, gap=0.5):
@@ -166,10 +163,8 @@ def test_sums_are_those_of_float64_and_the_same_bits_however_rows_are_stored_and
     read_only.flags.writeable = False
     for given_as in (read_only, np.asfortranarray(rows), rows[::-1].copy()[::-1]):
         np.testing.assert_array_equal(segment_sums(given_as, lists, 7), sums)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 3)
+    torch.set_num_threads(torch.get_num_threads() + 3)
     np.testing.assert_array_equal(segment_sums(rows, lists, 7), sums)
-    torch.set_num_threads(threads)
 
 
 def test_a_clustering_comes_back_from_its_file_as_it_was(tmp_path):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from unit_vectors import unit
 
 
 def two_clouds(n: int, d: int, seed: int, gap: float = 1.0, clusters: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -12,8 +13,7 @@ def two_clouds(n: int, d: int, seed: int, gap: float = 1.0, clusters: int = 40) 
     captions = ((things + 0.7 * rng.standard_normal((n, d))) * spectrum) @ mixing
     away = rng.standard_normal((2, d)) * gap / np.sqrt(d) * np.linalg.norm(images, axis=1).mean()
     images, captions = images + away[0], captions + away[1]
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (images, captions)]
-    return unit[0].astype(np.float32), unit[1].astype(np.float32)
+    return unit(images), unit(captions)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 import faiss
 import numpy as np
 import pytest
+from unit_vectors import unit
 
 from paired_index_assets.clustering.kmeans import Training, first_centroids, train_kmeans
 
@@ -11,7 +12,7 @@ ROWS, D, NLIST, NITER = 20_000, 48, 128, 10
 def images():
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((300, D))[rng.integers(0, 300, ROWS)] + 0.8 * rng.standard_normal((ROWS, D))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit(vectors)
 
 
 def test_k_means_reaches_the_objective_of_faiss_over_random_starts(images):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from unit_vectors import unit
 
 from paired_index_assets.clustering.kmeans import Training, train_kmeans
 from paired_index_assets.codes.codec import CodecWarning
@@ -25,7 +26,7 @@ def pairs():
     things = (2 * rng.standard_normal((400, D)))[rng.integers(0, 400, ROWS)] + rng.standard_normal((ROWS, D))
     spectrum = np.exp(-np.arange(D) / 8)
     images, captions = things * spectrum, (things + 0.5 * rng.standard_normal((ROWS, D))) * spectrum + 0.3
-    return tuple(np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True)) for rows in (images, captions))
+    return unit(images), unit(captions)
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,12 @@ from tiny_encoder import DeadlyEncoder, TinyEncoder
 
 from paired_index_assets.embeddings.decoding import prepare_image
 from paired_index_assets.embeddings.metadata import read_metadata
-from paired_index_assets.embeddings.run import MAX_CAPTION, embed_captions, embed_images
+from paired_index_assets.embeddings.run import embed_captions, embed_images
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, Busy
 from paired_index_assets.files.locks import one_of_writers, only_writer
 from paired_index_assets.layout import BuildRoot
+from paired_index_assets.readers.captions import MAX_CAPTION
 from paired_index_assets.readers.open import PairedSource, open_source
 from paired_index_assets.readers.sample import HeldImage, ImageFile
 from paired_index_assets.shares import Share

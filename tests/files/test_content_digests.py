@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from unit_vectors import random_unit
 
 from paired_index_assets.embeddings.metadata import MetadataWriter, check_metadata, finished_part
 from paired_index_assets.embeddings.sets import SetPart, write_set
@@ -30,13 +31,8 @@ FLIPS = 400
 CATALOG = Catalog.of([CatalogFile(n, f"img_emb_{n:04d}.npy", n // 4, 100 * n, 100, 0, 32, "<f2", 6528) for n in range(8)])
 
 
-def unit(rows: int, seed: int) -> np.ndarray:
-    vectors = np.random.default_rng(seed).normal(size=(rows, 16)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
 def pairs(folder: Path) -> Path:
-    write_pairs(folder, Sides(unit(300, 1), np.arange(300) * 3, MatchedImages.of(unit(200, 2))))
+    write_pairs(folder, Sides(random_unit(300, 16, 1), np.arange(300) * 3, MatchedImages.of(random_unit(200, 16, 2))))
     return folder / "pairs-00000.parquet"
 
 
@@ -143,7 +139,7 @@ def test_settings_written_by_hand_are_read(tmp_path: Path) -> None:
 
 
 def test_a_damaged_block_of_pairs_alone_is_made_again(tmp_path: Path) -> None:
-    sides = Sides(unit(300, 1), np.arange(300), MatchedImages.of(unit(200, 2)), block_rows=100)
+    sides = Sides(random_unit(300, 16, 1), np.arange(300), MatchedImages.of(random_unit(200, 16, 2)), block_rows=100)
     write_pairs(tmp_path, sides)
     expected, path = read_pairs(tmp_path), tmp_path / "pairs-00001.parquet"
     whole = path.read_bytes()
@@ -175,7 +171,7 @@ def test_arrays_and_objects_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_of_flips_in_the_metadata_of_a_part_none_reads_as_something_else(tmp_path: Path) -> None:
     path, vectors = tmp_path / "metadata.parquet", tmp_path / "img_emb.npy"
-    np.save(vectors, unit(300, 3).astype(np.float16))
+    np.save(vectors, random_unit(300, 16, 3, np.float16))
     columns = {"url": pa.array([], pa.string()), "width": pa.array([], pa.int64())}
     samples = [Sample(key=f"{n:05d}", caption=f"caption {n % 7}", columns={"url": f"http://x/{n}", "width": n}) for n in range(300)]
     with MetadataWriter(path, pa.schema([(name, values.type) for name, values in columns.items()]), "made of this") as writer:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from unit_vectors import random_unit
 
 from paired_index_assets.fetching.fetch import FetchRules
 from paired_index_assets.fetching.sources import Patience
@@ -17,8 +18,7 @@ def unit_rows() -> Callable[..., np.ndarray]:
     """unit_rows(rows, d, seed): seeded vectors normalised in half precision, as LAION's are."""
 
     def make(rows: int, d: int = 16, seed: int = 0) -> np.ndarray:
-        vectors = np.random.default_rng(seed).normal(size=(rows, d)).astype(np.float32)
-        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+        return random_unit(rows, d, seed, np.float16)
 
     return make
 

@@ -15,7 +15,7 @@ from misbehaving import MisbehavingServer, Truncate
 
 from paired_index_assets.errors import SourceUnavailable
 from paired_index_assets.fetching.fetch import fetch, release, used_bytes
-from paired_index_assets.fetching.partial import Part, give_name
+from paired_index_assets.fetching.partial import PartialFile, give_name
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import complete_shards, list_folder
 
@@ -73,7 +73,7 @@ def test_bytes_that_were_not_flushed_before_a_power_cut_are_not_trusted(publishe
         server.misbehave(NAME, *[Truncate(200_000), Truncate(0), Truncate(0), Truncate(0), Truncate(0)])
         with pytest.raises(SourceUnavailable):
             fetch(file, [server.url], cache, rules=quick)
-        part = Part.of(cache / NAME)
+        part = PartialFile.of(cache / NAME)
         assert part.size == 200_000
         with part.path.open("ab") as stream:
             stream.write(bytes(300_000))
@@ -86,7 +86,7 @@ def test_bytes_that_were_not_flushed_before_a_power_cut_are_not_trusted(publishe
 def test_a_damaged_record_of_a_part_starts_it_again(published, file, tmp_path, quick, content):
     cache = tmp_path / "cache"
     cache.mkdir()
-    part = Part.of(cache / NAME)
+    part = PartialFile.of(cache / NAME)
     part.path.write_bytes(b"garbage" * 1000)
     part.path.with_name(f"{part.path.name}.json").write_text(content)
     with MisbehavingServer(published) as server:
@@ -113,7 +113,7 @@ def test_a_kill_between_the_name_and_the_end_leaves_a_whole_file(published, file
         with MisbehavingServer(published) as server:
             with monkeypatch.context() as patch:
                 patch.setattr("paired_index_assets.fetching.partial.os.link", killed)
-                patch.setattr(Part, "rest", lambda self: None)  # a kill runs no finally
+                patch.setattr(PartialFile, "rest", lambda self: None)  # a kill runs no finally
                 with pytest.raises(Killed):
                     fetch(file, [server.url], cache, rules=quick)
             assert (cache / NAME).exists() == named

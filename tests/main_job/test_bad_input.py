@@ -5,19 +5,17 @@ import sys
 
 import numpy as np
 import pytest
+from unit_vectors import random_unit
 
 from paired_index_assets.cli.main import main
 
-RNG = np.random.default_rng(7)
 
-
-def unit(rows, width=16, dtype=np.float16):
-    vectors = RNG.standard_normal((rows, width))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(dtype)
+def features_of(rows, width=16, dtype=np.float16):
+    return random_unit(rows, width, rows + width, dtype)
 
 
 def with_nan(rows):
-    vectors = unit(rows)
+    vectors = features_of(rows)
     vectors[::2] = np.nan
     return vectors
 
@@ -30,19 +28,19 @@ def features(folder, images, captions):
 
 
 CASES = {
-    "missing file": (None, unit(400), [], ["images.npy", "no such file"]),
-    "wrong dtype": (unit(400).astype(np.int32), unit(400), [], ["images.npy", "<i4", "float16"]),
-    "object array": (np.array([{}] * 400, dtype=object), unit(400), [], ["images.npy"]),
-    "not two-dimensional": (unit(400).ravel(), unit(400), [], ["images.npy"]),
-    "widths differ": (unit(400, 16), unit(400, 24), [], ["16", "24"]),
-    "rows differ": (unit(400), unit(399), [], ["400", "399"]),
-    "NaN": (with_nan(400), unit(400), [], ["200 of 400"]),
-    "no rows": (unit(0), unit(0), [], [".npy", "0 rows"]),
-    "more lists than rows": (unit(400), unit(400), ["--nlist", 5000], ["nlist", "5000"]),
-    "more shards than rows": (unit(40), unit(40), ["--shards", 58], ["58"]),
-    "unknown codec": (unit(400), unit(400), ["--codec", "PQ64"], ["codec", "QT_4bit", "PQ64"]),
-    "unknown method": (unit(400), unit(400), ["--method", "magic"], ["method", "paired_kmeans", "magic"]),
-    "negative nprobe": (unit(400), unit(400), ["--nprobe", -1], ["nprobe", "-1"]),
+    "missing file": (None, features_of(400), [], ["images.npy", "no such file"]),
+    "wrong dtype": (features_of(400).astype(np.int32), features_of(400), [], ["images.npy", "<i4", "float16"]),
+    "object array": (np.array([{}] * 400, dtype=object), features_of(400), [], ["images.npy"]),
+    "not two-dimensional": (features_of(400).ravel(), features_of(400), [], ["images.npy"]),
+    "widths differ": (features_of(400, 16), features_of(400, 24), [], ["16", "24"]),
+    "rows differ": (features_of(400), features_of(399), [], ["400", "399"]),
+    "NaN": (with_nan(400), features_of(400), [], ["200 of 400"]),
+    "no rows": (features_of(0), features_of(0), [], [".npy", "0 rows"]),
+    "more lists than rows": (features_of(400), features_of(400), ["--nlist", 5000], ["nlist", "5000"]),
+    "more shards than rows": (features_of(40), features_of(40), ["--shards", 58], ["58"]),
+    "unknown codec": (features_of(400), features_of(400), ["--codec", "PQ64"], ["codec", "QT_4bit", "PQ64"]),
+    "unknown method": (features_of(400), features_of(400), ["--method", "magic"], ["method", "paired_kmeans", "magic"]),
+    "negative nprobe": (features_of(400), features_of(400), ["--nprobe", -1], ["nprobe", "-1"]),
 }
 
 
@@ -75,7 +73,7 @@ def test_bad_features_are_refused(case, tmp_path, refused):
 
 
 def test_a_process_says_it_in_one_line_too(tmp_path, paired_index):
-    done = paired_index("build", "--root", tmp_path / "root", *features(tmp_path, with_nan(400), unit(400)), check=False)
+    done = paired_index("build", "--root", tmp_path / "root", *features(tmp_path, with_nan(400), features_of(400)), check=False)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "200 of 400" in done.stderr
@@ -112,7 +110,7 @@ def test_a_search_that_can_not_be_is_refused(small_build, paired_index, argument
 
 
 def test_queries_of_another_width_or_with_nan_are_refused(small_build, paired_index, tmp_path):
-    for name, array, word in (("wide", unit(3, 64, np.float32), "64"), ("nan", np.full((3, 128), np.nan, np.float32), "finite")):
+    for name, array, word in (("wide", features_of(3, 64, np.float32), "64"), ("nan", np.full((3, 128), np.nan, np.float32), "finite")):
         np.save(tmp_path / f"{name}.npy", array)
         done = paired_index("search", "--root", small_build, "--queries", tmp_path / f"{name}.npy", check=False)
         assert done.returncode == 1
@@ -129,10 +127,10 @@ def test_a_root_without_a_build_says_what_to_do(tmp_path, paired_index):
 def test_a_query_of_one_vector_is_one_query_and_what_is_none_is_one_line(small_build, tmp_path, refused):
     from PIL import Image
 
-    np.savez(tmp_path / "several.npz", a=unit(2), b=unit(2))
+    np.savez(tmp_path / "several.npz", a=features_of(2), b=features_of(2))
     np.save(tmp_path / "words.npy", np.array(["a", "b"]))
     np.save(tmp_path / "cube.npy", np.zeros((2, 3, 4), np.float32))
-    np.save(tmp_path / "nothing.npy", unit(3, 128) * np.array([[1], [0], [1]], np.float32))
+    np.save(tmp_path / "nothing.npy", features_of(3, 128) * np.array([[1], [0], [1]], np.float32))
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_")
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
@@ -153,7 +151,7 @@ def test_a_query_of_one_vector_is_one_query_and_what_is_none_is_one_line(small_b
 
 
 def test_one_vector_is_one_query(small_build, tmp_path, monkeypatch, capsys):
-    rows = unit(3, 128)
+    rows = features_of(3, 128)
     np.save(tmp_path / "one.npy", rows[1])
     np.save(tmp_path / "row.npy", rows[1:2])
     shown = []

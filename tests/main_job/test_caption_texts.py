@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from unit_vectors import random_unit
 
 from paired_index_assets.builds.metadata import metadata_of
 from paired_index_assets.builds.opened import OpenBuild, check_caption_texts
@@ -23,8 +24,7 @@ TEXTS = [f"caption [/b] {i}" for i in range(ROWS)]
 
 @pytest.fixture
 def features(tmp_path):
-    rows = np.random.default_rng(0).standard_normal((ROWS, 8)).astype(np.float32)
-    np.save(tmp_path / "f.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    np.save(tmp_path / "f.npy", random_unit(ROWS, 8))
     return tmp_path / "f.npy"
 
 

@@ -4,10 +4,15 @@ import json
 import shutil
 from dataclasses import replace
 
+import dagster as dg
 import faiss
 import numpy as np
 import pytest
+from unit_vectors import unit
 
+from paired_index_assets.assets.report import stock_faiss_finds_the_same, the_shards_find_what_was_promised
+from paired_index_assets.assets.resources import settings_resource
+from paired_index_assets.assets.shards import every_row_is_accounted_for, every_shard_is_current
 from paired_index_assets.builds.opened import OpenBuild
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import DamagedArtifact
@@ -18,6 +23,7 @@ from paired_index_assets.files.storage import digest_of
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.neighbors.exact import exact_neighbors
+from paired_index_assets.quality.publish import publish_report
 from paired_index_assets.quality.report import RecallReport
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.settings import load_settings
@@ -141,7 +147,7 @@ def test_rows_that_are_not_finite_or_zero_do_not_stop_a_build(small_build, paire
     rng = np.random.default_rng(4)
     images, captions = (rng.normal(size=(600, 24)).astype(np.float32) for _ in range(2))
     captions += images
-    images, captions = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (images, captions))
+    images, captions = (unit(rows) for rows in (images, captions))
     images[17], images[44], captions[70], images[300, 3] = np.nan, 0, np.nan, np.inf
     np.save(tmp_path / "images.npy", images.astype(np.float16))
     np.save(tmp_path / "captions.npy", captions.astype(np.float16))
@@ -164,6 +170,40 @@ def test_doctor_counts_every_row_and_finds_ids_that_belong_to_other_rows(small_b
     (line,) = [line for line in done.stdout.splitlines() if "FIX" in line]
     assert "rows" in line
     assert "its code decodes" in done.stdout
+
+
+def asked(check, root):
+    return check(settings=settings_resource(load_settings(root=str(root))))
+
+
+def test_the_checks_of_the_manifest_fail_where_a_shard_is_gone_or_holds_other_rows(copied):
+    root = BuildRoot.at(copied)
+    assert [asked(check, copied).passed for check in (every_shard_is_current, every_row_is_accounted_for)] == [True, True]
+    give_other_ids(copied)
+    wrong = asked(every_row_is_accounted_for, copied)
+    assert not wrong.passed
+    assert "its code decodes" in wrong.description
+    served_generation(root).shard("QT_4bit", 3).record.unlink()
+    write_manifest(root, promoted_index(root), Catalog.load(root.catalog))
+    late = asked(every_shard_is_current, copied)
+    assert (late.passed, late.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert late.description.startswith("5 of 6 shards")
+
+
+def test_the_checks_of_the_report_fail_where_the_shards_find_less_or_stock_faiss_finds_otherwise(copied):
+    checks, report = (the_shards_find_what_was_promised, stock_faiss_finds_the_same), RecallReport.read(copied / "report")
+    assert all(asked(check, copied).passed for check in checks)
+    points = [
+        replace(point, recall={k: replace(found, mean=found.mean - 0.1) for k, found in point.recall.items()})
+        for point in report.served.points
+    ]
+    for served, expected in (
+        (replace(report.served, points=points), (False, True)),
+        (replace(report.served, stock_differs=3), (True, False)),
+        (None, (False, False)),
+    ):
+        publish_report(replace(report, served=served), copied / "report")
+        assert tuple(asked(check, copied).passed for check in checks) == expected
 
 
 def conserved(root):

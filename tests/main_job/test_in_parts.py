@@ -5,6 +5,7 @@ import hashlib
 import dagster as dg
 import numpy as np
 import pytest
+from unit_vectors import unit
 
 from paired_index_assets.assets.code_location import assemble
 from paired_index_assets.assets.resources import ProgressLog
@@ -21,7 +22,7 @@ def features(tmp_path_factory):
     rng = np.random.default_rng(0)
     images = rng.standard_normal((ROWS, D))
     for name, vectors in (("images", images), ("captions", images + rng.standard_normal((ROWS, D)) + 1)):
-        np.save(folder / f"{name}.npy", (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16))
+        np.save(folder / f"{name}.npy", unit(vectors, np.float16))
     features = {"image_features": str(folder / "images.npy"), "caption_features": str(folder / "captions.npy")}
     return load_settings(root=str(folder / "root"), **features, validation_captions=500, test_captions=500)
 

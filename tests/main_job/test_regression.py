@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from unit_vectors import unit
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def features(tmp_path):
     images = rng.standard_normal((150, d))[rng.integers(0, 150, rows)] + 0.6 * rng.standard_normal((rows, d))
     captions = images + 2.0 * rng.standard_normal((rows, d))
     for name, vectors in (("image", images), ("caption", captions)):
-        np.save(tmp_path / f"{name}.npy", np.float32(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)))
+        np.save(tmp_path / f"{name}.npy", unit(vectors))
     return ["--image-features", tmp_path / "image.npy", "--caption-features", tmp_path / "caption.npy"]
 
 

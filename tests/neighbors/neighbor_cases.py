@@ -1,6 +1,7 @@
 """Vectors like those of a two-tower model, and the plain answer to compare with."""
 
 import numpy as np
+from unit_vectors import unit
 
 from paired_index_assets.neighbors import cpu
 from paired_index_assets.neighbors.arithmetic import BFLOAT16, FLOAT32
@@ -13,12 +14,9 @@ def towers(images: int, captions: int, d: int, *, concepts: int = 40, gap: float
     centers = rng.standard_normal((concepts, d))
     shift = rng.standard_normal(d)
 
-    def unit(x):
-        return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(dtype)
-
     def cloud(n, sign):
         noise = rng.standard_normal((n, d)) * 0.5
-        return unit(centers[rng.integers(0, concepts, n)] + noise + sign * gap * shift)
+        return unit(centers[rng.integers(0, concepts, n)] + noise + sign * gap * shift, dtype)
 
     return cloud(images, 1), cloud(captions, -1)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import faiss
 import numpy as np
+from unit_vectors import unit
 
 from paired_index_assets.quality.candidates import Candidate, faiss_scan
 from paired_index_assets.quality.truth import GroundTruth, ground_truth
@@ -53,7 +54,6 @@ def make_world(
     seed: int = 0, images: int = 1500, queries: int = 60, nlist: int = 24, d: int = 32, repeats: int = 40, left_out: int = 5
 ) -> World:
     rng = np.random.default_rng(seed)
-    unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)  # noqa: E731
     topics = rng.normal(size=(nlist, d))
     vectors = unit(topics[rng.integers(0, nlist, images)] + 0.7 * rng.normal(size=(images, d)))
     vectors[images - repeats :] = vectors[rng.integers(0, max(1, images // 50), repeats)]  # byte-equal images

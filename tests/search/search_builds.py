@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from unit_vectors import unit
 
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.codes.transformed import train_transformed
@@ -46,10 +47,6 @@ class Build:
 
     def shard_files(self) -> list[Path]:
         return [Path(self.place(s).file.path) for s in range(self.catalog.shards)]
-
-
-def unit(rows: Float32) -> Float32:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def clustered(seed: int, d: int = D, rows: int = sum(FILE_ROWS)) -> tuple[Float32, Float32]:

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from search_builds import SHARDS, Build, WordEncoder, png, promote, rebuild, train
 from starlette.testclient import TestClient
+from unit_vectors import unit
 
 from paired_index_assets.builds.indexed import catalog_of_set
 from paired_index_assets.embeddings.run import embed_images
@@ -39,7 +40,7 @@ class Noticing(WordEncoder):
     def encode_images(self, images):
         seeds = images[:, 0, 0].astype(int)
         rows = np.stack([np.random.default_rng(list(seed)).normal(size=self.dimensions) for seed in seeds])
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        return unit(rows)
 
 
 def colour(which: int, row: int) -> tuple[int, int, int]:

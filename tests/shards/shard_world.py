@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from unit_vectors import unit
 
 from paired_index_assets.codes.codec import train_codec
 from paired_index_assets.codes.transformed import train_transformed
@@ -48,7 +49,7 @@ def unit_rows(rows: int, seed: int, *, gap: float = 0.0) -> np.ndarray:
     centres = np.random.default_rng(7).normal(size=(60, DIMENSIONS))
     vectors = centres[rng.integers(0, 60, rows)] + 0.5 * rng.normal(size=(rows, DIMENSIONS))
     vectors[:, 0] += gap * np.sqrt(DIMENSIONS)
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit(vectors)
 
 
 def train(seed: int = 0, rounding: str = "nearest") -> TrainedIndex:

@@ -1,6 +1,7 @@
 """What documents say of the code is what the code says: `make docs` writes it, and here is found what is out of date."""
 
 import re
+import runpy
 from pathlib import Path
 
 import tables  # docs/tables.py
@@ -36,3 +37,16 @@ def test_every_make_command_of_the_documents_is_a_target():
     for document in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
         named = set(re.findall(r"`make ([\w-]+)`|^make ([\w-]+)", document.read_text(), re.MULTILINE))
         assert {a or b for a, b in named} <= targets, document.name
+
+
+def test_on_a_package_index_no_link_and_no_picture_of_the_readme_is_a_path_of_the_repository():
+    text = (ROOT / "README.md").read_text()
+    relative = r"\]\((?!https?:|#)"
+    assert re.search(relative, text)
+    shown = runpy.run_path(str(ROOT / "setup.py"))["for_an_index"]
+    unknown, known = shown(text, None), shown(text, "https://example.org/paired-index")
+    assert not re.search(relative, unknown)
+    assert "![" not in unknown
+    assert not re.search(relative, known)
+    assert "](https://example.org/paired-index/raw/HEAD/docs/pictures/results.png)" in known
+    assert "[docs/serving.md](https://example.org/paired-index/blob/HEAD/docs/serving.md)" in known

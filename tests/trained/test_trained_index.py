@@ -8,6 +8,7 @@ import sys
 import faiss
 import numpy as np
 import pytest
+from unit_vectors import unit
 
 from paired_index_assets.codes.codec import CODECS, ROUNDINGS, train_codec
 from paired_index_assets.codes.formats import ivf_of
@@ -24,7 +25,7 @@ def clouds():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((5000, D)) @ np.diag(np.exp(-np.arange(D) / 10)) + 0.2
     queries = rows[rng.permutation(5000)] + 0.3 * rng.standard_normal((5000, D)) - 0.4
-    return tuple(np.float32(r / np.linalg.norm(r, axis=1, keepdims=True)) for r in (rows, queries))
+    return unit(rows), unit(queries)
 
 
 @pytest.fixture(scope="module")
