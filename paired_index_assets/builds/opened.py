@@ -19,7 +19,8 @@ from paired_index_assets.fetching.fetch import FetchRules, release
 from paired_index_assets.fetching.obtain import Obtained, obtain
 from paired_index_assets.fetching.sources import Politeness, parse_sources
 from paired_index_assets.files.listing import is_there, list_files, several
-from paired_index_assets.files.storage import as_path, atomic_file, read_parquet
+from paired_index_assets.files.storage import as_path, atomic_file
+from paired_index_assets.files.tables import read_parquet
 from paired_index_assets.landing.appending import Appended, append_quiet
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import Listing, first_complete, list_folder

@@ -16,8 +16,8 @@ from paired_index_assets.embeddings.fates import Fates
 from paired_index_assets.embeddings.sets import EmbeddingSet
 from paired_index_assets.errors import BadInput, DamagedArtifact, OutOfDisk, SourceUnavailable
 from paired_index_assets.files.npy import read_header
-from paired_index_assets.files.storage import digest_of_parts, read_parquet
-from paired_index_assets.files.tables import CONTENT, DAMAGE, digest_of_table
+from paired_index_assets.files.storage import digest_of_parts
+from paired_index_assets.files.tables import CONTENT, DAMAGE, digest_of_table, read_parquet
 from paired_index_assets.readers.sample import Sample
 
 BASE = pa.schema([("key", pa.string()), ("caption", pa.string()), ("outcome", pa.string())])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,19 +20,17 @@ import numpy as np
 import numpy.typing as npt
 from upath import UPath
 
+from paired_index_assets.embeddings.checking import CHECK, Checked, checked_rows
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.cache import Cache, LocalFile
 from paired_index_assets.files.npy import map_rows, read_header
 from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.files.storage import as_path, digest_of_parts, is_local, read_json, write_json
-from paired_index_assets.files.tables import read_arrays, write_arrays
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.readers.sample import ModalityName
-from paired_index_assets.rows import NORM_TOLERANCE, Bool, Int64, squared_norms, usable_squares
+from paired_index_assets.rows import Bool, Int64
 
 FORMAT = 1
-CHECK = "2"  # change it when a check of the same rows says something else
-CHECK_ROWS = 1 << 14  # rows looked at together by `valid`: 50 MB at d=768 in float32
 
 
 @dataclass(frozen=True)
@@ -221,43 +219,11 @@ class EmbeddingSet:
                 low, high = min(low, float(norms[0])), max(high, float(norms[1]))
         return SetFacts(len(self), invalid, first, 0.0 if low == np.inf else low, high, off)
 
-    def _checked(self, progress: Progress) -> Iterator[tuple[Bool, npt.NDArray[np.float64]]]:
-        folder = self.source.parent / "valid"
+    def _checked(self, progress: Progress) -> Iterator[Checked]:
         for number, part in enumerate(self.parts):
             name = digest_of_parts(CHECK, part.stamp, str(part.path), stamp_of(part.path))[:24]
-            kept = folder / f"{name}.npz"
-            found = _kept(kept, part.rows)
-            if found is None:
-                found = _check(self.part(number))
-                write_arrays(kept, {"bits": np.packbits(found[0]), "norms": found[1]})
-            yield found
+            yield checked_rows(self.source.parent / "valid" / f"{name}.npz", part.rows, partial(self.part, number))
             progress(f"checking {self.modality}", int(self.starts[number + 1]), len(self))
-
-
-def _kept(cached: UPath, rows: int) -> tuple[Bool, npt.NDArray[np.float64]] | None:
-    """What a cache says of a part of so many rows; None where there is none, or one that is damaged: it is made again."""
-    try:
-        content = read_arrays(cached, "delete it")
-        bits, norms = content["bits"], content["norms"]
-    except (FileNotFoundError, DamagedArtifact, KeyError):
-        return None
-    if bits.dtype != np.uint8 or bits.shape != (-(-rows // 8),) or norms.shape != (3,):
-        return None
-    return np.unpackbits(bits, count=rows).astype(np.bool_), norms
-
-
-def _check(rows: npt.NDArray[Any]) -> tuple[Bool, npt.NDArray[np.float64]]:
-    bits = np.zeros(len(rows), np.bool_)
-    low, high, off = np.inf, 0.0, 0
-    for start in range(0, len(rows), CHECK_ROWS):
-        block = rows[start : start + CHECK_ROWS]
-        squares = squared_norms(block)
-        good = usable_squares(squares)
-        bits[start : start + len(block)] = good
-        if good.any():
-            low, high = min(low, float(squares[good].min())), max(high, float(squares[good].max()))
-            off += int((np.abs(np.sqrt(squares[good]) - 1) > NORM_TOLERANCE).sum())
-    return bits, np.array([np.sqrt(low), np.sqrt(high), off])
 
 
 def write_set(

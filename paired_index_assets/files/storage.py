@@ -21,8 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput, OutOfDisk, PairedIndexError, SourceUnavailable
@@ -275,35 +273,6 @@ def digest_of_parts(*parts: str | bytes) -> str:
         sha.update(len(data).to_bytes(8, "little"))
         sha.update(data)
     return sha.hexdigest()
-
-
-@contextmanager
-def damage_as_arrows() -> Iterator[None]:
-    """Arrow says of a damaged page that it is an OSError, without a number: raised as the ArrowException that damage is elsewhere."""
-    try:
-        yield
-    except OSError as error:
-        if type(error) is not OSError or error.errno is not None:  # a store's FileNotFoundError has no number either
-            raise
-        raise pa.ArrowInvalid(" ".join(str(error).split())) from error
-
-
-def read_parquet(source: UPath | Path, columns: list[str] | None = None) -> pa.Table:
-    """A whole table, or some of its columns. Raises FileNotFoundError, and ArrowException where it is not Parquet.
-
-    Not pq.read_table: its I/O threads hold the Python stream, and abort the process if one lets go of it during exit.
-    """
-    source = as_path(source)
-
-    def read() -> pa.Table:
-        with (
-            damage_as_arrows(),
-            source.open("rb") as stream,
-            pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True) as parquet,
-        ):
-            return parquet.read(columns, use_threads=False)
-
-    return read() if is_local(source) else patiently(source, read)  # again, where it was replaced meanwhile
 
 
 def _one_line(error: Exception) -> str:

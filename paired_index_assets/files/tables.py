@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,41 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from paired_index_assets.errors import DamagedArtifact, OutOfDisk, SourceUnavailable
-from paired_index_assets.files.storage import atomic_file, content_of, read_parquet, write_bytes
+from paired_index_assets.files.storage import as_path, atomic_file, content_of, is_local, patiently, write_bytes
 
 CONTENT = b"paired_index.content"
 CONTENT_ARRAY = "content"  # its name in an archive of arrays
 # What the libraries raise on bytes that are not what they wrote. A store that does not answer is another matter.
 DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, OverflowError, NotImplementedError)
+
+
+@contextmanager
+def damage_as_arrows() -> Iterator[None]:
+    """Arrow says of a damaged page that it is an OSError, without a number: raised as the ArrowException that damage is elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        if type(error) is not OSError or error.errno is not None:  # a store's FileNotFoundError has no number either
+            raise
+        raise pa.ArrowInvalid(" ".join(str(error).split())) from error
+
+
+def read_parquet(source: UPath | Path, columns: list[str] | None = None) -> pa.Table:
+    """A whole table, or some of its columns. Raises FileNotFoundError, and ArrowException where it is not Parquet.
+
+    Not pq.read_table: its I/O threads hold the Python stream, and abort the process if one lets go of it during exit.
+    """
+    source = as_path(source)
+
+    def read() -> pa.Table:
+        with (
+            damage_as_arrows(),
+            source.open("rb") as stream,
+            pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True) as parquet,
+        ):
+            return parquet.read(columns, use_threads=False)
+
+    return read() if is_local(source) else patiently(source, read)  # again, where it was replaced meanwhile
 
 
 def write_table(path: UPath | Path, table: pa.Table) -> None:

@@ -10,10 +10,7 @@ A request that cannot be served is answered with 4xx and ``{"error": why}``; wha
 from __future__ import annotations
 
 import asyncio
-import base64
 import gc
-import hashlib
-import json
 import logging
 import math
 import re
@@ -34,18 +31,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from paired_index_assets.errors import Transient
 from paired_index_assets.rows import Float32
 from paired_index_assets.serving import openapi
 from paired_index_assets.serving.connections import Connection, Door
 from paired_index_assets.serving.limits import Limits
-from paired_index_assets.serving.requests import BadRequest, KnnRequest, MetadataRequest, parsed
-from paired_index_assets.serving.service import Searchable, SearchService
+from paired_index_assets.serving.open_set import OpenSet
+from paired_index_assets.serving.requests import KnnRequest, MetadataRequest, parsed
+from paired_index_assets.serving.responses import encoded, failure, http_refusal, json_of, outcome_of, page_of
+from paired_index_assets.serving.service import SearchService
 
 LOG = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
@@ -93,13 +91,13 @@ class _Server:
             self.service.checked(wanted)
             found = self.service.ready_set()
             vector = await self._vector(wanted, found)
-            return _json(await self._in_thread(lambda: _encoded(self.service.knn(wanted, found, vector, self.metrics.stage))))
+            return json_of(await self._in_thread(lambda: encoded(self.service.knn(wanted, found, vector, self.metrics.stage))))
 
     async def metadata(self, request: Request) -> Response:
         body = await self._body(request)
         with self._at_once.one_more():
             wanted = await self._in_thread(partial(parsed, body, MetadataRequest, self.limits))
-            return _json(await self._in_thread(lambda: _encoded(self.service.metadata(wanted))))
+            return json_of(await self._in_thread(lambda: encoded(self.service.metadata(wanted))))
 
     async def indices(self, request: Request) -> Response:
         return JSONResponse([self.service.name])
@@ -112,7 +110,7 @@ class _Server:
         return JSONResponse(self._api)
 
     async def docs(self, request: Request) -> Response:
-        return _page(openapi.page(self._api))
+        return page_of(openapi.page(self._api))
 
     async def metrics_text(self, request: Request) -> Response:
         health = await self._in_thread(self.service.health, "health")
@@ -124,20 +122,20 @@ class _Server:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def page(self, request: Request) -> Response:
-        return _page(self._page)
+        return page_of(self._page)
 
     def counted(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """`answer`, with its outcome counted and its errors in JSON."""
 
         async def answered(request: Request) -> Response:
-            response = await _outcome(answer, request)
+            response = await outcome_of(answer, request)
             self.metrics.requests.labels(request.url.path, str(response.status_code)).inc()
             response.headers.update({name: value for name, value in SAFE.items() if name not in response.headers})
             return response
 
         return answered
 
-    async def _vector(self, wanted: KnnRequest, found: Searchable) -> Float32:
+    async def _vector(self, wanted: KnnRequest, found: OpenSet) -> Float32:
         """What is asked for as a vector. Pictures are decoded one at a time, whatever their size, and the model takes one query at a time."""
         with self.metrics.stage("encode"):
             prepared = None
@@ -232,7 +230,7 @@ def make_app(service: SearchService, *, allowed_hosts: Sequence[str] = OWN_NAMES
     if cors:
         let_in = Middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["GET", "POST"], allow_headers=["Content-Type"])
         middleware.insert(0, let_in)
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _http_refusal, Exception: _failure})
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: http_refusal, Exception: failure})
 
 
 def configured(app: Starlette, limits: Limits, **more: Any) -> uvicorn.Config:
@@ -262,60 +260,3 @@ def serve(app: Starlette, limits: Limits, host: str = LOOPBACK, port: int = 1234
     gc.collect()
     gc.freeze()  # what was loaded stays: else each hundred thousand objects of a hostile request cost a walk over all of it
     uvicorn.Server(configured(app, limits, host=host, port=port)).run()
-
-
-async def _outcome(answer: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
-    try:
-        return await answer(request)
-    except HTTPException as error:
-        return _http_refusal(request, error)
-    except BadRequest as error:
-        return _refusal(400, str(error))
-    except ClientDisconnect:
-        return _refusal(400, "body: cut off")
-    except Transient as error:
-        LOG.warning("%s: %s", request.url.path, error)
-        return _http_refusal(request, HTTPException(503, "not available just now; try again", headers={"Retry-After": "1"}))
-    except Exception as error:
-        return _failure(request, error)
-
-
-def _encoded(hits: list[dict[str, Any]]) -> bytes:
-    """JSON, hit by hit: no thread may hold the interpreter for as long as all of them take."""
-    return b"[" + b",".join(json.dumps(hit, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") for hit in hits) + b"]"
-
-
-def _page(content: str) -> Response:
-    return Response(content, media_type="text/html", headers={"Content-Security-Policy": _policy(content)})
-
-
-def _json(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
-
-
-def _refusal(status: int, reason: str) -> JSONResponse:
-    return JSONResponse({"error": " ".join(reason.split())[:500]}, status)
-
-
-def _http_refusal(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    answer = _refusal(error.status_code, str(error.detail))
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-def _failure(request: Request, error: Exception) -> Response:
-    LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _refusal(500, "this request could not be served; the server's log says why")
-
-
-def _policy(page: str) -> str:
-    """A Content-Security-Policy that lets the page's own script and style run, data: pictures show, and nothing else load."""
-
-    def hashes(tag: str) -> str:
-        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'" for block in blocks)
-
-    own = f"script-src {hashes('script')}; style-src {hashes('style')}; img-src data:; connect-src 'self'"
-    return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -7,12 +7,10 @@ the other models it may load (violence, aesthetics) are not here, and asking for
 
 from __future__ import annotations
 
-import base64
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,44 +26,23 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.readers.sample import HeldImage
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.search.filters import Filter, parse
-from paired_index_assets.search.rerank import Originals
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.search.shardset import ServedStamp
-from paired_index_assets.serving.beside import filter_of, originals_of
+from paired_index_assets.serving.beside import filter_of
 from paired_index_assets.serving.duplicates import distinct
 from paired_index_assets.serving.limits import Limits
-from paired_index_assets.serving.pictures import SHOWN_BYTES
+from paired_index_assets.serving.open_set import OpenSet, check_encoder, looked_up, safe, tried
 from paired_index_assets.serving.reloading import Reloading, watched
 from paired_index_assets.serving.requests import BadRequest, KnnRequest, MetadataRequest, picture_bytes
-from paired_index_assets.serving.results import jsonable
-from paired_index_assets.serving.sent import check_size, smaller
-from paired_index_assets.serving.shown import Inputs, Shown, remembered, shown_of
+from paired_index_assets.serving.sent import check_size
+from paired_index_assets.serving.shown import Inputs, remembered, shown_of
 from paired_index_assets.shards.record import read_record
 
 LOG = logging.getLogger(__name__)
 OPENINGS = 5  # tries at a set that is being replaced
-PICTURES_TOGETHER = 64
-UNSAFE = "NSFW"  # LAION's column, and the value in it that means so
 
 Prepared = npt.NDArray[Any]
 Stage = Callable[[str], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class Searchable:
-    """An open build with what its ids stand for."""
-
-    index: ShardedIndex
-    shown: Shown = field(default_factory=Shown)
-    conditions: dict[str, Filter] = field(default_factory=dict)  # those asked so far
-
-    def originals(self) -> Originals:
-        """The embeddings of the index, opened when they are first asked for. Raises MissingInput."""
-        if not self._opened:
-            self._opened.append(originals_of(self.index.build))
-        return self._opened[0]
-
-    _opened: list[Originals] = field(default_factory=list)
 
 
 class SearchService:
@@ -73,7 +50,7 @@ class SearchService:
 
     def __init__(
         self,
-        sets: Reloading[Searchable],
+        sets: Reloading[OpenSet],
         encoder: Encoder | None,
         *,
         name: str = "images",
@@ -111,7 +88,7 @@ class SearchService:
         known = remembered(build)  # what the build itself says may change with it
         inputs = Inputs(None if images == known.get("images") else images, None if texts == known.get("caption_texts") else texts)
 
-        def opened(before: Searchable | None) -> Searchable:
+        def opened(before: OpenSet | None) -> OpenSet:
             stamp = ServedStamp(build)
             for _ in range(OPENINGS):
                 found = stamp()
@@ -125,14 +102,14 @@ class SearchService:
                 check_encoder(encoder, index)
             files = [file for record in records for file in record.files]
             shown = shown_of(build, files, inputs, before.shown if before else None, encoder)
-            _tried(index)  # what a first search compiles and maps, no client waits for
+            tried(index)  # what a first search compiles and maps, no client waits for
             for warning in shown.warnings:
                 LOG.warning("%s", warning)
-            return Searchable(index, shown)
+            return OpenSet(index, shown)
 
         return cls(Reloading(opened, watched(build)), encoder, name=name, nprobe=nprobe, limits=limits, fetch=fetch)
 
-    def vector(self, request: KnnRequest, found: Searchable, prepared: Prepared | None = None) -> Float32:
+    def vector(self, request: KnnRequest, found: OpenSet, prepared: Prepared | None = None) -> Float32:
         """(1, d) of what is asked for; `prepared` is its picture (`picture`), where it has one. Raises BadRequest."""
         if request.text:
             return self._encoded_text(request.text)
@@ -166,7 +143,7 @@ class SearchService:
             raise BadRequest(f"image: expected a PNG, JPEG, WebP, GIF, BMP or TIFF picture, found {outcome}")
         return prepared
 
-    def knn(self, request: KnnRequest, found: Searchable, vector: Float32, stage: Stage = lambda _: nullcontext()) -> list[dict[str, Any]]:
+    def knn(self, request: KnnRequest, found: OpenSet, vector: Float32, stage: Stage = lambda _: nullcontext()) -> list[dict[str, Any]]:
         """The rows nearest to `vector` (1, d): ``{"id", "similarity", ...metadata, "image"}``, best first; only the first `num_images`
         have a picture. Raises BadRequest."""
         count = self.checked(request)
@@ -180,9 +157,9 @@ class SearchService:
             places = places[distinct(vectors[places])]
         with stage("metadata"):
             if request.use_safety_model:
-                places = places[_safe(found, ids[0][places].tolist())]
+                places = places[safe(found, ids[0][places].tolist())]
             places = places[request.offset :]
-            rows = _looked_up(found, ids[0][places].tolist(), request.num_images, self.limits, small=request.small_pictures)
+            rows = looked_up(found, ids[0][places].tolist(), request.num_images, self.limits, small=request.small_pictures)
         hits = zip(places, rows, strict=True)
         answer = [{**row, "id": int(ids[0][place]), "similarity": float(scores[0][place])} for place, row in hits]
         if request.with_vectors and vectors is not None:
@@ -191,7 +168,7 @@ class SearchService:
                     hit["vector"] = [round(value, 4) for value in vectors[place].tolist()]
         return answer
 
-    def _searched(self, request: KnnRequest, found: Searchable, vector: Float32, count: int) -> tuple[Float32, Int64]:
+    def _searched(self, request: KnnRequest, found: OpenSet, vector: Float32, count: int) -> tuple[Float32, Int64]:
         """As `ShardedIndex.search`. Raises BadRequest for a condition that is none, or embeddings that are not at hand."""
         if not request.where and not request.rerank:
             return found.index.search(vector, count, nprobe=self.nprobe)
@@ -203,7 +180,7 @@ class SearchService:
             raise BadRequest("rerank: this server has no embeddings at hand to score by; ask without it") from error
         return found.index.search(vector, count, nprobe=self.nprobe, where=where, rerank=request.rerank, originals=originals)
 
-    def _condition(self, text: str, found: Searchable) -> Filter:
+    def _condition(self, text: str, found: OpenSet) -> Filter:
         """The rows that meet a condition; of those asked before, the last `Limits.conditions` are kept."""
         if text not in found.conditions:
             try:
@@ -220,7 +197,7 @@ class SearchService:
             return made
         return found.conditions[text]
 
-    def _made_filter(self, found: Searchable, text: str, files: Sequence[MetadataFile]) -> Filter:
+    def _made_filter(self, found: OpenSet, text: str, files: Sequence[MetadataFile]) -> Filter:
         try:
             return filter_of(found.index.build, text, files=files)
         except MissingInput:
@@ -250,10 +227,10 @@ class SearchService:
         if len(request.ids) > self.limits.results:
             raise BadRequest(f"ids: expected at most {self.limits.results}, found {len(request.ids)}")
         found = self.sets.current()
-        rows = _looked_up(found, request.ids, len(request.ids), self.limits)
+        rows = looked_up(found, request.ids, len(request.ids), self.limits)
         return [{"id": row_id, "metadata": row} for row_id, row in zip(request.ids, rows, strict=True) if row]
 
-    def ready_set(self) -> Searchable:
+    def ready_set(self) -> OpenSet:
         """The set to answer one request from. Raises Busy where it has no vectors yet."""
         found = self.sets.current()
         if not found.index.ntotal:
@@ -264,7 +241,7 @@ class SearchService:
         """What `/healthz` says: `ready` if a search works now, which is tried."""
         index = self.sets.current().index
         try:
-            ready = _tried(index)
+            ready = tried(index)
         except Exception:  # whatever it is, it is what requests meet
             LOG.exception("a search to see whether searches work")
             ready = False
@@ -300,41 +277,3 @@ class SearchService:
         if self.encoder is None:
             raise BadRequest("this server has no model: send a vector in embedding_input")
         return self.encoder
-
-
-def check_encoder(encoder: Encoder, index: ShardedIndex) -> None:
-    """Raises BadInput unless `encoder` is the one that made the vectors of `index`."""
-    if encoder.identity != index.model:
-        found = f"built with {index.model}" if index.model else "built from features of an unnamed model"
-        raise BadInput(f"encoder {encoder.identity}: this index was {found}, and their vectors cannot be compared; give that model")
-
-
-def _tried(index: ShardedIndex) -> bool:
-    """Whether a search, and what is stored of its result, is possible."""
-    query = np.full(index.d, index.d**-0.5, np.float32)
-    found = index.search(query, 1, nprobe=1)[1][0]
-    return bool(index.ntotal) and len(index.stored(query, found, nprobe=1)) == 1
-
-
-def _safe(found: Searchable, ids: list[int]) -> npt.NDArray[np.bool_]:
-    """(n,) whether the metadata of each id does not say that it is unsafe."""
-    if found.shown.metadata is None:
-        return np.ones(len(ids), np.bool_)
-    return np.array([(mark or {}).get(UNSAFE) != UNSAFE for mark in found.shown.metadata.rows(ids, [UNSAFE])], np.bool_)
-
-
-def _looked_up(found: Searchable, ids: list[int], shown: int, limits: Limits, *, small: bool = False) -> list[dict[str, Any]]:
-    """The metadata of each id, and the pictures of the first `shown` as base64 in `image`, until there is no more room for them."""
-    rows: list[dict[str, Any]] = [{} for _ in ids]
-    room = limits.answered_pictures
-    if found.shown.metadata is not None:
-        rows = [jsonable(row) if row else {} for row in found.shown.metadata.rows(ids)]
-    if found.shown.has_pictures:
-        for first in range(0, min(shown, len(ids)), PICTURES_TOGETHER):
-            together = slice(first, min(first + PICTURES_TOGETHER, shown))
-            for row, content in zip(rows[together], found.shown.pictures(ids[together]), strict=True):
-                picture = smaller(content, limits) if small and content else content
-                if picture is not None and len(picture) <= min(SHOWN_BYTES, room):
-                    row["image"] = base64.b64encode(picture).decode()
-                    room -= len(picture)
-    return rows

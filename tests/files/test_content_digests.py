@@ -17,8 +17,8 @@ from unit_vectors import random_unit
 from paired_index_assets.embeddings.metadata import MetadataWriter, check_metadata, finished_part
 from paired_index_assets.embeddings.sets import SetPart, write_set
 from paired_index_assets.errors import BadInput, DamagedArtifact, PairedIndexError
-from paired_index_assets.files.storage import as_path, read_json, read_parquet, write_json
-from paired_index_assets.files.tables import digest_of_table, read_arrays, read_table, write_arrays, write_table
+from paired_index_assets.files.storage import as_path, read_json, write_json
+from paired_index_assets.files.tables import digest_of_table, read_arrays, read_parquet, read_table, write_arrays, write_table
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.pairing.pairs import MatchedImages, Sides, read_pairs, write_pairs
