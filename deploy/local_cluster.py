@@ -66,7 +66,7 @@ class LocalCluster:
         self._closing = ExitStack()
 
     def __enter__(self) -> LocalCluster:
-        with ExitStack() as undo:  # a service that does not start takes the others with it
+        with ExitStack() as undo:  # if one service does not start, the others are stopped
             undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
             undo.enter_context(self.network)
             undo.callback(self._stop_all)

@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     @field_validator(*PATHS, mode="after")
     @classmethod
     def _wherever_they_are_read(cls, given: str | None) -> str | None:
-        """Local paths become absolute, so that whoever goes on from another folder means the same files."""
+        """Local paths become absolute, so that a command in another folder means the same files."""
         return given and ",".join(map(absolute, several(given)))
 
     @field_validator("model", "pretrained", mode="after")

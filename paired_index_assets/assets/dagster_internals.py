@@ -25,6 +25,6 @@ def forget_partition_status(instance: dg.DagsterInstance, *keys: dg.AssetKey) ->
     """Let Dagster count again which partitions of `keys` are materialised.
 
     Its cache can step over an event that is written while it reads: then a shard that is built stays "missing", in the UI and for
-    `AutomationCondition.missing()`, for good (`dagster asset wipe-partitions-status-cache` is the same by hand).
+    `AutomationCondition.missing()`, permanently (`dagster asset wipe-partitions-status-cache` is the same by hand).
     """
     instance.wipe_asset_cached_status(list(keys))

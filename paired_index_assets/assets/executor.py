@@ -1,7 +1,7 @@
 """Where the steps of a run are executed: in the run's own process if there is one step, each in a process of its own if there are more.
 
 A process of Dagster's costs seconds of imports, an unchanged shard costs a fraction of one. And a step alone gains nothing from a second
-process: if that is killed the run fails all the same, and `run_retries` start it again. With several steps the others go on.
+process: if that is killed the run still fails, and `run_retries` start it again. With several steps the others go on.
 """
 
 from collections.abc import Iterator, Mapping

@@ -84,7 +84,7 @@ def landed_embeddings_sensor(tick_seconds: int) -> dg.SensorDefinition:
 
 
 def _remembered(cursor: str | None) -> dict[str, dict[str, str]]:
-    """What the last tick left; nothing where the cursor is not one of this sensor: then every shard is reported anew, harmlessly."""
+    """What the last tick left; nothing where the cursor is not one of this sensor: then every shard is reported once more, which does no harm."""
     try:
         found = json.loads(cursor or "{}")
     except (ValueError, RecursionError):

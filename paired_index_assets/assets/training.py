@@ -156,7 +156,7 @@ def trained_index_is_no_worse_than_image_kmeans(settings: SettingsResource) -> d
     promoted = read_promotion(read.build_root)
     return dg.AssetCheckResult(
         passed=read.allow_regression or not promoted.regression,
-        description=promoted.why + ("; set allow_regression to use it all the same" if promoted.regression else ""),
+        description=promoted.why + ("; set allow_regression to use it anyway" if promoted.regression else ""),
         metadata={"gain": promoted.gain, "gain_low": promoted.gain_low, "gain_high": promoted.gain_high},
     )
 
@@ -197,7 +197,7 @@ def _lists(build: "OpenBuild") -> list[tuple[str, int]]:
 
 
 def _contestants(build: "OpenBuild") -> list["Contestant"]:
-    """The lists that compete; what the settings rule out is measured all the same where reports compare with it."""
+    """The lists that compete; what the settings rule out is still measured where reports compare with it."""
     from paired_index_assets.clustering.clusters import Clustering
     from paired_index_assets.contest.contestants import Contestant
 

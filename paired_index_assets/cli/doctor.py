@@ -26,10 +26,10 @@ PACKAGES = ("dagster", "faiss-gpu", "torch", "open_clip_torch", "numpy", "pyarro
 
 @dataclass(frozen=True)
 class Patient:
-    """Without a root that answers, its remembered settings are unknown; the other parts are asked all the same."""
+    """Without a root that answers, its remembered settings are unknown; the other parts are still asked."""
 
     settings: Settings
-    root_trouble: PairedIndexError | None = None
+    root_error: PairedIndexError | None = None
 
 
 def examine(**given: Any) -> Patient:
@@ -44,15 +44,15 @@ def examine(**given: Any) -> Patient:
 @takes_settings(load=examine)
 def doctor(patient: Patient) -> None:
     """Check packages, processor and GPU, each part of the deployment, and every artifact of a build; say what to fix."""
-    settings, trouble = patient.settings, patient.root_trouble
+    settings, root_error = patient.settings, patient.root_error
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python and packages", _packages),
         ("processor and GPU", _hardware),
-        ("root", lambda: within(PATIENCE_SECONDS, settings.root, lambda: _root(settings, trouble))),
+        ("root", lambda: within(PATIENCE_SECONDS, settings.root, lambda: _root(settings, root_error))),
         ("landing and sources", lambda: _landing(settings)),
         ("Dagster", lambda: _dagster(settings)),
     ]
-    if trouble is None:
+    if root_error is None:
         checks += [
             ("tables", lambda: _tables(settings)),
             ("trained index", lambda: _trained(settings)),
@@ -93,9 +93,9 @@ def _hardware() -> str:
     )
 
 
-def _root(settings: Settings, trouble: PairedIndexError | None) -> str:
-    if trouble is not None:
-        raise trouble
+def _root(settings: Settings, root_error: PairedIndexError | None) -> str:
+    if root_error is not None:
+        raise root_error
     root = settings.build_root.root
     if not is_local(root):
         asked = root / ".paired-index-doctor"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command that is stopped says so in one line and exits with 130 or 143, whoever had the signal's handler."""
+"""Ctrl-C and SIGTERM: a command that is stopped says so in one line and exits with 130 or 143, whatever handler was installed."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ def takedown(
     md5: Annotated[Optional[Path], typer.Option("--md5", help="Text file with one md5 a line, matched with the metadata.")] = None,
     why: Annotated[str, typer.Option(help="Reason, kept in the log.")] = "asked for",
 ) -> None:
-    """Remove rows: searches leave them out at once, the next rebuild for good; the log of what was removed stays.
+    """Remove rows: searches leave them out at once, the next rebuild permanently; the log of what was removed stays.
 
-    Exit code 1 if a line of the list is no row's: the others are removed all the same.
+    Exit code 1 if a line of the list is no row's: the others are still removed.
     """
     from paired_index_assets.builds.metadata import metadata_of
     from paired_index_assets.builds.opened import OpenBuild

@@ -158,7 +158,7 @@ class ImagePool:
         return self._carefully(chunk)
 
     def _carefully(self, chunk: Chunk) -> Decoded:
-        """A chunk that was under way when a worker died: alone, then in halves, until the deadly picture is on its own."""
+        """A chunk that was under way when a worker died: alone, then in halves, until the picture that kills it is on its own."""
         _, pool, future = self._submit(chunk)
         try:
             if future is not None:

@@ -84,7 +84,7 @@ def finished_part(vectors: UPath, metadata: UPath, fingerprint: str) -> Fates | 
 def check_metadata(embeddings: EmbeddingSet) -> None:
     """Hold all metadata of a set against the digests it carries. Raises DamagedArtifact naming a file and the cure."""
     for path in (part.metadata for part in embeddings.parts if part.metadata is not None):
-        cure = "delete it, and materialise the embeddings again: its part alone is made anew"
+        cure = "delete it, and materialise the embeddings again: only its part is made again"
         try:
             recorded, found = _file_keys(path).get(CONTENT), _digest(read_parquet(path))
         except (SourceUnavailable, OutOfDisk, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The captions that a build is reported on, as whoever builds a shard needs them."""
+"""The captions that a build is reported on, as the build of a shard needs them."""
 
 from __future__ import annotations
 

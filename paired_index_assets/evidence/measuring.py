@@ -96,7 +96,7 @@ def with_served(build: OpenBuild, report: RecallReport, *, progress: Progress = 
     """
     try:
         served = measure_shards(build, progress=progress)
-    except (BadInput, DamagedArtifact) as error:  # the candidates are measured all the same
+    except (BadInput, DamagedArtifact) as error:  # the candidates are still measured
         return replace(report, served=None, notes=[*_others(report.notes), f"{NOT_MEASURED} {error}"])
     return replace(report, served=served, notes=_others(report.notes))
 

@@ -49,7 +49,7 @@ def obtain(
     """Each of `files` in order: from `listing` if complete there, else fetched from `sources` into `cache`, else rebuilt from the index
     files in `rebuild_from`, else with `landed` None and the reason. `ahead` downloads run while the consumer works.
 
-    Raises OutOfDisk if a file does not fit even after the consumer has had all earlier ones.
+    Raises OutOfDisk if a file does not fit even after the consumer has released all earlier ones.
     """
     stop = threading.Event()
 

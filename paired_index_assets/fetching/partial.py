@@ -71,7 +71,7 @@ class PartialFile:
         self.reserved = False
         if not self.size:
             return self.discard()
-        with suppress(OutOfDisk):  # said already by whoever was writing
+        with suppress(OutOfDisk):  # already reported by the writer
             self._record()
 
     def restart(self, source: str | None, version: str | None) -> None:

@@ -151,7 +151,7 @@ def _local_matches(path: UPath) -> list[ListedFile]:
         name = place.removeprefix(root.rstrip("/") + "/")
         if wanted is None or wanted.match(place):
             files.append(_local_file(place, name))
-            if files[-1] is None and os.path.islink(place):  # it leads nowhere: whoever reads it says so
+            if files[-1] is None and os.path.islink(place):  # it leads nowhere: its reader says so
                 files[-1] = ListedFile(place, name, 0, "")
     return [file for file in files if file]
 

@@ -1,6 +1,6 @@
 """Who may write what, among the processes of one machine: the kernel frees a lock when its process dies.
 
-An object store has no locks: there the block is run, and what it writes has to be right whoever writes it last.
+An object store has no locks: there the block is run, and what it writes has to be right, whichever writer is last.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _held(lock: UPath | Path, how: int, holder: str) -> Iterator[None]:
         except BlockingIOError as error:
             handle.seek(0)
             raise Busy(f"{lock}: held by {handle.read().strip() or 'another process'}; wait for it, or stop it") from error
-        with suppress(OSError):  # a full disk: the lock is held all the same
+        with suppress(OSError):  # a full disk: the lock is still held
             os.ftruncate(handle.fileno(), 0)
             os.write(handle.fileno(), holder.encode())
         yield

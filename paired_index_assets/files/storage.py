@@ -107,7 +107,7 @@ def require_writable(root: UPath) -> None:
 
 
 def patiently(what: UPath | Path | str, work: Callable[[], Result]) -> Result:
-    """The result of a request, asked again while the other side is in trouble.
+    """The result of a request, asked again while the other side fails.
 
     What will not get better is raised at once: no such file, no permission, an error of this project, a full disk. Raises
     SourceUnavailable naming `what` when it did not get better.

@@ -39,7 +39,7 @@ def workers() -> Iterator[ThreadPoolExecutor]:
     ready = threading.Barrier(count + 1)
 
     def prepare() -> None:
-        torch.get_num_threads()  # a thread's first use sets it to the default: not after the next line, please
+        torch.get_num_threads()  # a thread's first use sets the default, which would undo the next line
         torch.set_num_threads(1)  # of this thread, and, in passing, the default of threads yet to start
         ready.wait()
 

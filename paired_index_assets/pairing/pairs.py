@@ -32,7 +32,7 @@ PAIRS_SCHEMA = pa.schema(
 )
 BLOCK_ROWS = 1 << 16  # half a minute against 200,000 images at d=128 on two cores: what a kill can cost
 FORMAT = "pairs-1"
-CURE = "materialise caption_image_pairs again: that block alone is made anew"
+CURE = "materialise caption_image_pairs again: only that block is made again"
 INPUTS, BLOCKS = b"paired_index.inputs", b"paired_index.blocks"
 
 

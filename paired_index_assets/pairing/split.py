@@ -27,7 +27,7 @@ FREE_CONCEPT_ROWS = 10  # ... but in a small set a concept of ten rows may be ju
 MIN_CONCEPTS = 10  # below this a side of a tenth is empty
 BLOCK_BYTES = 64 << 20
 _FORMAT = 1
-CURE = "materialise caption_image_pairs again, which writes it anew"
+CURE = "materialise caption_image_pairs again, which writes a new one"
 
 UInt64 = npt.NDArray[np.uint64]
 

@@ -16,7 +16,7 @@ ModalityName = Literal["images", "captions"]
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
-# Pictures all the same, which nothing here decodes: they keep their row and say so.
+# Pictures too, which nothing here decodes: they keep their row and say so.
 UNSUPPORTED_SUFFIXES = frozenset(
     {".heic", ".heif", ".jxl", ".svg", ".svgz", ".psd", ".ico", ".tga", ".exr", ".hdr", ".eps", ".ai", ".wmf", ".emf", ".jxr", ".xcf"}
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}

@@ -2,7 +2,7 @@
 
 A scalar code's score is linear in its levels: ``sum_i first_i + W_i c_i`` with ``W_i = q_i step_i``. The weights become whole numbers of 16
 bits, coarse and fine byte, and the levels are 4 or 8 bits: what AVX512-VNNI's `vpdpbusd` adds up, 64 products at a time. LLVM has it as an
-intrinsic; on another processor the same sums are plain loops. Both are exact, so a sum does not hang on the machine.
+intrinsic; on another processor the same sums are plain loops. Both are exact, so a sum does not depend on the machine.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Codes are first scored by whole numbers (`dots`): ``W_i`` is rounded to ``unit * w_i``, and ``|W.c - unit * w.c| <= unit * top * sum |W_i / unit
 - w_i|``, which is known a query and less than a thousandth of the spread of scores. So what is below the k-th best whole score by twice that
 cannot be among the best k, and the few that remain are scored in float64 and ordered by score (rounded to float32, descending) and id
-(ascending). The result is exact for the codes, and does not hang on batch, threads or the order of lists.
+(ascending). The result is exact for the codes, and does not depend on batch, threads or the order of lists.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A connection costs the server something only while it waits for its client: for a head, a body, or for an answer to be read. Each of
 these has a time limit, and where there is no room for one more connection, the one that has been waited for longest makes it: half of a
 request first, then an idle one. So half-open connections, however many, cost honest clients nothing. A connection whose
-request is being worked on is never let go.
+request is being worked on is never closed.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ MAX_RESULTS = 10_000  # clip-retrieval's own page asks for 3,000
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes, seconds, and numbers of things. What goes beyond is refused, or is the first to be let go."""
+    """Bytes, seconds, and numbers of things. What goes beyond is refused, or disconnected first."""
 
     results: int = MAX_RESULTS  # of one query, and ids of one look-up
     text: int = 1000  # characters of a query; a model reads 77 tokens
@@ -26,7 +26,7 @@ class Limits:
     reading_seconds: float = 60.0  # until a client has read what waits for it
     header: int = 32 << 10
 
-    connections: int = 1024  # beyond it, whoever makes the server wait longest is let go
+    connections: int = 1024  # beyond it, the client that makes the server wait longest is disconnected
     connections_of_peer: int = 512
     uploads: int = 12  # bodies larger than `json` held at a time
     unread: int = 256 << 20  # of answers that clients are slow to read

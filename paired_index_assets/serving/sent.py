@@ -30,7 +30,7 @@ def check_size(content: bytes, limits: Limits) -> None:
     if pixels > limits.pixels:
         raise BadRequest(f"image: expected at most {limits.pixels} pixels, found more; send a smaller one")
     if kind in ("JPEG", "MPO") and _scans(content, limits.scans + 1) > limits.scans:
-        raise BadRequest(f"image: expected at most {limits.scans} scans, found more; save it anew")
+        raise BadRequest(f"image: expected at most {limits.scans} scans, found more; save it again as a baseline image")
 
 
 def smaller(content: bytes, limits: Limits) -> bytes:

@@ -1,6 +1,6 @@
 """What the ids of an open index stand for: metadata and pictures, of the version that was indexed.
 
-The embeddings, their metadata and the pictures of a build may be made anew under a server, in place. So each landed file of the index has
+The embeddings, their metadata and the pictures of a build may be replaced in place under a running server. So each landed file of the index has
 its own version here: the digest of its rows, from the shard's record. Metadata is taken only if it is that of the embeddings with this
 digest, and pictures only if these embeddings were made from them. What an index that is open already has of the same digest stays
 with it where there is nothing newer, and files that are held (files.held) answer as they were.
@@ -127,7 +127,7 @@ def shown_of(
         pictures = _pictures(images, inputs, settings, encoder, said) if made_here else {}
         found = list(_of_set(files, images, build.cache, pictures, said))
     elsewhere = not made_here if images is not None else not settings.get("images")  # features, or what landed
-    if inputs.images is not None and elsewhere:  # whoever names pictures for them says that row i is picture i
+    if inputs.images is not None and elsewhere:  # naming pictures for them says that row i is picture i
         given = _tried(lambda: Pictures.of(str(inputs.images), max((file.start + file.rows for file in files), default=0)), said)
         found = [replace(file, pictures=given) for file in found]
     earlier = {} if before is None else {file.version: file for file in before.files}

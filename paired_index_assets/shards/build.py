@@ -110,7 +110,7 @@ def build_shard(
             and done.is_made_of(trained.fingerprint, version, files)
             and (same := _same_rows(done, files, landed, contents))
         ):
-            if same != done:  # read anew, or copied
+            if same != done:  # read again, or copied
                 write_record(place, done := same)
             without = _keep_truths(root, captions, files, done.files, landed, removed)
             return ShardSummary(shard, shard_file(place, done), done, unchanged=True, without_truth=without)
@@ -139,7 +139,7 @@ def build_shard(
             files=tuple(_file_record(*three, contents) for three in zip(files, parts, landed, strict=True)),
         )
         without = _keep_truths(root, captions, files, draft.files, landed, removed)
-        if done is not None and done.inputs == draft.inputs:  # files were touched, or copied anew, with the rows they had
+        if done is not None and done.inputs == draft.inputs:  # files were touched, or copied again, with the same rows
             record = replace(draft, bytes=done.bytes, sha256=done.sha256)
             write_record(place, record)
             return ShardSummary(shard, shard_file(place, record), record, unchanged=True, encoded=encoded, without_truth=without)

@@ -175,7 +175,7 @@ def _copied(root: BuildRoot, folder: Path) -> str | None:
         return best
     if not there:
         return None
-    raise BadInput(f"{folder}: shards of an earlier release, which had no generations; run `build` again to make them anew")
+    raise BadInput(f"{folder}: shards of an earlier release, which had no generations; run `build` again to make new ones")
 
 
 def _pointed(pointer: UPath) -> str | None:
@@ -184,7 +184,7 @@ def _pointed(pointer: UPath) -> str | None:
     except MissingInput:
         return None
     except (KeyError, TypeError) as error:
-        raise DamagedArtifact(f"{pointer}: names no generation; build again, which writes it anew") from error
+        raise DamagedArtifact(f"{pointer}: names no generation; build again, which writes a new one") from error
     if not isinstance(fingerprint, str) or not FINGERPRINT.fullmatch(fingerprint):
-        raise DamagedArtifact(f"{pointer}: names {fingerprint!r}, expected a fingerprint; build again, which writes it anew")
+        raise DamagedArtifact(f"{pointer}: names {fingerprint!r}, expected a fingerprint; build again, which writes a new one")
     return fingerprint

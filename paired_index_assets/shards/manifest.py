@@ -107,7 +107,7 @@ def any_taken_down(root: BuildRoot) -> bool:
 def read_manifest(root: BuildRoot) -> pa.Table:
     """Raises MissingInput before the first build, DamagedArtifact for a file of another schema."""
     try:
-        table = read_table(root.manifest, "materialise index_manifest again, which writes it anew")
+        table = read_table(root.manifest, "materialise index_manifest again, which writes a new one")
     except FileNotFoundError as error:
         raise MissingInput(f"{root.manifest}: no manifest yet; build the shards first") from error
     if table.schema.names != MANIFEST_SCHEMA.names:

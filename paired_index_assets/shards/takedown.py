@@ -31,7 +31,7 @@ from paired_index_assets.rows import Int64
 from paired_index_assets.shards.manifest import any_taken_down
 
 CURE = "restore it from a copy: searches need it to leave out what was taken down"
-LOST = -1  # the id of a removed row that is in the data set no more, by the word of whoever built it
+LOST = -1  # the id of a removed row that is no longer in the data set, as its owner says
 TRAITS = pa.schema(  # what identifies a row whatever its id
     [
         pa.field("file", pa.string()),  # the landed file it was in

@@ -145,7 +145,7 @@ def test_a_damaged_block_of_pairs_alone_is_made_again(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for damaged in (whole[:-30], whole[:60] + bytes([whole[60] ^ 4]) + whole[61:], b""):
         path.write_bytes(damaged)
-        with pytest.raises(DamagedArtifact, match=r"pairs-00001\.parquet: .*that block alone is made anew"):
+        with pytest.raises(DamagedArtifact, match=r"pairs-00001\.parquet: .*only that block is made again"):
             read_pairs(tmp_path)
         assert write_pairs(tmp_path, sides).reused == 2
         assert read_pairs(tmp_path).equals(expected)
@@ -191,7 +191,7 @@ def test_of_flips_in_the_metadata_of_a_part_none_reads_as_something_else(tmp_pat
             assert read_parquet(path).equals(expected)
     assert noticed > FLIPS / 20
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DamagedArtifact, match=r"metadata\.parquet: .*its part alone is made anew"):
+    with pytest.raises(DamagedArtifact, match=r"metadata\.parquet: .*only its part is made again"):
         check_metadata(images)
 
 

@@ -27,7 +27,7 @@ def test_a_regression_stops_the_build_in_one_line_and_can_be_allowed(features, p
     assert stopped.returncode == 1
     assert len(stopped.stderr.strip().splitlines()) == 1
     assert "trained_index_is_no_worse_than_image_kmeans" in stopped.stderr
-    assert "set allow_regression to use it all the same" in stopped.stderr
+    assert "set allow_regression to use it anyway" in stopped.stderr
     promoted = json.loads((root / "trained/promoted.json").read_text())
     assert promoted["regression"]
     assert promoted["gain_high"] < 0

@@ -172,10 +172,10 @@ def test_a_table_with_a_missing_or_damaged_block_is_refused(tmp_path, sides, ids
     with pytest.raises(DamagedArtifact, match="of 5 beside 4 files"):
         read_pairs(UPath(tmp_path))
     (tmp_path / "pairs-00002.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DamagedArtifact, match=r"pairs-00002\.parquet: .*that block alone is made anew"):
+    with pytest.raises(DamagedArtifact, match=r"pairs-00002\.parquet: .*only that block is made again"):
         read_pairs(UPath(tmp_path))
     pq.write_table(pa.table({"caption_id": [1]}), tmp_path / "pairs-00002.parquet")
-    with pytest.raises(DamagedArtifact, match=r"pairs-00002\.parquet: .*that block alone is made anew"):
+    with pytest.raises(DamagedArtifact, match=r"pairs-00002\.parquet: .*only that block is made again"):
         read_pairs(UPath(tmp_path))
 
 
