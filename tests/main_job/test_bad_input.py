@@ -72,8 +72,8 @@ def test_bad_features_are_refused(case, tmp_path, refused):
     assert not list(root.glob("trained/*.index"))
 
 
-def test_a_process_says_it_in_one_line_too(tmp_path, paired_index):
-    done = paired_index("build", "--root", tmp_path / "root", *features(tmp_path, with_nan(400), features_of(400)), check=False)
+def test_a_process_says_it_in_one_line_too(tmp_path, own_process):
+    done = own_process("build", "--root", tmp_path / "root", *features(tmp_path, with_nan(400), features_of(400)), check=False)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "200 of 400" in done.stderr
