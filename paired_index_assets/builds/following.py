@@ -26,7 +26,7 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Int64
 from paired_index_assets.shards.matching import rows_with
-from paired_index_assets.shards.takedown import LOST, TRAITS, Traits, add_moved, read_log
+from paired_index_assets.shards.removals import LOST, TRAITS, Traits, add_moved, read_log
 
 Removal = dict[str, Any]  # a row of the log
 SAID = 5  # rows named in a message

@@ -139,7 +139,7 @@ def _tables(settings: Settings) -> str:
     from paired_index_assets.pairing.pairs import read_pairs
     from paired_index_assets.pairing.split import Split
     from paired_index_assets.shards.manifest import read_manifest
-    from paired_index_assets.shards.takedown import read_log
+    from paired_index_assets.shards.removals import read_log
 
     root, build = settings.build_root, OpenBuild(settings)
     tables: list[tuple[str, Callable[[], object]]] = [

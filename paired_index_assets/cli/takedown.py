@@ -33,7 +33,7 @@ def takedown(
     from paired_index_assets.builds.opened import OpenBuild
     from paired_index_assets.shards.manifest import served_data_set
     from paired_index_assets.shards.matching import read_list, row_ids
-    from paired_index_assets.shards.takedown import add_removed
+    from paired_index_assets.shards.removals import add_removed
 
     given = {name: file for name, file in (("ids", ids), ("url", urls), ("md5", md5)) if file is not None}
     if len(given) != 1:

@@ -16,7 +16,7 @@ from paired_index_assets.rows import usable_rows
 from paired_index_assets.shards.accounting import SAMPLED_ROWS, Account, account_of_shard
 from paired_index_assets.shards.generations import served_if_any
 from paired_index_assets.shards.manifest import read_manifest
-from paired_index_assets.shards.takedown import read_removed
+from paired_index_assets.shards.removals import read_removed
 from paired_index_assets.trained.artifact import TrainedIndex
 
 COUNTS = ("indexed", "not_finite", "zero", "taken_down")

@@ -19,7 +19,7 @@ from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.search.stock import stock_search
 from paired_index_assets.shards.generations import trained_of
 from paired_index_assets.shards.record import FileRecord, finished_record
-from paired_index_assets.shards.takedown import read_removed
+from paired_index_assets.shards.removals import read_removed
 from paired_index_assets.shards.truths import IndexedFile, keep_truths, sweep_truths, whole_truth
 
 STOCK_QUERIES = 200  # also asked of stock faiss

@@ -101,7 +101,7 @@ class Catalog:
 
     @property
     def data_set(self) -> str:
-        """Names the rows that the ids mean, where a build says so: another name after rows moved (shards/takedown.py)."""
+        """Names the rows that the ids mean, where a build says so: another name after rows moved (shards/removals.py)."""
         return ((self.table.schema.metadata or {}).get(DATA_SET) or b"").decode()
 
     def of_data_set(self, name: str) -> Catalog:

@@ -24,7 +24,7 @@ from paired_index_assets.search.shardset import ServedIndex, map_shard, served_i
 from paired_index_assets.search.unwanted import RemovedIds
 from paired_index_assets.shards.assemble import Written
 from paired_index_assets.shards.record import read_record
-from paired_index_assets.shards.takedown import removed_version
+from paired_index_assets.shards.removals import removed_version
 
 FORMAT = 1
 AGAIN = "run `paired-index pack` again"

@@ -23,7 +23,7 @@ from paired_index_assets.search.dots import bytes_at, int64_at
 from paired_index_assets.search.mapped import ID_BYTES, MappedLists, map_lists
 from paired_index_assets.search.plan import Plan
 from paired_index_assets.search.scanning import Scan
-from paired_index_assets.search.workers import Workers
+from paired_index_assets.search.threads import Workers
 from paired_index_assets.shards.assemble import Written, write_lists
 
 SAMPLED = 64  # queries whose answers from the pack are held against those from the shards

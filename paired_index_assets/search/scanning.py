@@ -12,7 +12,7 @@ from paired_index_assets.search.blocks import PLANES, weights_stride
 from paired_index_assets.search.choosing import SPARE
 from paired_index_assets.search.plan import Plan
 from paired_index_assets.search.ranking import NOTHING
-from paired_index_assets.search.workers import Workers, cores, ranges
+from paired_index_assets.search.threads import Workers, cores, ranges
 
 BATCH = 64  # queries from which on they are likely to share lists
 BLOCK_BYTES = 1 << 28  # of what is kept of the queries in work at once

@@ -24,8 +24,8 @@ from paired_index_assets.search.rerank import Originals
 from paired_index_assets.search.scanning import Scan, nothing
 from paired_index_assets.search.shardset import ServedIndex, map_shard, served_index
 from paired_index_assets.search.stored import codes_of, probed_lists
+from paired_index_assets.search.threads import Workers
 from paired_index_assets.search.unwanted import RemovedIds
-from paired_index_assets.search.workers import Workers
 
 LOG = logging.getLogger(__name__)
 IN_USE = "in use"

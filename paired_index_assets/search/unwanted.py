@@ -15,7 +15,7 @@ from paired_index_assets.files.watched import Watched
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Int64
 from paired_index_assets.shards.manifest import served_data_set
-from paired_index_assets.shards.takedown import log_stamp, read_removed
+from paired_index_assets.shards.removals import log_stamp, read_removed
 
 
 class RemovedIds:

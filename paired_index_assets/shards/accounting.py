@@ -24,7 +24,7 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Bool, Float32, Int64, UInt8, usable_rows
 from paired_index_assets.shards.assemble import FaissFile, list_ids
 from paired_index_assets.shards.record import ShardRecord, finished_record, shard_file
-from paired_index_assets.shards.takedown import read_removed, removed_version
+from paired_index_assets.shards.removals import read_removed, removed_version
 from paired_index_assets.trained.artifact import TrainedIndex
 
 SAMPLED_ROWS = 100  # of a shard

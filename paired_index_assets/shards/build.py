@@ -37,8 +37,8 @@ from paired_index_assets.shards.record import (
     shard_file,
     write_record,
 )
+from paired_index_assets.shards.removals import read_removed, removed_version
 from paired_index_assets.shards.supply import Supply, landed_alone, segments_of
-from paired_index_assets.shards.takedown import read_removed, removed_version
 from paired_index_assets.shards.truth import TestCaptions
 from paired_index_assets.shards.truths import IndexedFile, keep_truths
 from paired_index_assets.trained.artifact import TrainedIndex

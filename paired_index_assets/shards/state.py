@@ -16,7 +16,7 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Int64
 from paired_index_assets.shards.encode import kept_segment
 from paired_index_assets.shards.record import finished_record, read_failure
-from paired_index_assets.shards.takedown import read_removed, removed_version
+from paired_index_assets.shards.removals import read_removed, removed_version
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from paired_index_assets.errors import BadInput, DamagedArtifact
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.settings import load_settings
-from paired_index_assets.shards.takedown import add_removed, read_log, read_removed
+from paired_index_assets.shards.removals import add_removed, read_log, read_removed
 
 D = 8
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)

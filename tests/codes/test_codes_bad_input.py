@@ -102,7 +102,7 @@ def test_the_gain_survives_what_is_done_to_the_data(change, clouds):
     assert lost("query") < 0.5 * lost("nearest")
 
 
-def test_what_can_not_be_coded_is_said(clouds):
+def test_what_cannot_be_coded_is_said(clouds):
     images, captions = clouds
     with pytest.raises(BadInput, match="QT_5bit"):
         train_codec("QT_5bit", "query", images, captions)

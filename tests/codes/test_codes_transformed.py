@@ -108,7 +108,7 @@ def test_bytes_beyond_8_bits_a_dimension_are_refused(clouds):
         (lambda i, c: (np.repeat(i[:1], 200, axis=0), c), "all images are equal"),
     ],
 )
-def test_what_can_not_carry_a_transform_says_why_and_has_todays_code(spoil, says, clouds):
+def test_what_cannot_carry_a_transform_says_why_and_has_todays_code(spoil, says, clouds):
     images, captions = spoil(clouds[0][:400], clouds[1][:400])
     with pytest.warns(CodecWarning, match=says):
         assert train_transformed(images, captions) is None

@@ -77,7 +77,7 @@ def test_weights_trained_with_quick_gelu_get_it():
     assert OpenClipEncoder("ViT-L-14", "openai").dimensions == 768
 
 
-def test_models_that_can_not_be_had_are_one_line(copy):
+def test_models_that_cannot_be_loaded_are_one_line(copy):
     with pytest.raises(MissingInput, match=r"expected a folder with open_clip_config\.json"):
         _ = OpenClipEncoder("local-dir:/nowhere").identity
     with pytest.raises(BadInput, match=r"model 'ViT-Q-99': expected one of open_clip\.list_models\(\)"):

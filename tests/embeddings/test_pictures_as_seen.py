@@ -171,7 +171,7 @@ def test_a_photo_stands_as_its_exif_says(kind, orientation):
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0"]
 )
-def test_exif_that_can_not_be_read_turns_nothing(exif):
+def test_exif_that_cannot_be_read_turns_nothing(exif):
     assert_looks_like(stored(photo(), "JPEG", quality=100, subsampling=0, exif=exif), photo(), tolerance=12)
 
 
@@ -209,7 +209,7 @@ def header_of(width, height, depth=8, colour=2):
         (header_of(0, 5), "not an image"),
     ],
 )
-def test_what_can_not_be_shown_is_named(content, outcome):
+def test_what_cannot_be_shown_is_named(content, outcome):
     with pytest.raises(BadPicture) as caught:
         picture_of(content)
     assert caught.value.outcome == outcome

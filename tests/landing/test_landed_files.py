@@ -166,7 +166,7 @@ def test_rows_are_read_in_blocks_in_order(catalog, published):
 
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4"])
-def test_rows_that_can_not_be_searched_are_marked_and_counted(unit_rows, dtype):
+def test_rows_that_cannot_be_searched_are_marked_and_counted(unit_rows, dtype):
     rows = unit_rows(12).astype(dtype)
     rows[1, 3] = np.nan
     rows[2, 0] = np.inf

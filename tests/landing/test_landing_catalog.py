@@ -207,7 +207,7 @@ def test_appended_files_extend_the_last_shard_and_move_no_id(landing_folder, uni
     assert after.extend(folder) is after
 
 
-def test_a_known_file_with_other_rows_can_not_be_appended(landing_folder, unit_rows):
+def test_a_known_file_with_other_rows_cannot_be_appended(landing_folder, unit_rows):
     folder = landing_folder([5, 6, 7])
     catalog = Catalog.scan(folder, shards=2)
     np.save(folder / "img_emb_1.npy", unit_rows(60))

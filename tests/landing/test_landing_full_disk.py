@@ -72,7 +72,7 @@ def test_a_disk_that_fills_up_stops_clearly_and_the_download_goes_on_later(small
     assert (folder / NAME).read_bytes() == (published / NAME).read_bytes()
 
 
-def test_a_file_that_can_not_fit_is_refused_before_its_first_byte(landing_folder, tmp_path, quick, monkeypatch):
+def test_a_file_that_cannot_fit_is_refused_before_its_first_byte(landing_folder, tmp_path, quick, monkeypatch):
     published = landing_folder([30_000])
     file = Catalog.scan(published, shards=1).all_files[0]
     monkeypatch.setattr("paired_index_assets.fetching.fetch.shutil.disk_usage", lambda _: _Usage(file.bytes - 1))

@@ -102,7 +102,7 @@ def test_an_empty_caption_list_is_refused(tmp_path, paired_index, small_pairs):
         (["--text", "a", "--model", "ViT-B-32", "--pretrained", "openai"], ["ViT-B-32", "cannot be compared"]),
     ],
 )
-def test_a_search_that_can_not_be_is_refused(small_build, paired_index, arguments, words):
+def test_a_search_that_cannot_be_is_refused(small_build, paired_index, arguments, words):
     done = paired_index("search", "--root", small_build, *arguments, check=False)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1

@@ -85,7 +85,7 @@ def test_rows_taken_down_are_not_found_from_now_on_nor_after_the_rebuild(own_bui
 
 
 @pytest.mark.parametrize(("content", "word"), [("seven\n", "seven"), ("99999\n", "99999"), ("", "found none")])
-def test_a_takedown_list_that_can_not_be_is_refused_whole(small_build, paired_index, tmp_path, content, word):
+def test_a_takedown_list_that_cannot_be_is_refused_whole(small_build, paired_index, tmp_path, content, word):
     (tmp_path / "ids.txt").write_text(content)
     done = paired_index("takedown", "--root", small_build, "--ids", tmp_path / "ids.txt", check=False)
     assert done.returncode == 1

@@ -55,7 +55,7 @@ def test_given_rates_are_not_called_measured(tmp_path):
     assert given.measured == {"flops", "encode_rows"}
 
 
-def test_a_place_that_can_not_be_written_to_is_named():
+def test_a_place_that_cannot_be_written_to_is_named():
     with pytest.raises(BadInput, match="/proc: cannot be written to"):
         measure_rates(Path("/proc"), 16)
 

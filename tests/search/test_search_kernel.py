@@ -17,7 +17,7 @@ from paired_index_assets.search import blocks, dots
 from paired_index_assets.search.mapped import map_lists
 from paired_index_assets.search.plan import Plan
 from paired_index_assets.search.scanning import Scan, bitmap
-from paired_index_assets.search.workers import Workers
+from paired_index_assets.search.threads import Workers
 from paired_index_assets.trained.coarse import probe
 
 NLIST, GROUPS, ROWS = 40, 6, 1500

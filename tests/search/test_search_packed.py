@@ -19,7 +19,7 @@ from paired_index_assets.search import packing
 from paired_index_assets.search.packed import pack, read_pack, record_path
 from paired_index_assets.search.sharded import IN_USE, ShardedIndex
 from paired_index_assets.search.shardset import served_index
-from paired_index_assets.shards.takedown import add_removed
+from paired_index_assets.shards.removals import add_removed
 
 
 def folder(build) -> Path:

@@ -13,7 +13,7 @@ from paired_index_assets.search.packed import read_pack
 from paired_index_assets.search.sharded import IN_USE, ShardedIndex
 from paired_index_assets.search.shardset import served_index
 from paired_index_assets.settings import load_settings
-from paired_index_assets.shards.takedown import add_removed
+from paired_index_assets.shards.removals import add_removed
 
 
 @pytest.fixture

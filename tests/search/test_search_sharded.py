@@ -20,7 +20,7 @@ from paired_index_assets.layout import BuildRoot
 from paired_index_assets.search import kernel
 from paired_index_assets.search.sharded import ShardedIndex
 from paired_index_assets.shards.build import build_shard
-from paired_index_assets.shards.takedown import add_removed
+from paired_index_assets.shards.removals import add_removed
 
 
 def shard_by_shard(build: Build, queries, k, nprobe, without=()):

@@ -47,7 +47,7 @@ def test_a_reranked_answer_has_the_scores_of_the_embeddings(ask, fresh):
         ({"rerank": 1000}, "rerank"),
     ],
 )
-def test_what_can_not_be_met_is_the_clients_mistake(ask, fields, says):
+def test_what_cannot_be_met_is_the_clients_mistake(ask, fields, says):
     refused = ask(**fields)
     assert refused.status_code == 400
     assert says in refused.json()["error"]

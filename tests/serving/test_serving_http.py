@@ -120,7 +120,7 @@ def test_duplicates_and_unsafe_rows_are_dropped_if_asked(client, finished):
         ({"embedding_input": [1e-60] * D}, "zeros only"),
     ],
 )
-def test_what_can_not_be_answered_is_refused_with_the_reason(client, fields, says):
+def test_what_cannot_be_answered_is_refused_with_the_reason(client, fields, says):
     answer = knn(client, **fields)
     assert answer.status_code == 400
     assert says in answer.json()["error"]

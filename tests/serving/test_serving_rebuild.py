@@ -156,7 +156,7 @@ def test_while_landed_files_are_replaced_each_shard_is_the_old_or_the_new_one(fr
         assert all(np.array_equal(found[:, rows_of], scores[int(name[8:12]) > number][:, rows_of]) for name, rows_of in edges)
 
 
-def test_a_set_that_can_not_be_opened_leaves_the_old_one_answering(fresh, quick_retry):
+def test_a_set_that_cannot_be_opened_leaves_the_old_one_answering(fresh, quick_retry):
     index = followed(fresh)
     queries = fresh.captions[:20]
     old = index.current().search(queries, 10)

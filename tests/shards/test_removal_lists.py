@@ -19,7 +19,7 @@ from paired_index_assets.embeddings.sets import SetPart, write_set
 from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.settings import load_settings
 from paired_index_assets.shards.matching import ids_of, read_list, row_ids, same_url
-from paired_index_assets.shards.takedown import read_log, read_removed
+from paired_index_assets.shards.removals import read_log, read_removed
 
 MD5S = [f"{row:032x}".replace("0", "d") for row in range(1, 7)]
 URLS = [
@@ -119,7 +119,7 @@ def test_the_log_keeps_what_identifies_the_row(root):
 
 
 @pytest.mark.parametrize("line", ["²", "٣", "9" * 40, "-1", "1.0", "1,2", "6"])
-def test_a_row_id_that_can_not_be_is_refused_and_nothing_is_removed(root, line):
+def test_a_row_id_that_cannot_be_is_refused_and_nothing_is_removed(root, line):
     done = take_down(root, "--ids", f"1\n{line}\n")
     assert done.exit_code == 1
     assert isinstance(done.exception, PairedIndexError)

@@ -127,7 +127,7 @@ def test_slices_of_one_big_file_become_shards(world: World, tmp_path: Path) -> N
     assert sum(read_record(sliced.place(s)).indexed for s in range(5)) == 1003
 
 
-def test_rows_that_can_not_be_searched_are_left_out_and_counted(world: World) -> None:
+def test_rows_that_cannot_be_searched_are_left_out_and_counted(world: World) -> None:
     name = world.catalog.files(1)[0].name
     vectors = np.load(world.landing / name)
     vectors[[3, 7]] = 0

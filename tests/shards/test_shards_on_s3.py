@@ -33,8 +33,8 @@ from paired_index_assets.shards.accounting import account_of_shard
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import read_lengths, read_manifest, write_manifest
 from paired_index_assets.shards.record import finished_record, read_record, shard_file, verify_shard
+from paired_index_assets.shards.removals import add_removed, read_removed
 from paired_index_assets.shards.state import stale_shards
-from paired_index_assets.shards.takedown import add_removed, read_removed
 from paired_index_assets.shards.truth import TestCaptions, truth_path
 from paired_index_assets.shards.truths import sweep_truths
 from paired_index_assets.trained.artifact import TrainedIndex

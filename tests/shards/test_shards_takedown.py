@@ -16,7 +16,7 @@ from paired_index_assets.errors import BadInput, Busy, DamagedArtifact
 from paired_index_assets.files.locks import only_writer
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.matching import ids_of
-from paired_index_assets.shards.takedown import REMOVED_SCHEMA, add_removed, read_log, read_removed, removed_version
+from paired_index_assets.shards.removals import REMOVED_SCHEMA, add_removed, read_log, read_removed, removed_version
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 

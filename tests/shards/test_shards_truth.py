@@ -90,7 +90,7 @@ def test_a_thousand_captions_have_the_truth_of_brute_force(large_files: World) -
     assert_is_brute_force(large_files, captions=captions)
 
 
-def test_rows_that_can_not_be_searched_are_in_no_truth(world: World) -> None:
+def test_rows_that_cannot_be_searched_are_in_no_truth(world: World) -> None:
     path = world.landing / world.catalog.files(1)[0].name
     rows = np.load(path)
     rows[3:9] = CAPTIONS.vectors[0]  # would be the best of all
@@ -121,7 +121,7 @@ def test_a_takedown_that_is_not_built_yet_is_struck_off_all_the_same(large_files
         assert len(known) >= DEEPEST_K
 
 
-def test_what_can_not_be_proven_after_a_takedown_is_not_claimed(large_files: World) -> None:
+def test_what_cannot_be_proven_after_a_takedown_is_not_claimed(large_files: World) -> None:
     """All rows that are listed of a lone file go, and nobody has built since: its next best are not known."""
     alone = dataclasses.replace(large_files, catalog=large_files.catalog.of(large_files.catalog.all_files[:1]))
     build(alone)

@@ -52,7 +52,7 @@ def test_a_build_in_a_bucket_is_the_build_in_a_folder(faults, bucket, s3, small_
     ],
     ids=["no credentials", "no server", "no bucket"],
 )
-def test_a_store_that_can_not_be_used_is_one_line_before_anything_starts(
+def test_a_store_that_cannot_be_used_is_one_line_before_anything_starts(
     changed, words, bucket, s3, small_pairs, paired_index, tmp_path: Path
 ):
     environment = s3.environment | {"DAGSTER_HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)} | changed
