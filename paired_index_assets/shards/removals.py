@@ -78,7 +78,7 @@ def log_stamp(root: BuildRoot) -> str:
     return stamp_of(root.removed) if is_local(root.removed) else " ".join(file.name for file in _files(root))
 
 
-def read_removed(root: BuildRoot, data_set: str = "") -> Int64:
+def read_removed(root: BuildRoot, data_set: str) -> Int64:
     """(n,) the removed ids of a data set (Catalog.data_set), ascending, each once."""
     log = read_log(root)
     ids = np.asarray(log.filter(pc.equal(log["data_set"], data_set))["id"].to_numpy(), dtype=np.int64)

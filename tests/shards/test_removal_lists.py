@@ -67,7 +67,7 @@ def take_down(root, option, content):
 def test_an_md5_is_found_however_the_line_is_written(root, line, encoded, end):
     done = take_down(root, "--md5", f"{line}{end}".encode(encoded))
     assert done.exit_code == 0, done.output
-    assert read_removed(root).tolist() == [2]
+    assert read_removed(root, "").tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_an_md5_is_found_however_the_line_is_written(root, line, encoded, end):
 def test_a_url_is_found_however_it_is_spelt(root, line, row):
     done = take_down(root, "--urls", line)
     assert done.exit_code == 0, done.output
-    assert read_removed(root).tolist() == [row]
+    assert read_removed(root, "").tolist() == [row]
 
 
 def test_what_is_written_exactly_is_not_also_matched_otherwise(root):
@@ -97,13 +97,13 @@ def test_what_is_written_exactly_is_not_also_matched_otherwise(root):
         root.root.parent / "metadata.parquet",
     )
     take_down(root, "--urls", URLS[3])
-    assert read_removed(root).tolist() == [0, 3]
+    assert read_removed(root, "").tolist() == [0, 3]
 
 
 def test_lines_that_match_nothing_are_listed_and_the_exit_code_says_so(root):
     done = take_down(root, "--urls", f"{URLS[5]}\nhttp://nowhere.example/[/a]\nno url at all\n")
     assert done.exit_code == 1
-    assert read_removed(root).tolist() == [5]
+    assert read_removed(root, "").tolist() == [5]
     said = done.output + str(done.exception)
     assert "http://nowhere.example/[/a]" in said
     assert "no url at all" in said
@@ -124,7 +124,7 @@ def test_a_row_id_that_cannot_be_is_refused_and_nothing_is_removed(root, line):
     assert done.exit_code == 1
     assert isinstance(done.exception, PairedIndexError)
     assert line in str(done.exception)
-    assert read_removed(root).tolist() == []
+    assert read_removed(root, "").tolist() == []
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import faiss
@@ -19,8 +20,10 @@ from paired_index_assets.landing.landed import list_folder, read_rows
 from paired_index_assets.shards.accounting import SAMPLED_ROWS, Account, account_of_shard
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.record import read_record, write_record
+from paired_index_assets.shards.removals import add_removed
 
 NOBODY = np.empty(0, np.int64)
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
 def accounted(world: World, shard: int = 0, *, removed: np.ndarray = NOBODY, seed: int = 3) -> Account:
@@ -60,6 +63,19 @@ def test_a_right_shard_is_accounted_for_row_by_row(world: World, rounding: str) 
     assert (found.rows, found.in_lists, found.not_finite, found.zero, found.taken_down) == (484, 479, 1, 2, 2)
     assert found.compared == SAMPLED_ROWS
     assert not found.gone
+
+
+def test_what_was_taken_down_of_another_data_set_is_no_loss_of_this_one(world: World) -> None:
+    world = dataclasses.replace(world, catalog=world.catalog.of_data_set("this one"))
+    add_removed(world.root, np.array([5, 9]), "asked", when=NOON, data_set="this one")
+    for other in ("", "another"):
+        add_removed(world.root, np.array([20, 21, 22]), "asked", when=NOON, data_set=other)
+    build_shard(world.root, world.trained, world.catalog, 0, world.landing)
+    found = account_of_shard(world.root, world.trained, world.catalog, 0, list_folder(world.landing), seed=3)
+    assert (found.rows, found.in_lists, found.taken_down) == (484, 482, 2)
+    altered(world, lambda index: index.remove_ids(np.array([20])))
+    with pytest.raises(DamagedArtifact, match=r"of img_emb_0000\.npy 297 rows are in lists; its record says 300 rows = 298 in lists"):
+        account_of_shard(world.root, world.trained, world.catalog, 0, list_folder(world.landing), seed=3)
 
 
 def test_other_seeds_look_at_other_rows(world: World) -> None:

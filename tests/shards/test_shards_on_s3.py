@@ -280,14 +280,14 @@ def test_what_is_taken_down_is_gone_from_a_search_of_the_bucket(bucket, world, t
         for row_id in (first, 7):
             add_removed(remote, np.array([row_id]), "asked", when=datetime(2026, 1, 1, tzinfo=UTC))
         assert int(index.search(query, 1)[1][0, 0]) != first
-    assert read_removed(remote).tolist() == sorted({first, 7})
+    assert read_removed(remote, "").tolist() == sorted({first, 7})
 
 
 def test_removals_asked_for_at_the_same_moment_are_all_in_the_log(bucket, tmp_path):
     remote, when = node(bucket, tmp_path), datetime(2026, 1, 1, tzinfo=UTC)
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(lambda row: add_removed(remote, np.array([row]), "asked", when=when), range(6))) == 6
-    assert read_removed(remote).tolist() == list(range(6))
+    assert read_removed(remote, "").tolist() == list(range(6))
     assert add_removed(remote, np.arange(5, 8), "asked again", when=when) == 2
 
 

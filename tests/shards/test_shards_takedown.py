@@ -27,15 +27,15 @@ def root(tmp_path: Path) -> BuildRoot:
 
 
 def test_nothing_is_removed_before_anybody_asks(root: BuildRoot) -> None:
-    assert read_removed(root).tolist() == []
-    assert read_removed(root).dtype == np.int64
+    assert read_removed(root, "").tolist() == []
+    assert read_removed(root, "").dtype == np.int64
 
 
 def test_removals_add_up_and_the_log_says_who_asked_first(root: BuildRoot) -> None:
     assert add_removed(root, np.array([7, 3, 7, 2**40]), "owner asked", when=NOON, source="list-1.txt") == 3
     assert add_removed(root, np.array([3, 5]), "unlawful", when=NOON) == 1
     assert add_removed(root, np.array([3, 5]), "again", when=NOON) == 0
-    assert read_removed(root).tolist() == [3, 5, 7, 2**40]
+    assert read_removed(root, "").tolist() == [3, 5, 7, 2**40]
     log = read_log(root)
     assert log.schema.equals(REMOVED_SCHEMA)
     assert log["id"].to_pylist() == [3, 7, 2**40, 5]
@@ -66,7 +66,7 @@ def test_a_damaged_log_is_an_error_and_never_an_empty_one(root: BuildRoot) -> No
     path = Path(root.removed.path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DamagedArtifact, match=r"removed\.parquet"):
-        read_removed(root)
+        read_removed(root, "")
 
 
 @given(st.sets(st.integers(0, 99)), st.integers(0, 100), st.integers(0, 100))
