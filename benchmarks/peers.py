@@ -1,4 +1,6 @@
-"""Our 4-bit codes beside stock faiss codecs in the same lists: `python benchmarks/peers.py --data FOLDER [--nlist 1024] [--queries 2000]`
+"""Our codes, with and without the transform, beside stock faiss codecs in the same lists.
+
+    python benchmarks/peers.py --data FOLDER [--nlist 1024] [--queries 2000] [--bytes 80 96]
 
 FOLDER holds `image_features.npy` and `caption_features.npy` (row i of both is a pair) and, if there, `pairs.parquet` with a column
 `caption`. Queries are test captions of a split by concept; lists are image k-means with its own centroids; codes are trained on training
@@ -9,20 +11,23 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from paired_index_assets.clustering.kmeans import Training, train_kmeans
-from paired_index_assets.codes.codec import train_codec
+from paired_index_assets.codes.codec import TrainedCodec, train_codec
+from paired_index_assets.codes.transformed import train_transformed
 from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.pairing.split import split_by_concept
 from paired_index_assets.quality.candidates import candidate_from
 from paired_index_assets.quality.peers import PEERS, Lists, measure_peers
 from paired_index_assets.quality.publish import publish_report
-from paired_index_assets.quality.recall import measure
+from paired_index_assets.quality.recall import Measurement, measure
 from paired_index_assets.quality.report import build_report
 from paired_index_assets.quality.tables import peers_table, table
 from paired_index_assets.quality.truth import ground_truth
@@ -38,7 +43,7 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--nlist", type=int, default=1024)
     options.add_argument("--queries", type=int, default=2000)
-    options.add_argument("--codecs", nargs="*", default=["QT_4bit"])
+    options.add_argument("--bytes", type=int, nargs="*", default=[], help="further sizes of the transformed code")
     options.add_argument("--peers", nargs="*", default=list(PEERS))
     options.add_argument("--every-list", action="store_true")
     options.add_argument("--out", type=Path)
@@ -59,15 +64,20 @@ def main() -> None:
 
     setting = {"nprobes": (8,), "shares": (0.01,), "exhaustive": chosen.every_list}
     sample = images[np.sort(np.random.default_rng(SEED).choice(len(images), min(CODEC_ROWS, len(images)), replace=False))]
-    ours = []
-    for name in chosen.codecs:
+    sample, training = sample.astype(np.float32), captions[split.train].astype(np.float32)
+    kinds: dict[str, Callable[[], TrainedCodec | None]] = {"QT_4bit query": partial(train_codec, "QT_4bit", "query", sample, training)}
+    for size in (None, *chosen.bytes):
+        kinds[f"transformed, {size or images.shape[1] // 2} bytes"] = partial(train_transformed, sample, training, bytes_per_vector=size)
+    ours: list[Measurement] = []
+    for name, train in kinds.items():
         started = time.perf_counter()
-        codec = train_codec(name, "query", sample.astype(np.float32), captions[split.train].astype(np.float32))
+        if (codec := train()) is None:
+            continue
         trained = TrainedIndex("kmeans", chosen.nlist, images.shape[1], clustering.centroids, codec)
         codes = codec.encode(images[:])
         candidate = candidate_from(trained, lists.list_of_image, codes, build_seconds=time.perf_counter() - started)
         clock(f"{name} trained and encoded")
-        ours.append(measure(candidate, queries, truth, rerank=True, **setting))
+        ours.insert(0, measure(candidate, queries, truth, rerank=True, **setting))
         clock(f"{name} measured")
     peers = []
     for name in chosen.peers:
