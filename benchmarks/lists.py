@@ -1,16 +1,18 @@
-"""Lists and codes through a stock reader: recall@10 of captions kept aside, by nprobe, of one plain faiss file a kind.
+"""Lists, routing and codes through a stock reader: recall@10 of captions kept aside, by nprobe, of one plain faiss file a kind.
 
     python benchmarks/lists.py --data FOLDER [--nlist 4096] [--queries 2000] [--bytes 80]
 
 FOLDER holds `image_features.npy` and `caption_features.npy`, row-aligned pairs. The kept-aside captions are drawn at random and train nothing;
-centroids are image k-means of all images, codes see 20,000 images and 30,000 other captions. Each file is written, read by
-`faiss.read_index` and searched through `faiss.extract_index_ivf`. Prints what is scanned, and how many centroids a query is compared with.
+centroids are image k-means of all images, codes see 20,000 images and 30,000 other captions, routing up to 100,000 (`--routing 0`: none), of
+which 2,000 more choose its epoch. Each file is written, read by `faiss.read_index` and searched through `faiss.extract_index_ivf`. Prints what
+is scanned, and how many centroids a query is compared with.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -20,16 +22,19 @@ from paired_index_assets.clustering.kmeans import Training, train_kmeans
 from paired_index_assets.codes.codec import TrainedCodec, train_codec
 from paired_index_assets.codes.formats import ivf_of
 from paired_index_assets.codes.transformed import train_transformed
-from paired_index_assets.neighbors.exact import assign
+from paired_index_assets.contest.contestants import with_routing
+from paired_index_assets.neighbors.exact import assign, exact_neighbors
 from paired_index_assets.nlist import FINER
 from paired_index_assets.quality.candidates import filled
 from paired_index_assets.quality.intervals import mean_interval
+from paired_index_assets.routing.training import Lesson
 from paired_index_assets.rows import Float32, Int64, UInt8
 from paired_index_assets.trained.artifact import TrainedIndex
 from paired_index_assets.trained.coarse import group_lists
 
 SEED, K = 3, 10
 CODEC_IMAGES, CODEC_CAPTIONS = 20_000, 30_000
+JUDGES = 2_000
 PROBED = (0.25, 0.5)  # of the groups
 NPROBES = (4, 8, 16)  # of lists in one level; FINER times as many of the finer ones
 
@@ -75,12 +80,15 @@ def main() -> None:
     parser.add_argument("--nlist", type=int, default=4096, help="lists in two levels; a quarter in one")
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--bytes", type=int, nargs="*", default=[], help="further sizes of the transformed code, exhaustively")
+    parser.add_argument("--routing", type=int, default=100_000, help="captions that routing learns from")
     options = parser.parse_args()
     images, captions = (_unit(np.load(options.data / f"{name}_features.npy")) for name in ("image", "caption"))
     order = np.random.default_rng(SEED).permutation(len(captions))
-    held, training = captions[order[: options.queries]], captions[order[options.queries :]][:CODEC_CAPTIONS]
+    held, others = captions[order[: options.queries]], captions[order[options.queries :]]
+    training, learning = others[:CODEC_CAPTIONS], others[JUDGES:][: options.routing]
     sample = images[np.sort(np.random.default_rng(SEED).permutation(len(images))[:CODEC_IMAGES])]
     print("| lists, codes | bytes | centroids compared | nprobe | scanned | recall@10 | 95 % |\n|---|---|---|---|---|---|---|", flush=True)
+    best = [Lesson(asked, exact_neighbors(asked, images, K)[1]) for asked in (learning, others[:JUDGES])] if options.routing else None
     with tempfile.TemporaryDirectory() as folder:
         reader = Reader(images, held, Path(folder))
         coded = {}
@@ -100,9 +108,14 @@ def main() -> None:
             lists = assign(images, centroids)
             for share in shares:
                 groups = None if share is None else group_lists(centroids, seed=SEED, probed=share)
-                for name, (codec, codes) in coded.items():
-                    trained = TrainedIndex("kmeans", nlist, images.shape[1], centroids, codec, groups=groups)
-                    reader.rows(f"{nlist:,}{', two levels' if groups else ''}, {name}", trained, lists, codes)
+                plain = TrainedIndex("kmeans", nlist, images.shape[1], centroids, next(iter(coded.values()))[0], groups=groups)
+                kinds = {"": plain}
+                if best is not None and (taught := with_routing(plain, lists, *best, seed=SEED)) is not None:
+                    kinds[", learned routing"] = taught
+                for routing, kind in kinds.items():
+                    for name, (codec, codes) in coded.items():
+                        trained = replace(kind, codec=codec)
+                        reader.rows(f"{nlist:,}{', two levels' if groups else ''}{routing}, {name}", trained, lists, codes)
 
 
 def _unit(rows: np.ndarray) -> Float32:

@@ -118,6 +118,12 @@ class Settings(BaseSettings):
     niter: int = _field(10, "Training", "k-means iterations.", ge=1, le=1000)
     codec: Literal["QT_4bit", "QT_6bit", "QT_8bit"] = _field("QT_4bit", "Training", "How a vector is stored.")
     rounding: Literal["query", "nearest", "faiss"] = _field("query", "Training", "How a vector is rounded to its code.")
+    routing: Literal["auto", "centroids"] = _field(
+        "auto",
+        "Training",
+        "Which lists a query looks in: those whose `centroids` are nearest; or, with `auto`, those that captions taught, where that finds at "
+        "least .005 more on validation captions. Only with rounding `query`. Either is the coarse quantizer of the files.",
+    )
     transform: Literal["auto", "none"] = _field(
         "auto",
         "Training",

@@ -100,7 +100,7 @@ def _report(build: "OpenBuild", progress: Progress) -> "RecallReport":
     from paired_index_assets.contest.evidence import measure_build
     from paired_index_assets.evidence.measuring import with_served
     from paired_index_assets.pairing.split import Split
-    from paired_index_assets.trained.promotion import candidates_of
+    from paired_index_assets.trained.promotion import candidates_of, read_promotion
 
     root, promoted, images = build.root, build.promoted, build.pairs[0]
     report = measure_build(
@@ -108,6 +108,7 @@ def _report(build: "OpenBuild", progress: Progress) -> "RecallReport":
         Split.load(root.split).test,
         candidates_of(root),
         promoted,
+        promotion=read_promotion(root),
         facts={
             "images": images.source.name,
             "encoder": images.model or "not named",

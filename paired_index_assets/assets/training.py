@@ -77,12 +77,13 @@ def centroids_are_unit_and_distinct(settings: SettingsResource) -> dg.AssetCheck
 def trained_index(
     context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
 ) -> dg.MaterializeResult:
-    """Empty, trained faiss indices: centroids in one level or two, codes rounded for captions. The best on validation captions is promoted.
+    """Empty, trained faiss indices: lists in one level or two, routing, codes rounded for captions. The best on validation captions is promoted.
 
     Every candidate is measured on the same captions at an equal share of vectors scanned; what won, and by how much, is recorded with it,
     and so is the nprobe that a search takes which does not say.
     """
     from paired_index_assets.contest.contestants import CodeChoice, make_and_judge
+    from paired_index_assets.contest.evidence import standings_table
     from paired_index_assets.pairing.split import Split
     from paired_index_assets.trained.promotion import Promotion, promote
 
@@ -90,51 +91,36 @@ def trained_index(
     read, root = build.settings, build.root
     codes = CodeChoice(read.codec, read.rounding, transform=read.transform == "auto", bytes_per_vector=read.bytes_per_vector)
     data = evaluation_data(build, progress.of(context))
-    judged = make_and_judge(data, Split.load(root.split), _contestants(build), codes, model=build.pairs[0].model)
+    routing = read.routing == "auto" and read.rounding == "query"
+    judged = make_and_judge(data, Split.load(root.split), _contestants(build), codes, routing=routing, model=build.pairs[0].model)
     names = {}
-    for entry in judged.candidates:
+    for entry in judged.compared:
         names[entry.name] = root.trained_index(entry.trained.nlist, read.codec, entry.file_method, entry.trained.fingerprint)
         entry.trained.save(names[entry.name])
     winner = judged.winner
     verdict = judged.verdict
-    promote(
-        root,
-        Promotion(
-            index=names[winner.name].name,
-            fingerprint=winner.trained.fingerprint,
-            nprobe=winner.trained.nprobe,
-            candidates=sorted(file.name for file in names.values()),
-            name=winner.name,
-            baseline=verdict.baseline.name,
-            gain=verdict.gain.mean,
-            gain_low=verdict.gain.low,
-            gain_high=verdict.gain.high,
-            regression=verdict.regression,
-            why=str(verdict),
-        ),
+    promotion = Promotion(
+        index=names[winner.name].name,
+        fingerprint=winner.trained.fingerprint,
+        nprobe=winner.trained.nprobe,
+        candidates=sorted(file.name for file in names.values()),
+        name=winner.name,
+        baseline=verdict.baseline.name,
+        gain=verdict.gain.mean,
+        gain_low=verdict.gain.low,
+        gain_high=verdict.gain.high,
+        regression=verdict.regression,
+        why=str(verdict),
+        share=verdict.share,
+        standings=judged.standings,
     )
-    k, share = verdict.k, verdict.share
-    table = [
-        [
-            m.name,
-            f"{m.recall(k, share=share, of='coverage').mean():.4f}",
-            f"{m.recall(k, share=share).mean():.4f}",
-            m.bytes_per_vector,
-            f"{m.coarse_dots:,}",
-            m.nprobe,
-            f"{m.imbalance:.2f}",
-        ]
-        for m in judged.measurements
-    ]
+    promote(root, promotion)
     return dg.MaterializeResult(
         metadata={
             "promoted": winner.name,
             "why": str(verdict),
             "gain_over_baseline": verdict.gain.mean,
-            "candidates": markdown_table(
-                ["candidate", f"coverage@{k} at {share:.1%} scanned", f"recall@{k}", "bytes", "centroids compared", "nprobe", "imbalance"],
-                table,
-            ),
+            "candidates": dg.MetadataValue.md(standings_table(promotion)),
             "nlist": winner.trained.nlist,
             "nprobe": winner.trained.nprobe,
             "bytes_per_vector": winner.trained.codec.code_size,

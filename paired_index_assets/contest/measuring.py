@@ -1,4 +1,4 @@
-"""Every index that could be used, measured on the same captions: lists x levels x codec."""
+"""Every index that could be used, measured on the same captions: lists x levels x routing x codec."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from paired_index_assets.trained.artifact import TrainedIndex
 
 ENCODE_ROWS = 1 << 15
 VALIDATION_NEIGHBORS = 10
-EQUAL = 0.005  # recall that a coarse quantizer of fewer inner products may cost
+EQUAL = 0.005  # recall that a coarse quantizer of fewer inner products, or one that nobody taught, may cost
 JUDGED_IMAGES = 1_000_000  # images that candidates are measured on: recall at a share scanned hardly moves beyond, and all stays in memory
 
 
@@ -164,10 +164,11 @@ class Verdict:
 
 
 def choose(measurements: Sequence[Measurement], baseline: Measurement, *, share: float, seed: int, k: int = 10) -> Verdict:
-    """Of the measurements within EQUAL of the best mean recall@k at `share` scanned, and of those that compare a query with fewest
-    centroids, the best (the first of equals); against `baseline` query by query.
+    """Of the measurements within EQUAL of the best mean recall@k at `share` scanned those that compare a query with fewest centroids; of
+    these, where there are any, those without learned routing; and of these the best (the first of equals), against `baseline` query by query.
     """
     means = {m.name: float(m.recall(k, share=share).mean()) for m in measurements}
     near = [m for m in measurements if means[m.name] >= max(means.values()) - EQUAL]
-    best = max((m for m in near if m.coarse_dots == min(n.coarse_dots for n in near)), key=lambda m: means[m.name])
+    simplest = min((m.coarse_dots, m.learned) for m in near)
+    best = max((m for m in near if (m.coarse_dots, m.learned) == simplest), key=lambda m: means[m.name])
     return Verdict(best, baseline, difference_interval(best.recall(k, share=share), baseline.recall(k, share=share), seed=seed), k, share)

@@ -27,7 +27,8 @@ class Candidate:
 
     `list_of_image` (images,): -1 for an image in no list. `scan` None measures coverage only. `codec` names what is stored a vector,
     with the way it was rounded; `bytes_per_vector` its code, without the id.
-    levels of the coarse quantizer, and `coarse_dots` the centroids it compares with a query (0: nlist); `nprobe` what the index asks for.
+    levels of the coarse quantizer, and `coarse_dots` the centroids it compares with a query (0: nlist); learned: captions taught which lists
+    it probes; `nprobe` what the index asks for.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Candidate:
     bytes_per_vector: int = 0
     build_seconds: float = 0.0
     levels: int = 1
+    learned: bool = False
     coarse_dots: int = 0
     nprobe: int | None = None
 
@@ -73,6 +75,8 @@ class Trained(Protocol):
     @property
     def levels(self) -> int: ...
     @property
+    def learned(self) -> bool: ...
+    @property
     def coarse_dots(self) -> int: ...
     @property
     def nprobe(self) -> int: ...
@@ -88,8 +92,9 @@ def candidate_from(
     Image i gets id i. List -1 leaves an image out. codes None measures coverage only.
     """
     codec = f"{trained.codec.name} {trained.codec.axes or trained.codec.rounding}"
+    kind = f"{trained.nlist:,} lists{' in two levels' if trained.levels == 2 else ''}{', learned routing' if trained.learned else ''}"
     return Candidate(
-        name=name or f"{trained.method}, {trained.nlist:,} lists{' in two levels' if trained.levels == 2 else ''}, {codec}",
+        name=name or f"{trained.method}, {kind}, {codec}",
         method=trained.method,
         codec=codec,
         nlist=trained.nlist,
@@ -99,6 +104,7 @@ def candidate_from(
         bytes_per_vector=trained.codec.code_size,
         build_seconds=build_seconds,
         levels=trained.levels,
+        learned=trained.learned,
         coarse_dots=trained.coarse_dots,
         nprobe=trained.nprobe,
     )

@@ -53,13 +53,15 @@ class Setting:
 @dataclass(frozen=True)
 class Subject:
     """What is measured. imbalance: faiss's factor nlist sum(size^2) / (sum size)^2, 1 is even. levels: of the coarse quantizer, which
-    compares a query with coarse_dots centroids. nprobe: what the index takes where a search does not say, None where it has none."""
+    compares a query with coarse_dots centroids, or (learned) with what captions taught in their place. nprobe: what the index takes where a
+    search does not say, None where it has none."""
 
     name: str
     method: str
     codec: str
     nlist: int
     levels: int
+    learned: bool
     coarse_dots: int
     nprobe: int | None
     bytes_per_vector: int
@@ -173,6 +175,7 @@ def measure(
         codec=candidate.codec,
         nlist=candidate.nlist,
         levels=candidate.levels,
+        learned=candidate.learned,
         coarse_dots=candidate.coarse_dots or candidate.nlist,
         nprobe=candidate.nprobe,
         bytes_per_vector=candidate.bytes_per_vector,

@@ -22,7 +22,7 @@ from paired_index_assets.quality.intervals import Interval, mean_intervals
 from paired_index_assets.quality.recall import Measurement, Setting, Subject
 from paired_index_assets.quality.served import Served
 
-SCHEMA = 2
+SCHEMA = 3
 NOT_MEASURED = "The shards on disk were not measured:"  # how the note begins that says why `served` is None
 
 Recalls = dict[int, Interval]

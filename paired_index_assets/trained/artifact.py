@@ -1,4 +1,4 @@
-"""`TrainedIndex`: centroids, codec and groups of a build, as one value with a fingerprint and three files.
+"""`TrainedIndex`: centroids, codec, groups and routing of a build, as one value with a fingerprint and three files.
 
 ``X.index``  an empty, trained faiss index that any faiss can read: IndexIVFScalarQuantizer over inner products, no residual, with a
     coarse quantizer of one or two levels; behind a LinearTransform of queries (IndexPreTransform) where the codec has one;
@@ -34,9 +34,10 @@ LEFT_OUT = -1  # the list of a row that must not be searchable
 
 @dataclass(frozen=True)
 class TrainedIndex:
-    """What every shard of a build shares. `centroids` (nlist, d) float32 assign vectors and are probed; codes are not residuals.
+    """What every shard of a build shares. `centroids` (nlist, d) float32 assign vectors; codes are not residuals.
 
-    `groups` make the coarse quantizer one of two levels; `nprobe` is what a search takes that does not say: both are in the files.
+    Queries are compared with `routing` (nlist, d) where captions taught one, else with the centroids. `groups` make the coarse quantizer
+    one of two levels; `nprobe` is what a search takes that does not say. All three are in the files.
     """
 
     method: str
@@ -48,12 +49,15 @@ class TrainedIndex:
     evidence: dict[str, Any] = field(default_factory=dict)  # what training saw, for people; not part of the fingerprint
     groups: Groups | None = None
     nprobe: int = NPROBE
+    routing: Float32 | None = None
 
     def __post_init__(self) -> None:
         if self.centroids.shape != (self.nlist, self.d) or self.codec.d != self.d:
             raise BadInput(f"trained index: centroids {self.centroids.shape}, codec of {self.codec.d}: expected ({self.nlist}, {self.d})")
         if self.groups is not None and self.groups.of_list.shape != (self.nlist,):
             raise BadInput(f"trained index: groups of {len(self.groups.of_list)} lists, expected {self.nlist}; group these lists")
+        if self.routing is not None and self.routing.shape != self.centroids.shape:
+            raise BadInput(f"trained index: routing {self.routing.shape}, expected {self.centroids.shape}; learn it for these lists")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -93,6 +97,11 @@ class TrainedIndex:
         return 1 if self.groups is None else 2
 
     @property
+    def learned(self) -> bool:
+        """Whether captions taught which lists a query looks in."""
+        return self.routing is not None
+
+    @property
     def coarse_dots(self) -> int:
         """Centroids that a query is compared with."""
         return self.nlist if self.groups is None else self.groups.dots
@@ -104,13 +113,14 @@ class TrainedIndex:
     @cached_property
     def _quantizer(self) -> faiss.Index:
         places = self.codec.places
-        return quantizer_of(places(self.centroids), self.groups, None if self.groups is None else places(self.groups.centroids))
+        compared = self.centroids if self.routing is None else self.routing
+        return quantizer_of(places(compared), self.groups, None if self.groups is None else places(self.groups.centroids))
 
     def empty_index(self) -> faiss.Index:
         """A trained faiss index with no vectors: what shard files are, but for their lists. `trained.coarse.ivf_of` is its IVF.
 
         Any faiss searches what `add_sa_codes` and `encode` put in the IVF. faiss's own `add` is only for indices without transform and
-        groups: it would treat a vector as it treats a query.
+        groups and routing: it would treat a vector as it treats a query.
         """
         codec = self.codec
         coarse = faiss.clone_index(self._quantizer)
@@ -146,6 +156,7 @@ class TrainedIndex:
             "rounding": self.codec.rounding,
             "levels": self.levels,
             "axes": self.codec.axes,
+            "routing": "learned" if self.learned else "centroids",
             "nprobe": self.nprobe,
             "evidence": self.evidence,
             "sha256": digests,
@@ -177,6 +188,7 @@ class TrainedIndex:
                 content["evidence"],
                 Groups.from_arrays(_under("groups.", parts)) if content["levels"] == 2 else None,
                 content["nprobe"],
+                parts["routing"] if content.get("routing") == "learned" else None,
             )
         except (KeyError, TypeError) as error:
             raise DamagedArtifact(f"{card}: {type(error).__name__} on {error}; delete it and build the trained index again") from error
@@ -185,7 +197,8 @@ class TrainedIndex:
         return trained
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        arrays = {"centroids": self.centroids} | {f"codec.{name}": array for name, array in self.codec.arrays().items()}
+        arrays = {"centroids": self.centroids} | ({} if self.routing is None else {"routing": self.routing})
+        arrays |= {f"codec.{name}": array for name, array in self.codec.arrays().items()}
         return arrays | {f"groups.{name}": array for name, array in (self.groups.arrays() if self.groups else {}).items()}
 
 

@@ -2,7 +2,8 @@
 
 One level is faiss's IndexFlatIP over the centroids. Two levels are an IndexIVFFlat over them: some sqrt(nlist) groups, found by k-means of
 the centroids, of which a query looks in `nprobe`; only the centroids in those are compared with it. Lists are filled by exact
-assignment to the centroids in either case: the levels decide what a query sees, never where a vector is.
+assignment to the centroids in either case: the levels decide what a query sees, never where a vector is. So do places that captions
+taught (the room `routing`), which may stand for those of centroids and groups.
 """
 
 from __future__ import annotations

@@ -18,9 +18,23 @@ from paired_index_assets.trained.artifact import TrainedIndex
 
 
 @dataclass(frozen=True)
+class Standing:
+    """One of all that competed: what it found of the validation captions' ten nearest, at the share of vectors at which all were compared."""
+
+    name: str
+    coverage: float
+    recall: float
+    bytes_per_vector: int
+    coarse_dots: int
+    nprobe: int | None
+    imbalance: float
+
+
+@dataclass(frozen=True)
 class Promotion:
-    """`index` and `candidates` are file names under ``trained/``; `nprobe` is what a search takes that does not say (it is in the files
-    too); the gain is recall over the baseline `regression` is judged by."""
+    """`index` and `candidates`, those that reports compare, are file names under ``trained/``; `nprobe` is what a search takes that does
+    not say (it is in the files too); the gain is recall over the baseline `regression` is judged by. `standings`, at `share` of the
+    vectors scanned, are of all that competed."""
 
     index: str
     fingerprint: str
@@ -33,6 +47,8 @@ class Promotion:
     gain_high: float = 0.0
     regression: bool = False
     why: str = ""
+    share: float = 0.0
+    standings: Sequence[Standing] = ()
 
 
 def promote(build: BuildRoot, chosen: Promotion) -> None:
@@ -67,7 +83,7 @@ def promoted_index(build: BuildRoot) -> TrainedIndex:
 
 
 def candidates_of(build: BuildRoot) -> list[TrainedIndex]:
-    """Every index the promoted one was chosen among. Raises as `promoted_index`, and DamagedArtifact if none is named."""
+    """The promoted index, and those that reports compare it with. Raises as `promoted_index`, and DamagedArtifact if none is named."""
     chosen = read_promotion(build)
     if not chosen.candidates:
         raise DamagedArtifact(f"{build.promoted}: names no candidates; materialise trained_index again")

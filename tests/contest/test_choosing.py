@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from unit_vectors import unit
 
+from paired_index_assets.clustering.clusters import Clustering
 from paired_index_assets.clustering.kmeans import Training, train_kmeans
 from paired_index_assets.codes.codec import CodecWarning
-from paired_index_assets.contest.contestants import CodeChoice, Contestant, codes_for, make_and_judge
+from paired_index_assets.contest.contestants import CodeChoice, Contestant, codes_for, make_and_judge, pieces_apart
 from paired_index_assets.contest.evidence import pieces
 from paired_index_assets.contest.measuring import Contest, EvaluationData, choose
 from paired_index_assets.errors import BadInput
@@ -41,10 +42,50 @@ def judged(pairs):
 
 
 def test_every_kind_of_lists_competes_with_every_code(judged):
-    names = {entry.file_method for entry in judged.candidates}
-    assert names == {"kmeans", "kmeans.transformed", "kmeans.two_level", "kmeans.two_level.transformed"}
+    lists = ("kmeans", "kmeans.two_level", "kmeans.learned", "kmeans.two_level.learned")
+    assert {entry.file_method for entry in judged.candidates} == {f"{of}{code}" for of in lists for code in ("", ".transformed")}
     assert judged.verdict.gain.mean > 0
     assert judged.winner.trained.groups is not None
+
+
+def test_only_what_reports_compare_is_kept_and_all_have_a_standing(judged):
+    assert [standing.name for standing in judged.standings] == [entry.name for entry in judged.candidates]
+    kept = {entry.name: pieces_apart(judged.winner.trained, entry.trained) for entry in judged.compared}
+    assert kept[judged.winner.name] == []
+    assert sorted(apart[0] for apart in kept.values() if len(apart) == 1) == ["codes", "lists", "routing"]
+    assert {name for name, apart in kept.items() if len(apart) > 1} <= {judged.verdict.baseline.name}
+    assert judged.verdict.baseline.name in kept
+
+
+@pytest.mark.parametrize("odd", ["odd d", "tiny d", "few captions", "captions all equal", "images all equal", "constant dimensions"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_data_that_can_not_carry_the_new_pieces_gets_an_index_without_them(odd, pairs):
+    images, captions = (rows[:600].copy() for rows in pairs)
+    rows = np.arange(600)
+    train = rows[:20] if odd == "few captions" else rows[:500]
+    if odd in ("odd d", "tiny d"):
+        width = 31 if odd == "odd d" else 6
+        images, captions = (
+            np.ascontiguousarray(r[:, :width]) / np.linalg.norm(r[:, :width], axis=1, keepdims=True) for r in (images, captions)
+        )
+    elif odd == "captions all equal":
+        captions[:] = captions[0]
+    elif odd == "images all equal":
+        images[:] = images[0]
+    elif odd == "constant dimensions":
+        images[:, [3, 30]] = 0, 0.25
+    centroids = np.unique(images, axis=0)[:16] if odd == "images all equal" else images[:16].copy()
+    clustering = Clustering(centroids, (), 0)
+    contestants = [Contestant("kmeans", 1, clustering), Contestant("kmeans", 2, clustering)]
+    split = Split(train, rows[500:560], rows[560:], rows)
+    data = EvaluationData(images, captions, np.ones(600, bool), seed=1)
+    judged = make_and_judge(data, split, contestants, CodeChoice("QT_4bit", "query"), model="m")
+    assert any(entry.trained.codec.transform for entry in judged.candidates) == (odd == "constant dimensions")
+    for entry in judged.candidates:
+        lists, codes = entry.trained.encode(images)
+        assert np.isfinite(entry.trained.codec.decode(codes)).all()
+        assert lists.min() >= 0
+    assert all(np.isfinite(standing.recall) for standing in judged.standings)
 
 
 def test_two_levels_probe_as_many_lists_as_scan_what_the_papers_nprobe_scans_in_one(judged):
@@ -65,14 +106,17 @@ def test_the_report_says_what_each_piece_adds(judged, pairs):
     found = {trained.fingerprint: contest.measured(trained, nprobes=(), shares=(0.25,)) for trained in candidates}
     heading, table = pieces(judged.winner.trained, candidates, found, share=0.25, seed=1)
     assert judged.winner.name in heading
-    assert "| codes | kmeans, 128 lists in two levels, QT_4bit query |" in table
-    assert "| lists | kmeans, 32 lists, QT_4bit" in table
+    won = judged.winner.trained
+    routing = ", learned routing" if won.learned else ""
+    assert f"| codes | kmeans, 128 lists in two levels{routing}, QT_4bit query |" in table
+    assert f"| lists | kmeans, 32 lists{routing}, QT_4bit" in table
+    assert "| routing | kmeans, 128 lists in two levels" in table
 
 
-def measurement(name: str, recall: float, dots: int) -> Measurement:
+def measurement(name: str, recall: float, dots: int, learned: bool = False) -> Measurement:
     shape = (1, 1, 50)
     return Measurement(
-        name, "kmeans", "QT_4bit query", 64, 1, dots, 8, 16, 0.0, 100, 100, 1.0, 0, 10, (10,), (Setting("share", 0.01),),
+        name, "kmeans", "QT_4bit query", 64, 1, learned, dots, 8, 16, 0.0, 100, 100, 1.0, 0, 10, (10,), (Setting("share", 0.01),),
         np.ones((1, 50), np.int64), np.ones((1, 50), np.int64), np.full(shape, recall, np.float32), np.full(shape, recall, np.float32),
     )  # fmt: skip
 
@@ -82,6 +126,9 @@ def measurement(name: str, recall: float, dots: int) -> Measurement:
     [
         ({"dear": (0.900, 400), "cheap": (0.896, 100)}, "cheap"),
         ({"dear": (0.900, 400), "cheap": (0.890, 100)}, "dear"),
+        ({"plain": (0.896, 100), "taught": (0.900, 100, True)}, "plain"),
+        ({"plain": (0.893, 100), "taught": (0.900, 100, True)}, "taught"),
+        ({"taught": (0.896, 100, True), "dear": (0.900, 400)}, "taught"),
         ({"first": (0.896, 100), "second": (0.899, 100), "dear": (0.9, 400)}, "second"),
     ],
 )

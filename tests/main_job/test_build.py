@@ -104,6 +104,13 @@ def test_the_report_is_on_captions_that_training_never_saw(small_build, paired_i
     for candidate in report["candidates"]:
         assert {point["by"] for point in candidate["points"]} >= {"nprobe", "share"}
         assert {"1", "10", "100"} <= set(candidate["points"][0]["coverage"])
+    promoted = json.loads((small_build / "trained/promoted.json").read_text())
+    competed = [standing["name"] for standing in promoted["standings"]]
+    assert {f"{method}, 16 lists, QT_4bit query" for method in methods} < set(competed)
+    assert promoted["name"] in competed
+    written = (small_build / "report/recall.md").read_text()
+    assert f"All {len(competed)} candidates" in written
+    assert all(f"| {name} |" in written for name in competed)
     said = paired_index("report", "--root", small_build).stdout
     assert "recall" in said.lower()
     assert "paired_kmeans" in said

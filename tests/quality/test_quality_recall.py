@@ -168,7 +168,7 @@ def test_codes_measured_by_decoding_are_codes_measured_by_scanning(world):
 class OwnTrained:
     """The part of a TrainedIndex that is measured, on faiss's own codes."""
 
-    method, levels, coarse_dots, nprobe = "kmeans", 1, 24, 8
+    method, levels, learned, coarse_dots, nprobe = "kmeans", 1, False, 24, 8
 
     class codec:
         name, rounding, axes, code_size = "QT_4bit", "faiss", "", 16

@@ -64,14 +64,14 @@ def clustered(seed: int, d: int = D, rows: int = sum(FILE_ROWS)) -> tuple[Float3
 def train(
     images: Float32, captions: Float32, *, seed: int, nlist: int = NLIST, codec: str = "QT_4bit", transformed: bool = False
 ) -> TrainedIndex:
-    """With `transformed` codes behind a transform of queries, and lists behind a quantizer of two levels."""
+    """With `transformed` codes behind a transform of queries, and lists behind a quantizer of two levels, with places that captions taught."""
     _, distinct = np.unique(images, axis=0, return_index=True)  # equal centroids would make the choice of lists a matter of taste
     centroids = unit(images[np.random.default_rng(seed).choice(distinct, nlist, replace=False)] + 0.01)
-    if transformed:
-        coded, groups = train_transformed(images, captions), group_lists(centroids, seed=seed)
-    else:
-        coded, groups = train_codec(codec, "nearest", images, captions), None
-    return TrainedIndex("kmeans", nlist, images.shape[1], centroids, coded, model=MODEL, groups=groups)
+    if not transformed:
+        return TrainedIndex("kmeans", nlist, images.shape[1], centroids, train_codec(codec, "nearest", images, captions), model=MODEL)
+    coded, groups = train_transformed(images, captions), group_lists(centroids, seed=seed)
+    routing = (30 * centroids + np.random.default_rng(seed).normal(size=centroids.shape)).astype(np.float32)
+    return TrainedIndex("kmeans", nlist, images.shape[1], centroids, coded, model=MODEL, groups=groups, routing=routing)
 
 
 def promote(root: BuildRoot, trained: TrainedIndex) -> None:

@@ -286,3 +286,20 @@ def test_a_mapped_shard_outlives_its_file(fresh):
     shutil.rmtree(fresh.root.root.path)
     for mine, earlier in zip(index.search(fresh.captions[:20], 10), before, strict=True):
         np.testing.assert_array_equal(mine, earlier)
+
+
+def test_queries_look_where_captions_taught_and_vectors_lie_by_the_centroids(fresh):
+    routing = np.random.default_rng(3).normal(size=(NLIST, D)).astype(np.float32)
+    routed = dataclasses.replace(fresh.trained, routing=routing)
+    promote(fresh.root, routed)
+    build = dataclasses.replace(fresh, trained=routed)
+    rebuild(build)
+    queries = fresh.captions[:30]
+    with ShardedIndex.open(fresh.root.root) as index:
+        found = index.search(queries, 10, nprobe=3)
+    assert_alike(found, shard_by_shard(build, queries, 10, 3))
+    lists, codes = fresh.trained.encode(fresh.images.astype(np.float16))
+    decoded = fresh.trained.codec.decode(codes)
+    for query, scores in zip(queries, found[0], strict=True):
+        inside = np.isin(lists, np.argsort(-(routing @ query))[:3])
+        np.testing.assert_allclose(scores, -np.sort(-(decoded[inside] @ query))[:10], rtol=1e-5)

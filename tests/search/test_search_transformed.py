@@ -1,4 +1,4 @@
-"""Files whose queries are transformed and whose lists are found in two levels: stock faiss finds what our search finds."""
+"""Files whose queries are transformed and whose lists are found in two levels, as captions taught: stock faiss finds what our search finds."""
 
 import faiss
 import numpy as np

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import subprocess
 import sys
 
@@ -41,19 +42,22 @@ def codec_of(name, rounding):
     return train_codec(name, rounding, images[:3000], captions[:3000])
 
 
-def made(vectors, name="QT_4bit", rounding="query", levels=1):
+def made(vectors, name="QT_4bit", rounding="query", levels=1, learned=False):
     centroids = vectors[0][:NLIST]
     groups = group_lists(centroids, seed=1) if levels == 2 else None
-    return TrainedIndex("kmeans", NLIST, D, centroids, codec_of(name, rounding), "a model", {"recall": 0.5}, groups, 5)
+    routing = (3 * vectors[1][:NLIST]).copy() if learned else None
+    return TrainedIndex("kmeans", NLIST, D, centroids, codec_of(name, rounding), "a model", {"recall": 0.5}, groups, 5, routing)
 
 
-KINDS = [(name, rounding, 1) for name in sorted(CODECS) for rounding in ROUNDINGS]
-KINDS += [("QT_4bit", "query", 2), ("QT_4bit", "transformed", 1), ("QT_4bit", "transformed", 2)]
+KINDS = [(name, rounding, 1, False) for name in sorted(CODECS) for rounding in ROUNDINGS]
+KINDS += [
+    ("QT_4bit", rounding, levels, learned) for rounding in ("query", "transformed") for levels in (1, 2) for learned in (False, True)
+][1:]
 
 
-@pytest.mark.parametrize(("name", "rounding", "levels"), KINDS)
-def test_an_unmodified_faiss_probes_and_scores_what_is_put_in_lists(name, rounding, levels, vectors, tmp_path):
-    trained = made(vectors, name, rounding, levels)
+@pytest.mark.parametrize(("name", "rounding", "levels", "learned"), KINDS)
+def test_an_unmodified_faiss_probes_and_scores_what_is_put_in_lists(name, rounding, levels, learned, vectors, tmp_path):
+    trained = made(vectors, name, rounding, levels, learned)
     trained.save(tmp_path / "x.index")
     images, captions = vectors[0][3000:], vectors[1][:40]
     lists, codes = trained.encode(images)
@@ -110,6 +114,16 @@ def test_every_list_is_probed_when_every_list_is_asked_for(levels, vectors):
     assert np.array_equal(lists, np.argsort(-(queries @ trained.centroids.T), axis=1))
 
 
+@pytest.mark.parametrize("levels", [1, 2])
+def test_vectors_go_to_the_nearest_centroid_and_queries_where_captions_taught(levels, vectors):
+    plain, taught = made(vectors, levels=levels), made(vectors, levels=levels, learned=True)
+    for left, right in zip(plain.encode(vectors[0][:500]), taught.encode(vectors[0][:500]), strict=True):
+        assert np.array_equal(left, right)
+    queries = vectors[1][:25]
+    assert np.array_equal(taught.probe(queries, 999)[1], np.argsort(-(queries @ taught.routing.T), axis=1))
+    assert (taught.learned, plain.learned, taught.coarse_dots) == (True, False, plain.coarse_dots)
+
+
 def test_two_levels_look_in_the_nearest_groups_and_nowhere_else(vectors):
     trained = made(vectors, levels=2)
     queries = vectors[1][:25]
@@ -122,9 +136,11 @@ def test_two_levels_look_in_the_nearest_groups_and_nowhere_else(vectors):
     assert np.array_equal(trained.probe(queries, 4)[1], np.argsort(-scores, axis=1)[:, :4])
 
 
-@pytest.mark.parametrize(("rounding", "levels"), [*((r, 1) for r in ROUNDINGS), ("transformed", 2)])
-def test_what_is_saved_is_what_is_loaded(rounding, levels, vectors, tmp_path):
-    trained = made(vectors, "QT_4bit" if rounding == "transformed" else "QT_6bit", rounding, levels)
+@pytest.mark.parametrize(
+    ("rounding", "levels", "learned"), [*((r, 1, False) for r in ROUNDINGS), ("query", 1, True), ("transformed", 2, True)]
+)
+def test_what_is_saved_is_what_is_loaded(rounding, levels, learned, vectors, tmp_path):
+    trained = made(vectors, "QT_4bit" if rounding == "transformed" else "QT_6bit", rounding, levels, learned)
     trained.save(tmp_path / "x.index")
     loaded = TrainedIndex.load(tmp_path / "x.index")
     assert loaded.fingerprint == trained.fingerprint
@@ -142,6 +158,7 @@ def test_the_fingerprint_tells_all_that_codes_or_routes_apart(vectors):
         made(vectors, rounding="nearest"),
         made(vectors, "QT_6bit"),
         made(vectors, levels=2),
+        made(vectors, learned=True),
         made(vectors, rounding="transformed"),
         dataclasses.replace(base, nprobe=6),
         dataclasses.replace(base, centroids=nudged),
@@ -182,12 +199,23 @@ def test_missing_and_foreign_files_are_named(vectors, tmp_path):
         TrainedIndex.load(tmp_path / "x.index")
 
 
+def test_a_trained_index_of_an_earlier_release_is_refused_in_one_line(vectors, tmp_path):
+    made(vectors).save(tmp_path / "x.index")
+    card = tmp_path / "x.index.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"format": FORMAT - 1, "content_sha256": None}))
+    with pytest.raises(DamagedArtifact, match=rf"x\.index\.json: .*(format {FORMAT - 1}, expected {FORMAT}|altered)[^\n]*again") as said:
+        TrainedIndex.load(tmp_path / "x.index")
+    assert len(str(said.value).splitlines()) == 1
+
+
 def test_parts_that_do_not_fit_are_refused(vectors):
     trained = made(vectors)
     with pytest.raises(BadInput, match="centroids"):
         dataclasses.replace(trained, nlist=NLIST + 1)
     with pytest.raises(BadInput, match="groups"):
         dataclasses.replace(trained, groups=group_lists(trained.centroids[:10], seed=1))
+    with pytest.raises(BadInput, match="routing"):
+        dataclasses.replace(trained, routing=np.zeros((3, D), np.float32))
 
 
 KILLED = """

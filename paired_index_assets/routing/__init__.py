@@ -1,0 +1,1 @@
+"""Which lists to look in: a table learned from captions, beside the centroids that assign images."""
