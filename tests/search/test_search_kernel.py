@@ -13,7 +13,7 @@ from numba import njit
 from search_builds import unit
 
 from paired_index_assets.errors import DamagedArtifact
-from paired_index_assets.search import blocks, dots
+from paired_index_assets.search import blocks, dots, plan
 from paired_index_assets.search.mapped import map_lists
 from paired_index_assets.search.plan import Plan
 from paired_index_assets.search.scanning import Scan, bitmap
@@ -109,6 +109,18 @@ def test_the_best_codes_are_found_exactly(tmp_path, made, n):
     queries = unit(np.random.default_rng(9).normal(size=(n, index.d)).astype(np.float32))
     for k, nprobe in ((1, 1), (7, 5), (60, NLIST)):
         assert_same(scan.search(queries, k, nprobe), by_float64(index, ivf, queries, k, nprobe))
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_centroids_too_many_for_bytes_are_read_where_they_lie_with_the_same_answers(tmp_path, levels, monkeypatch):
+    path = written(tmp_path, levels=levels)
+    in_bytes = opened(path)[0]
+    monkeypatch.setattr(plan, "QUICK_BYTES", 0)
+    as_they_lie, index, _ = opened(path)
+    queries = unit(np.random.default_rng(9).normal(size=(90, index.d)).astype(np.float32))
+    for n, nprobe in ((1, 4), (90, 4), (90, NLIST)):
+        for one, other in zip(in_bytes.search(queries[:n], 10, nprobe), as_they_lie.search(queries[:n], 10, nprobe), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_hundreds_of_equal_codes_come_by_ascending_id(tmp_path):
