@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV   ?= .venv
 ROOT   ?= data/demo
 SHARDS ?= 58
+SHARE  ?= 0.001
+WORK   ?= data/laion-rehearsal
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install cluster demo cluster-demo ui test test-heavy test-cluster test-kernel lint docs benchmarks clean
+.PHONY: help install cluster demo cluster-demo ui test test-heavy test-cluster test-kernel laion-rehearsal laion-shard lint docs benchmarks clean
 
 help:            ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(BIN)/.installed  ## a virtual environment in .venv, with the command paired-index in it
 
@@ -50,6 +52,12 @@ test-cluster: cluster  ## minutes: a node killed with its runs, one shard on two
 test-kernel: install  ## the GPU kernel: on the GPU, or in Triton's interpreter, which takes a gigabyte of disk
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt triton
 	$(BIN)/python -m pytest tests/neighbors/test_neighbors_on_a_gpu.py
+
+laion-rehearsal: install  ## LAION-2B's shape at SHARE=0.001 of its rows, all of them made: landing, kills, a retraining, and proofs (WORK=folder)
+	PYTHONPATH=$(CURDIR)/benchmarks $(BIN)/python -m laion_rehearsal --share $(SHARE) --work $(WORK)
+
+laion-shard: install  ## one shard of LAION-2B's size from made segments: 65 GB of disk (WORK=folder)
+	PYTHONPATH=$(CURDIR)/benchmarks $(BIN)/python -m laion_rehearsal --full-shard --work $(WORK)
 
 lint: install    ## ruff, the floors of docs/architecture.md, mypy
 	$(BIN)/ruff check .

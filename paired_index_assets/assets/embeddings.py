@@ -41,7 +41,7 @@ def image_embeddings(
 
     build, watch = settings.open(), Stopwatch()
     fates = _make("images", build.settings, progress.of(context))
-    catalog = write_catalog(build, partial(metadata_of, build.root, build.settings.caption_texts))
+    catalog = write_catalog(build, partial(metadata_of, build.root, build.settings.caption_texts, landing=build.settings.landing))
     return dg.MaterializeResult(
         metadata={
             **_facts(build.images, fates, watch.seconds),

@@ -13,7 +13,7 @@ from pathlib import Path
 import dagster as dg
 
 from paired_index_assets.assets.dagster_internals import forget_partition_status
-from paired_index_assets.assets.lost_runs import end_lost_runs
+from paired_index_assets.assets.lost_runs import end_lost_runs, free_left_places
 from paired_index_assets.errors import BadInput, Busy, PairedIndexError, SourceUnavailable
 from paired_index_assets.files.deadline import within
 from paired_index_assets.files.locks import only_writer
@@ -87,6 +87,7 @@ def instance_of(settings: Settings) -> Iterator[dg.DagsterInstance]:
     try:
         with open_instance(home) as instance:
             end_lost_runs(instance)
+            free_left_places(instance)
             forget_partition_status(instance, dg.AssetKey("shard_index"), dg.AssetKey("landed_embeddings"))
             yield instance
     except PairedIndexError:

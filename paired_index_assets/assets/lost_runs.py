@@ -3,6 +3,9 @@
 Killed together with its code server, or in `paired-index build`, a run stays "started" in Dagster's records forever: it keeps its place
 in its pool, so that the next run waits for it forever, and its shard counts as in progress. Found at the next start, or by the sensor
 within a minute, such a run is marked as failed, and the daemon's `run_retries` start it again.
+
+Killed alone, its end is noticed by its code server, but its place in its pool is not given back: every other run would wait for it. Dagster
+does that where `free_slots_after_run_end_seconds` is in dagster.yaml, which homes of earlier releases lack; so it is done here too.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from paired_index_assets.assets.dagster_internals import drop_old_evaluations, k
 
 PROCESS_TAG = ".dagster/paired_index_process"  # of a run inside `paired-index build`: host, process id, its start; hidden in the UI
 SERVER_TAG = ".dagster/grpc_info"  # Dagster's own, of a run inside a code server
+ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
@@ -41,12 +45,24 @@ def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
     return [run.run_id for run in lost]
 
 
+def free_left_places(instance: dg.DagsterInstance) -> list[str]:
+    """Give back the places in pools that runs hold which have ended; returns the runs' ids."""
+    storage = instance.event_log_storage
+    holders = storage.get_concurrency_run_ids() if storage.supports_global_concurrency_limits else set()
+    ended = instance.get_runs(dg.RunsFilter(run_ids=list(holders), statuses=ENDED)) if holders else []
+    for run in ended:
+        storage.free_concurrency_slots_for_run(run.run_id)
+    return [run.run_id for run in ended]
+
+
 @dg.sensor(minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING, tags={"stage": "housekeeping"})
 def lost_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Mark runs as failed whose process is gone, which a code server that was killed cannot say itself; and drop old evaluations."""
-    ended = end_lost_runs(context.instance)
+    """Mark runs as failed whose process is gone, which a code server that was killed cannot say itself; free the places in pools that
+    killed runs left; and drop old evaluations."""
+    ended, freed = end_lost_runs(context.instance), free_left_places(context.instance)
     drop_old_evaluations(context.instance)
-    return dg.SkipReason(f"marked as failed: {', '.join(ended)}" if ended else "every unfinished run lives")
+    said = [f"marked as failed: {', '.join(ended)}" if ended else "every unfinished run lives"]
+    return dg.SkipReason("; ".join(said + ([f"places in pools freed of: {', '.join(freed)}"] if freed else [])))
 
 
 def _is_lost(run: dg.DagsterRun) -> bool:

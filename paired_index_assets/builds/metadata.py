@@ -192,10 +192,16 @@ class Metadata:
         return self._footers[file]
 
 
-def metadata_of(build: BuildRoot, texts: str | None = None, catalog: Catalog | None = None) -> Metadata | None:
+def metadata_of(
+    build: BuildRoot, texts: str | None = None, catalog: Catalog | None = None, *, landing: str | None = None
+) -> Metadata | None:
     """What describes the rows of a build: the metadata written with its image embeddings, if these are what it indexed; else `texts`,
     a Parquet whose row i describes id i (or what the build kept of captions in another format), or a folder of `metadata_NNNN.parquet`
-    beside the catalogued files; else None. `catalog` is the build's, unless it is given."""
+    for the catalogued files; else such a folder `metadata` beside the folder `landing`, as LAION lays them out; else None. `catalog` is the
+    build's, unless it is given.
+
+    Texts of another number of rows than the catalog's are of a sample that was trained on: they describe none of its ids.
+    """
     if catalog is None and build.catalog.exists():
         catalog = Catalog.load(build.catalog)
     if build.image_set.exists():
@@ -205,13 +211,21 @@ def metadata_of(build: BuildRoot, texts: str | None = None, catalog: Catalog | N
         files = [part.metadata for part in images.parts if part.metadata is not None]
         if len(files) == len(parts) and indexed in (None, parts):
             return Metadata.in_order(files)
-    if texts is None:
-        return None
-    if catalog is not None and as_path(texts).is_dir():
+    if texts is not None and catalog is not None and as_path(texts).is_dir():
         return Metadata.beside(texts, catalog)
-    if described := [file.url for file in list_files(texts) if file.suffix == ".parquet"]:
-        return Metadata.in_order(described)
-    return Metadata.in_order([build.caption_texts]) if build.caption_texts.exists() else None
+    if texts is not None and (given := _of_texts(build, texts)) is not None and (catalog is None or len(given) == catalog.total_rows):
+        return given
+    if landing is not None and catalog is not None:
+        beside = Metadata.beside(as_path(landing).parent / METADATA, catalog)
+        return beside if len(beside) else None
+    return None
+
+
+def _of_texts(build: BuildRoot, texts: str) -> Metadata | None:
+    described = [file.url for file in list_files(texts) if file.suffix == ".parquet"]
+    if not described and build.caption_texts.exists():
+        described = [str(build.caption_texts)]
+    return Metadata.in_order(described) if described else None
 
 
 class _named:

@@ -24,7 +24,7 @@ def show(settings: Settings, queries: list[str], scores: Float32, ids: Int64, ou
     wanted = settings.images is not None and out is not None and out.suffix == ".html"
     indexed = Catalog.load(settings.build_root.catalog).total_rows
     pictures = Pictures.of(settings.images, indexed) if wanted and settings.images else None
-    metadata = metadata_of(BuildRoot.at(settings.root), settings.caption_texts)
+    metadata = metadata_of(BuildRoot.at(settings.root), settings.caption_texts, landing=settings.landing)
     found = answers(queries, scores, ids, metadata=metadata, pictures=pictures)
     if out is not None:
         (write_html if out.suffix == ".html" else write_json)(out, found)

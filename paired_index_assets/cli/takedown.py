@@ -46,7 +46,7 @@ def takedown(
             f"{root.root}: a build of other data has begun and not ended, so an id has two meanings; finish it with `paired-index build`"
         )
     lines = read_list(file)
-    found = build.data_set_of(catalog, partial(metadata_of, root, settings.caption_texts))
+    found = build.data_set_of(catalog, partial(metadata_of, root, settings.caption_texts, landing=settings.landing))
     rows, unknown = (row_ids(file, lines), []) if kind == "ids" else _matched(found, kind, lines)
     new = add_removed(
         root,

@@ -41,7 +41,7 @@ def filter_of(
     condition, settings = parse(expression), _settings(root)
     build = settings.build_root
     if files is None:
-        metadata = metadata_of(build, settings.caption_texts)
+        metadata = metadata_of(build, settings.caption_texts, landing=settings.landing)
         files = metadata.files if metadata is not None else ()
     if not files:
         raise BadInput("where: this build has no metadata to filter by; name a Parquet whose row i describes image i with --caption-texts")

@@ -99,3 +99,24 @@ def test_a_run_whose_code_server_was_killed_is_ended_by_the_sensor_and_one_whose
         assert instance.get_run_by_id(runs["alive"]).status == dg.DagsterRunStatus.STARTED
         assert instance.get_run_by_id(runs["killed"]).status == dg.DagsterRunStatus.FAILURE
         assert "lives" in lost_runs_sensor(dg.build_sensor_context(instance)).skip_message
+
+
+def test_the_place_in_its_pool_of_a_run_that_was_killed_is_given_back(tmp_path):
+    """A shard's run is one process: killed, it has failed at once, and without this its place would keep every other shard from running."""
+    from paired_index_assets.assets.lost_runs import free_left_places, lost_runs_sensor
+
+    @dg.job
+    def some_job():
+        pass
+
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        storage = instance.event_log_storage
+        storage.set_concurrency_slots("shards", 1)
+        killed, alive = (instance.create_run_for_job(some_job, status=dg.DagsterRunStatus.STARTED).run_id for _ in range(2))
+        assert storage.claim_concurrency_slot("shards", killed, "shard_index").is_claimed
+        assert free_left_places(instance) == []
+        instance.report_run_failed(instance.get_run_by_id(killed), "Run worker process exited with code -9")
+        assert not storage.claim_concurrency_slot("shards", alive, "shard_index").is_claimed
+        assert killed in lost_runs_sensor(dg.build_sensor_context(instance)).skip_message
+        assert storage.claim_concurrency_slot("shards", alive, "shard_index").is_claimed
+        assert free_left_places(instance) == []
