@@ -19,7 +19,7 @@ from paired_index_assets.landing.landed import Listing
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.shards.build import build_shard
 from paired_index_assets.shards.manifest import write_manifest
-from paired_index_assets.shards.takedown import add_removed
+from paired_index_assets.shards.removals import add_removed
 from paired_index_assets.shards.truth import TestCaptions
 from paired_index_assets.trained.artifact import TrainedIndex
 
