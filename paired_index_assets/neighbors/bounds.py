@@ -30,6 +30,7 @@ MEAN_WEIGHT = 100.0  # of the direction of the mean row, which is long and must 
 MOST_COLUMNS = 16  # of the residual in int8
 BEYOND = 2e9  # no product of int8 is so large
 COLUMN_MULTIPLE = 8  # int8 GEMMs want the depth so
+PIECE = 4096  # centroids projected at a time
 
 
 @dataclass(frozen=True)
@@ -126,35 +127,40 @@ class Bounds:
     @classmethod
     def of(cls, centroids: Float32, order: npt.NDArray[np.int64] | None, basis: Basis, levels: int = 0) -> Bounds:
         """`order` (k,): which centroid stands where; None leaves them as they are. A table of k (e + columns) values, no copy of centroids."""
-        k, _ = centroids.shape
+        k, width = len(centroids), basis.width
         mean = centroids.mean(0, dtype=np.float64).astype(np.float32)
         wide = basis.vectors.numpy().astype(np.float64)
-        projected = np.empty((k, basis.width))
-        residual = np.empty(k)
-        for start in range(0, k, 8192):
-            piece = slice(start, start + 8192)
+
+        def projected(start: int) -> tuple[slice, Float64, Float64]:
+            piece = slice(start, min(start + PIECE, k))
             chosen = centroids[piece] if order is None else centroids[order[piece]]
             centred = chosen.astype(np.float64) - mean
-            projected[piece] = centred @ wide
-            residual[piece] = np.linalg.norm(centred - projected[piece] @ wide.T, axis=1)
-        residual *= 1 + 1e-6  # of rounding to float32
+            z = centred @ wide
+            return piece, z, np.linalg.norm(centred - z @ wide.T, axis=1) * (1 + 1e-6)  # it will be rounded to float32
+
         norm = float(np.sqrt(np.einsum("ij,ij->i", centroids, centroids, dtype=np.float64).max()))
-        reach = float(np.linalg.norm(projected, axis=1).max())
+        residual, reach, largest = np.empty(k), 0.0, 0.0
+        exact = np.empty((0 if levels else k, width + 1), np.float32)
+        for start in range(0, k, PIECE):
+            piece, z, residual[start : start + PIECE] = projected(start)
+            reach, largest = max(reach, float(np.linalg.norm(z, axis=1).max())), max(largest, float(np.abs(z).max()))
+            if not levels:
+                exact[piece, :-1], exact[piece, -1] = z, residual[piece]
+        farthest = float(residual.max())
+        mean_row = torch.from_numpy(mean)
         if not levels:
-            values = np.column_stack([projected, residual]).astype(np.float32)
-            moved = FLOAT32_ROUNDOFF * reach
-            return cls(basis, torch.from_numpy(mean), torch.from_numpy(values), 0, 1.0, 1, norm, reach, float(residual.max()), moved)
-        largest = max(float(np.abs(projected).max()), float(residual.max()) / np.sqrt(MOST_COLUMNS))
-        step = max(largest / levels * (1 + 1e-9), 1e-30)
-        stored = np.rint(projected / step)
-        moved = float(np.linalg.norm(projected - stored * step, axis=1).max())
-        columns = max(1, int(np.ceil((float(residual.max()) / (levels * step)) ** 2)))
-        share = np.ceil(residual / np.sqrt(columns) / step)
-        padding = np.zeros((k, -(basis.width + columns) % COLUMN_MULTIPLE))
-        values = np.column_stack([stored, np.repeat(share[:, None], columns, 1), padding]).astype(np.int8)
-        return cls(
-            basis, torch.from_numpy(mean), torch.from_numpy(values), levels, step, columns, norm, reach, float(residual.max()), moved
-        )
+            return cls(basis, mean_row, torch.from_numpy(exact), 0, 1.0, 1, norm, reach, farthest, FLOAT32_ROUNDOFF * reach)
+        step = max(max(largest, farthest / float(np.sqrt(MOST_COLUMNS))) / levels * (1 + 1e-9), 1e-30)
+        columns = max(1, int(np.ceil((farthest / (levels * step)) ** 2)))
+        values = np.zeros((k, -(-(width + columns) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE), np.int8)
+        moved = 0.0
+        for start in range(0, k, PIECE):  # projected again: to keep it would take eight times the table
+            piece, z, _ = projected(start)
+            stored = np.rint(z / step)
+            moved = max(moved, float(np.linalg.norm(z - stored * step, axis=1).max()))
+            values[piece, :width] = stored
+            values[piece, width : width + columns] = np.ceil(residual[piece] / np.sqrt(columns) / step)[:, None]
+        return cls(basis, mean_row, torch.from_numpy(values), levels, step, columns, norm, reach, farthest, moved)
 
     def project(self, rows: torch.Tensor, norms: torch.Tensor) -> ProjectedRows:
         """rows (n, d) float32 with their norms (n,) float32. Cost: 2 d e operations a row."""

@@ -71,18 +71,22 @@ class PrunedSearch:
         if before is None:
             ids, score = self._guess(rows, projected, space)
         else:
-            ids, score = before.clone(), torch.einsum("ij,ij->i", rows, self.centroids[before])
+            ids, score = before.clone(), self._scores(rows, torch.arange(len(rows)), before)
         low = score - slack
-        found, crowded = self._reaching(rows, projected, low, slack, space)
+        found, crowded = self._reaching(rows, projected, low, slack, ids, space)
         self._decide(rows, found, low, slack, ids, space)
         if len(crowded):  # by now their best bound is known, and its score is a better start
             part, again = projected.of(crowded), low[crowded]
-            found, still = self._reaching(rows[crowded], part, again, slack[crowded], space)
             some = ids[crowded]
+            found, still = self._reaching(rows[crowded], part, again, slack[crowded], some, space)
             self._decide(rows[crowded], found, again, slack[crowded], some, space)
             ids[crowded] = some
             crowded = crowded[still]
         return ids, crowded
+
+    def _scores(self, rows: torch.Tensor, query: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """Of pairs in ascending order of `query`, in float32."""
+        return float32_scores(rows, self.centroids, Candidates(query, base, torch.zeros(len(query))))
 
     def _multiply(self, values: torch.Tensor, rows: torch.Tensor, space: Workspace, name: str) -> torch.Tensor:
         """(len(values) up to a multiple of GROUP, len(rows)) products; what is beyond is least."""
@@ -112,9 +116,9 @@ class PrunedSearch:
             if count and start < stop:
                 products = self._multiply(self.bounds.values[start:stop], projected.seeding[mine % n], space, "group")
                 place[mine] = products.argmax(0) + start
-        there = (place >= 0).nonzero()[:, 0]
-        query, base = there % n, self.groups.order[place[there]]
-        score = torch.einsum("ij,ij->i", rows[query], self.centroids[base])
+        query, probe = (place.view(probed, n).T >= 0).nonzero(as_tuple=True)
+        base = self.groups.order[place[probe * n + query]]
+        score = self._scores(rows, query, base)
         best = torch.full((n,), NOTHING).scatter_reduce_(0, query, score, "amax")
         guess = torch.zeros(n, dtype=torch.int64)
         winner = score == best[query]
@@ -123,11 +127,11 @@ class PrunedSearch:
         return guess, best
 
     def _reaching(
-        self, rows: torch.Tensor, projected: ProjectedRows, low: torch.Tensor, slack: torch.Tensor, space: Workspace
+        self, rows: torch.Tensor, projected: ProjectedRows, low: torch.Tensor, slack: torch.Tensor, start: torch.Tensor, space: Workspace
     ) -> tuple[Candidates, torch.Tensor]:
         """Pairs of row and centroid whose bound reaches `low`, with that bound; and the rows with a crowd of them, which are left out.
 
-        `low` is raised, in place, by the scores of those with the highest bounds so far.
+        `low`, at first the score of `start`, is raised, in place, by the scores of those with the highest bounds so far.
         """
         values, n = self.bounds.values, len(low)
         step = max(GROUP, TILE_BYTES // 4 // n // GROUP * GROUP)
@@ -136,17 +140,13 @@ class PrunedSearch:
         held = torch.zeros(n, dtype=torch.int64)
         integer = values.dtype == torch.int8
         top = torch.full((n,), torch.iinfo(torch.int32).min, dtype=torch.int32) if integer else torch.full((n,), NOTHING)
-        place = torch.zeros(n, dtype=torch.int64)
+        place = self.place[start]
+        scored = place.clone()
         raised, cut = 0, projected.cut(low)
         for first in range(0, len(values), step):
             products = self._multiply(values[first : first + step], projected.values, space, "products")
             grouped = products.view(-1, GROUP, n)
             maxima = torch.amax(grouped, 1)
-            best = maxima.amax(0)
-            higher = (best > top).nonzero()[:, 0]
-            if len(higher):
-                top[higher] = best[higher]
-                place[higher] = products[:, higher].argmax(0) + first
             group, query = (maxima >= cut).nonzero(as_tuple=True)
             if len(group):
                 members = grouped[group, :, query]
@@ -154,10 +154,17 @@ class PrunedSearch:
                 query = query[hit]
                 found.append(Candidates(query, group[hit] * GROUP + member + first, members[hit, member]))
                 held += torch.bincount(query, minlength=n)
+            best = maxima.amax(0)
+            higher = ((best > top) & (best >= cut) & (held > 1)).nonzero()[:, 0]  # of one candidate alone there is nothing to drop
+            if len(higher):
+                top[higher] = best[higher]
+                place[higher] = products[:, higher].argmax(0) + first
             if first + step - raised >= raising:
                 raised = first + step
-                score = torch.einsum("ij,ij->i", rows, self.centroids[self.groups.order[place]])
-                torch.maximum(low, score - slack, out=low)
+                fresh = (place != scored).nonzero()[:, 0]
+                scored[fresh] = place[fresh]
+                score = self._scores(rows, fresh, self.groups.order[place[fresh]])
+                low[fresh] = torch.maximum(low[fresh], score - slack[fresh])
                 cut = projected.cut(low).masked_fill(held > CROWD, torch.iinfo(torch.int32).max if integer else -NOTHING)
         crowd = held > CROWD
         pairs = Candidates.joined(found) if found else Candidates(place[:0], place[:0], top[:0])
@@ -177,8 +184,9 @@ class PrunedSearch:
             chosen = ((open_ == top[found.query]) & ~scored).nonzero()[:, 0]
             if not len(chosen):
                 break
+            chosen = chosen[torch.argsort(found.query[chosen])]
             query = found.query[chosen]
-            score = torch.einsum("ij,ij->i", rows[query], self.centroids[found.base[chosen]]) - slack[query]
+            score = self._scores(rows, query, found.base[chosen]) - slack[query]
             low = low.scatter_reduce(0, query, score, "amax")
             scored[chosen] = True
             keep = found.score >= low[found.query]
