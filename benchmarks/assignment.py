@@ -12,8 +12,6 @@ starts again): an emulation of older processors, in which MKL and faiss still us
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,15 +20,13 @@ from time import process_time
 import faiss
 import numpy as np
 import torch
+from measuring import add_engine, measured, start_on
 
 from paired_index_assets.clustering.kmeans import Training, train_kmeans
 from paired_index_assets.neighbors import assigning
-from paired_index_assets.neighbors.assigning import DENSE, Assigner, Way, ways
+from paired_index_assets.neighbors.assigning import DENSE, Assigner, ways
 from paired_index_assets.neighbors.exact import assign
-
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-MEAN, CONCEPT, WITHIN, NOISE = 0.7, 0.55, 0.35, 0.45  # lengths of the parts of a vector, before it is normalised
-CONCEPTS, DECAY, FLAT = 8_000, 1.0, 0.3  # the spectrum falls as rank^-DECAY; FLAT of the noise has no preferred direction
+from paired_index_assets.planning.made import towers_around
 
 
 def main() -> None:
@@ -40,11 +36,10 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=768)
     parser.add_argument("--rows", type=int, default=4_096)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--engine", choices=["native", "avx2"], default="native")
+    add_engine(parser)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    if options.engine == "avx2" and os.environ.get("ATEN_CPU_CAPABILITY") != "avx2":
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | AVX2)
+    start_on(options.engine)
     if options.quick:
         options.nlist, options.rows, options.repeats = [2_048], 4_096, 1
     torch.set_num_threads(1)
@@ -66,27 +61,6 @@ def measured_rows(options: argparse.Namespace, nlist: int) -> tuple[np.ndarray, 
     return np.ascontiguousarray(vectors[::step][: options.rows]), centroids
 
 
-def towers_around(rows: int, nlist: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows around unit centroids: a mean direction, concepts of a falling spectrum, variation within, noise partly flat."""
-    rng = np.random.default_rng(0)
-    spectrum = np.arange(1, d + 1) ** -DECAY
-    spectrum = (spectrum / spectrum.sum()).astype(np.float32)
-    turn = np.linalg.qr(rng.standard_normal((d, d)))[0].astype(np.float32)
-    mean = np.zeros(d, np.float32)
-    mean[0] = 1
-
-    def drawn(n: int, flat: float) -> np.ndarray:
-        return np.asarray(rng.standard_normal((n, d), dtype=np.float32) * np.sqrt((1 - flat) * spectrum + flat / d))
-
-    def unit(x: np.ndarray) -> np.ndarray:
-        return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
-
-    concepts = drawn(CONCEPTS, 0.0)
-    centroids = unit(MEAN * mean + CONCEPT * concepts[rng.integers(0, CONCEPTS, nlist)] + WITHIN * drawn(nlist, 0.1))
-    vectors = unit(centroids[rng.integers(0, nlist, rows)] + NOISE * drawn(rows, FLAT))
-    return np.ascontiguousarray(vectors @ turn), np.ascontiguousarray(centroids @ turn)
-
-
 def compare(rows: np.ndarray, centroids: np.ndarray, repeats: int) -> None:
     nlist, d = centroids.shape
     expected = assign(rows, centroids, device="cpu")
@@ -103,7 +77,8 @@ def compare(rows: np.ndarray, centroids: np.ndarray, repeats: int) -> None:
         )
 
     line("faiss flat", rival, float("nan"), float((flat.search(some, 1)[1][:, 0] == expected[: len(some)]).mean()))
-    line("dense", dense, float("nan"), 1.0)
+    line("dense", dense, dense, 1.0)
+    found = {DENSE: (dense, dense)}
     for way in ways(d):
         costs, equal = [], 1.0
         for known in (False, True):
@@ -112,19 +87,35 @@ def compare(rows: np.ndarray, centroids: np.ndarray, repeats: int) -> None:
             assigned = partial(assigner, rows, centroids, before=before, device="cpu")
             equal = min(equal, float((assigned() == expected).mean()))
             costs.append(best_of(repeats, assigned) / len(rows))
+        found[way] = costs[0], costs[1]
         line(str(way), costs[0], costs[1], equal)
-    chosen = choice(rows, centroids)
-    print(f"| {d} | {nlist:,} | chosen by the probe: {chosen} | | | | | |", flush=True)
-
-
-def choice(rows: np.ndarray, centroids: np.ndarray) -> Way:
-    before, assigning.WORTH_PROBING = assigning.WORTH_PROBING, 0.0
-    try:
+    for known in (False, True):
         assigner = Assigner()
-        assigner(rows, centroids, device="cpu")
-        return assigner.ways.get(False, DENSE)
+        _, cost = measured(partial(probe, assigner, rows, centroids, expected if known else None))
+        chosen, best = assigner.ways[known], min(found.values(), key=lambda costs: costs[known])[known]
+        print(
+            f"\nwith lists {'known' if known else 'unknown'} the probe chooses {chosen}: {found[chosen][known] / best:.3f} of the best way's cost;"
+            f" faiss / it {rival / found[chosen][known]:.2f}; {cost.cpu:.1f} s, {cost.mib:.0f} MiB at its peak beside"
+            f" {centroids.nbytes / 2**20:.0f} of centroids; its table {table_mib(assigner):.1f} MiB",
+            flush=True,
+        )
+    print()
+
+
+def probe(assigner: Assigner, rows: np.ndarray, centroids: np.ndarray, before: np.ndarray | None) -> None:
+    """What an Assigner does once the work is worth it."""
+    thresholds = {name: getattr(assigning, name) for name in ("WORTH_PROBING", "WORTH_PROBING_KNOWN")}
+    for name in thresholds:
+        setattr(assigning, name, 0.0)
+    try:
+        assigner(rows, centroids, before=before, device="cpu")
     finally:
-        assigning.WORTH_PROBING = before
+        for name, value in thresholds.items():
+            setattr(assigning, name, value)
+
+
+def table_mib(assigner: Assigner) -> float:
+    return 0.0 if assigner._made is None else assigner._made[2].bounds.values.nbytes / 2**20
 
 
 def best_of(repeats: int, work: Callable[[], object]) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,20 @@ T = TypeVar("T")
 SAMPLE_SECONDS = 0.005
 
 
+# oneDNN, ATen and OpenBLAS (numpy's and faiss's) do without AVX-512, and so without VNNI and bfloat16
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OPENBLAS_CORETYPE": "Haswell", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", choices=["native", "avx2"], default="native", help="avx2: an emulation of older processors")
+
+
+def start_on(engine: str) -> None:
+    """Start this program again with the environment of `engine`, unless it has it: libraries read it when they are loaded."""
+    if engine == "avx2" and any(os.environ.get(name) != value for name, value in AVX2.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | AVX2)
+
+
 def growth_parser(description: str | None, *, plot: str) -> argparse.ArgumentParser:
     """The options of a benchmark that shows how time and memory grow; each adds its own sizes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,6 +42,7 @@ def growth_parser(description: str | None, *, plot: str) -> argparse.ArgumentPar
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--plot", type=Path, default=Path(plot))
     parser.add_argument("--quick", action="store_true")
+    add_engine(parser)
     return parser
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 import torch
-from measuring import Cost, gemm_peak, growth_parser, in_turn, plot_growth, vectors
+from measuring import Cost, gemm_peak, growth_parser, in_turn, plot_growth, start_on, vectors
 
 from paired_index_assets.neighbors.exact import exact_neighbors
 
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=["faiss", "loop"], default=["faiss", "loop"])
     parser.set_defaults(repeats=2)
     options = parser.parse_args()
+    start_on(options.engine)
     if options.quick:
         options.base, options.queries, options.repeats = [10_000, 20_000], 2_048, 1
     rows = []

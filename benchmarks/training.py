@@ -15,14 +15,17 @@ from itertools import product
 
 import faiss
 import numpy as np
-from measuring import gemm_peak, growth_parser, in_turn, plot_growth, vectors
+from measuring import Cost, gemm_peak, growth_parser, in_turn, plot_growth, start_on, vectors
 
 from paired_index_assets.clustering.kmeans import Training, train_kmeans, train_paired_kmeans
-from paired_index_assets.neighbors.exact import assign
+from paired_index_assets.neighbors.exact import assign, nearest
+from paired_index_assets.planning.made import towers_around
+
+ROWS_A_CENTROID = 8  # of those that made rows lie around
 
 HEAD = (
-    "| rows | d | nlist | faiss.Kmeans / k-means | / paired | CPU: faiss / k-means | / paired | assignment: faiss / ours | of GEMM peak |"
-    " k-means s | paired s | faiss s | extra MiB: ours | faiss | objective / faiss |\n|" + "---|" * 15
+    "| rows | d | nlist | faiss.Kmeans / k-means | / paired | CPU: faiss / k-means | SuperKMeans / k-means | faiss / paired | assignment: faiss / ours | of GEMM peak |"
+    " k-means s | paired s | faiss s | extra MiB: ours | faiss | objective / faiss | / SuperKMeans |\n|" + "---|" * 17
 )
 
 
@@ -31,7 +34,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 50_000, 100_000])
     parser.add_argument("--nlist", type=int, nargs="+", default=[1_024, 4_096])
     parser.add_argument("--niter", type=int, default=10)
+    parser.add_argument("--paired", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--made", choices=["flat", "falling"], default="flat", help="spectrum of made vectors; falling: towers_around")
     options = parser.parse_args()
+    start_on(options.engine)
     if options.quick:
         options.rows, nlist, options.niter = [10_000, 20_000], [256], 5
     rows = []
@@ -42,8 +48,8 @@ def main() -> None:
             row = compare(n, d, nlist, peak, options)
             rows.append(row)
             print(
-                "| {n:,} | {d} | {nlist:,} | **{ratio:.2f}** | **{paired_ratio:.2f}** | {cpu:.2f} | {paired_cpu:.2f} | {assign_ratio:.2f} |"
-                " {share:.0%} | {ours:.2f} | {paired:.2f} | {faiss:.2f} | {ours_mib:.0f} | {faiss_mib:.0f} | {objective:.4f} |".format(
+                "| {n:,} | {d} | {nlist:,} | **{ratio:.2f}** | **{paired_ratio:.2f}** | {cpu:.2f} | {super_cpu:.2f} | {paired_cpu:.2f} | {assign_ratio:.2f} |"
+                " {share:.0%} | {ours:.2f} | {paired:.2f} | {faiss:.2f} | {ours_mib:.0f} | {faiss_mib:.0f} | {objective:.4f} | {super_objective:.4f} |".format(
                     **row
                 ),
                 flush=True,
@@ -55,7 +61,10 @@ def main() -> None:
 
 
 def compare(n: int, d: int, nlist: int, peak: float, options: argparse.Namespace) -> dict[str, float]:
-    images, captions = vectors(n, d, 1, options.data, "image_features"), vectors(n, d, 2, options.data, "caption_features")
+    if options.made == "falling" and options.data is None:
+        images, captions = np.split(towers_around(2 * n, n // ROWS_A_CENTROID, d)[0], 2)
+    else:
+        images, captions = vectors(n, d, 1, options.data, "image_features"), vectors(n, d, 2, options.data, "caption_features")
     training = Training(options.niter, max_points_per_centroid=n, device=options.device)
 
     def by_faiss() -> faiss.Kmeans:
@@ -66,23 +75,34 @@ def compare(n: int, d: int, nlist: int, peak: float, options: argparse.Namespace
         kmeans.train(images)
         return kmeans
 
+    def by_super() -> faiss.Kmeans:
+        """L2 on unit vectors with unit centroids, which orders as the inner product does."""
+        kmeans = faiss.SuperKmeans(d, nlist, niter=options.niter, spherical=True, max_points_per_centroid=n, min_points_per_centroid=1)
+        kmeans.train(images)
+        return kmeans
+
     centroids = np.ascontiguousarray(images[:nlist])
     contenders = {
         "ours": lambda: train_kmeans(images, nlist, training),
         "paired": lambda: train_paired_kmeans(images, captions, nlist, training),
         "faiss": by_faiss,
+        "super": by_super,
         "assign": lambda: assign(images, centroids, device=options.device),
         "faiss_assign": lambda: faiss.knn(images, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT),
     }
+    if not options.paired:
+        del contenders["paired"]
     made, costs = in_turn(contenders, options.repeats)
-    ours, paired, rival = costs["ours"], costs["paired"], costs["faiss"]
+    ours, rival = costs["ours"], costs["faiss"]
+    paired = costs.get("paired", Cost(float("nan"), float("nan"), float("nan")))
     return {
         "n": n, "d": d, "nlist": nlist, "ours": ours.seconds, "paired": paired.seconds, "faiss": rival.seconds,
         "ratio": rival.seconds / ours.seconds, "paired_ratio": rival.seconds / paired.seconds,
-        "cpu": rival.cpu / ours.cpu, "paired_cpu": rival.cpu / paired.cpu,
-        "assign_ratio": costs["faiss_assign"].seconds / costs["assign"].seconds,
+        "cpu": rival.cpu / ours.cpu, "super_cpu": costs["super"].cpu / ours.cpu, "paired_cpu": rival.cpu / paired.cpu,
+        "assign_ratio": costs["faiss_assign"].cpu / costs["assign"].cpu,
         "share": 2.0 * n * nlist * d * options.niter / ours.seconds / peak, "ours_mib": ours.mib, "faiss_mib": rival.mib,
         "objective": made["ours"].history[-1].objective / (made["faiss"].obj[-1] / n),
+        "super_objective": nearest(images, made["ours"].centroids)[0].mean() / nearest(images, made["super"].centroids)[0].mean(),
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ rows are assigned in every way there is, and the quickest goes on. All ways find
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from time import process_time
@@ -18,22 +18,26 @@ import torch
 from paired_index_assets.neighbors.arithmetic import FLOAT32
 from paired_index_assets.neighbors.blocks import check_matrix, check_same_width, read_block
 from paired_index_assets.neighbors.bounds import Bounds, Float64, basis_of, directions, int8_levels
-from paired_index_assets.neighbors.exact import assign, tiles
+from paired_index_assets.neighbors.engine import choose
+from paired_index_assets.neighbors.exact import MEMORY_BYTES, assign, tiles
 from paired_index_assets.neighbors.pruned import Groups, PrunedSearch, group_centroids
 from paired_index_assets.neighbors.workers import Workspace, workers
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, Int64, Rows, Selected
 
-LEAST_LISTS = 1024  # fewer are multiplied sooner than they are ruled out
+LEAST_VALUES = 1 << 19  # of centroids (lists times dimensions): fewer are multiplied sooner than they are ruled out
 WORTH_PROBING = 1e12  # multiply-adds: some ten seconds of work
+WORTH_PROBING_KNOWN = 5e10  # where lists from before are known: nothing is grouped, and a training has iterations to come
 PROBE_SHARE = 0.02  # of the rows are tried
 LEAST_PROBED, MOST_PROBED = 2048, 4096  # rows
 FEW, MOST_UNDECIDED = 64, 0.25  # of them, first: whether bounds rule anything out, for most rows
+OUT_OF_REACH = 1.3  # times the least cost, once: a way that is not timed again
+ROUNDS = 3  # of timing the others, in turn; the least of each counts
 TILE = 4096  # rows a worker takes at a time
-WIDTHS = (1 / 8, 1 / 4, 1 / 3, 1 / 2)  # of the dimensions; benchmarks/assignment.py
+WIDTHS = (1 / 8, 1 / 6, 1 / 4, 1 / 3)  # of the dimensions; benchmarks/assignment.py
 WIDTH_MULTIPLE = 8
 HEADS_ROUNDS, HEADS_SAMPLE = 5, 16_384
-DIRECTION_ROWS = 20_000
+DIRECTION_ROWS = 20_000  # and centroids: a sample of either tells the directions
 SEED = 1234
 
 
@@ -76,7 +80,8 @@ class Assigner:
         self._worked += float(len(vectors)) * centroids.size
         known = before is not None
         on_cpu = not torch.cuda.is_available() if device is None else device.startswith("cpu")
-        if on_cpu and known not in self.ways and self._worked >= WORTH_PROBING and len(vectors) >= LEAST_PROBED:
+        worth = WORTH_PROBING_KNOWN if known else WORTH_PROBING
+        if on_cpu and known not in self.ways and self._worked >= worth and len(vectors) >= LEAST_PROBED:
             self.ways[known] = self._fastest(vectors, centroids, before)
         way = self.ways.get(known, DENSE)
         if way.dense or not on_cpu or len(vectors) < LEAST_PROBED:
@@ -84,38 +89,42 @@ class Assigner:
         return self._pruned(self._prepared(vectors, centroids, way, grouped=not known), vectors, centroids, before, progress)
 
     def _fastest(self, vectors: Rows, centroids: Float32, before: Int64 | None) -> Way:
-        if len(centroids) < LEAST_LISTS:
+        if centroids.size < LEAST_VALUES:
             return DENSE
         count = int(np.clip(PROBE_SHARE * len(vectors), LEAST_PROBED, MOST_PROBED))
         chosen = spread_rows(len(vectors), count)
         sample = np.ascontiguousarray(vectors[chosen], dtype=np.float32)
         guess = None if before is None else before[chosen]
-        tried: dict[Way, Callable[[], object]] = {DENSE: partial(assign, sample, centroids, device="cpu", names=self.names)}
-        for way in ways(sample.shape[1]):
-            search = self._prepared(sample, centroids, way, grouped=before is None)
-            rows = torch.from_numpy(sample[:FEW])
-            few = None if guess is None else torch.from_numpy(guess[:FEW])
-            _, undecided = search.nearest(rows, torch.linalg.vector_norm(rows, dim=1), few, Workspace())
-            if len(undecided) <= FEW * MOST_UNDECIDED:
-                tried[way] = partial(self._pruned, search, sample, centroids, guess, silent)
-        self.costs = {way: _cpu_seconds(work) / len(sample) for way, work in tried.items()}
-        return min(self.costs, key=lambda way: self.costs[way])
+        whole = choose("cpu", 1, len(centroids), float(len(vectors)) * centroids.size, MEMORY_BYTES)
+
+        def contenders() -> Iterator[tuple[Way, Callable[[], float]]]:
+            yield DENSE, partial(_cpu_seconds, partial(assign, sample, centroids, engine=whole))
+            for way in ways(sample.shape[1]):
+                search = self._prepared(sample, centroids, way, grouped=before is None)
+                rows = torch.from_numpy(sample[:FEW])
+                few = None if guess is None else torch.from_numpy(guess[:FEW])
+                _, undecided = search.nearest(rows, torch.linalg.vector_norm(rows, dim=1), few, Workspace())
+                if len(undecided) <= FEW * MOST_UNDECIDED:
+                    yield way, partial(_cpu_seconds, partial(self._pruned, search, sample, centroids, guess, silent))
+
+        way, seconds = quickest(contenders())
+        self.costs = {way: spent / len(sample) for way, spent in seconds.items()}
+        return way
 
     def _prepared(self, vectors: Rows, centroids: Float32, way: Way, *, grouped: bool) -> PrunedSearch:
         if self._directions is None:
-            self._directions = directions(np.asarray(vectors[spread_rows(len(vectors), DIRECTION_ROWS)], dtype=np.float32), centroids)
-        if self._made is None or self._made[0] is not centroids or self._made[1] != way:
+            rows, some = vectors[spread_rows(len(vectors), DIRECTION_ROWS)], centroids[spread_rows(len(centroids), DIRECTION_ROWS)]
+            self._directions = directions(np.asarray(rows, dtype=np.float32), some)
+        made = self._made[2] if self._made and self._made[0] is centroids else None
+        if made is not None and grouped and not made.groups.found:
+            made = None
+        if made is None or self._made is None or self._made[1] != way:
             wide = np.ascontiguousarray(centroids, dtype=np.float32)
-            groups = (
-                self._made[2].groups
-                if self._made and self._made[0] is centroids
-                else grouped_by_heads(wide)
-                if grouped
-                else ungrouped(wide)
-            )
+            groups = made.groups if made is not None else grouped_by_heads(wide) if grouped else ungrouped(wide)
             bounds = Bounds.of(wide, groups.order.numpy(), basis_of(self._directions, way.width, spread=way.levels > 0), way.levels)
-            self._made = centroids, way, PrunedSearch.of(wide, bounds, groups)
-        return self._made[2]
+            made = PrunedSearch.of(wide, bounds, groups)
+            self._made = centroids, way, made
+        return made
 
     def _pruned(self, search: PrunedSearch, vectors: Rows, centroids: Float32, before: Int64 | None, progress: Progress) -> Int64:
         lists = np.empty(len(vectors), np.int64)
@@ -139,6 +148,22 @@ class Assigner:
         if len(rows):
             lists[rows] = assign(Selected(vectors, rows), centroids, device="cpu", names=self.names)
         return lists
+
+
+def quickest(contenders: Iterable[tuple[Way, Callable[[], float]]]) -> tuple[Way, dict[Way, float]]:
+    """The way that costs least, and what each cost: `contenders` say it anew at each call. One measurement shuts out only what is far
+    behind; the others take turns, so that a moment's disturbance decides nothing. DENSE is never shut out.
+    """
+    costs: dict[Way, float] = {}
+    left: dict[Way, Callable[[], float]] = {}
+    for way, cost in contenders:
+        costs[way], left[way] = cost(), cost
+        reach = OUT_OF_REACH * min(costs.values())
+        left = {way: cost for way, cost in left.items() if way.dense or costs[way] <= reach}  # and a loser's table is let go
+    for _ in range(ROUNDS - 1):
+        for way, cost in left.items():
+            costs[way] = min(costs[way], cost())
+    return min(left, key=lambda way: costs[way]), costs
 
 
 def ways(d: int) -> list[Way]:
@@ -166,7 +191,7 @@ def grouped_by_heads(centroids: Float32) -> Groups:
 
 def ungrouped(centroids: Float32) -> Groups:
     """For rows whose list is known nearly: nothing has to be found in groups."""
-    return group_centroids(centroids, np.zeros(len(centroids), np.int64), centroids[:1])
+    return group_centroids(centroids, np.zeros(len(centroids), np.int64), centroids[:1], found=False)
 
 
 def spread_rows(rows: int, count: int) -> Int64:

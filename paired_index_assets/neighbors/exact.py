@@ -86,9 +86,13 @@ def assign(
     memory_bytes: int = MEMORY_BYTES,
     progress: Progress = silent,
     names: tuple[str, str] = ("vectors", "centroids"),
+    engine: Engine | None = None,
 ) -> Int64:
-    """The ids of `nearest` alone, (n,) int64: sooner, because a score that nobody asks for is computed only where it decides."""
-    return _search(vectors, centroids, 1, _Means(names, device, memory_bytes, progress), ids_only=True)[1].numpy()[:, 0]
+    """The ids of `nearest` alone, (n,) int64: sooner, because a score that nobody asks for is computed only where it decides.
+
+    `engine`: what to run on, where a sample stands for more rows than it has.
+    """
+    return _search(vectors, centroids, 1, _Means(names, device, memory_bytes, progress, engine), ids_only=True)[1].numpy()[:, 0]
 
 
 class RunningNeighbors:

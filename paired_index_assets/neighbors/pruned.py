@@ -29,18 +29,22 @@ CROWD = 256  # candidates of a row: more and it is looked at again, with a bette
 
 @dataclass(frozen=True)
 class Groups:
-    """Centroids in groups around heads: `order` (k,) centroid numbers group by group, `starts` (G + 1,), `heads` (G, d) float32."""
+    """Centroids in groups around heads: `order` (k,) centroid numbers group by group, `starts` (G + 1,), `heads` (G, d) float32.
+
+    `found`: whether the groups are such as a near centroid is found by; else they only hold the centroids.
+    """
 
     heads: torch.Tensor
     order: torch.Tensor
     starts: list[int]
+    found: bool = True
 
 
-def group_centroids(centroids: Float32, lists: Int64, heads: Float32) -> Groups:
+def group_centroids(centroids: Float32, lists: Int64, heads: Float32, *, found: bool = True) -> Groups:
     """`lists` (k,): the head of each centroid."""
     order = np.argsort(lists, kind="stable").astype(np.int64)
     starts = np.searchsorted(lists[order], np.arange(len(heads) + 1))
-    return Groups(torch.from_numpy(np.ascontiguousarray(heads, dtype=np.float32)), torch.from_numpy(order), starts.tolist())
+    return Groups(torch.from_numpy(np.ascontiguousarray(heads, dtype=np.float32)), torch.from_numpy(order), starts.tolist(), found)
 
 
 @dataclass(frozen=True)

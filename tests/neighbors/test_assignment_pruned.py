@@ -1,5 +1,8 @@
 """Bounds may only rule out what is not the nearest: every list is the dense search's, whatever the vectors."""
 
+import itertools
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +11,9 @@ from hypothesis import strategies as st
 from neighbor_cases import plain_neighbors, towers
 
 from paired_index_assets.clustering.kmeans import Training, train_kmeans, train_paired_kmeans
-from paired_index_assets.neighbors import assigning, bounds, pruned
-from paired_index_assets.neighbors.assigning import DENSE, Assigner, Way, grouped_by_heads, ungrouped
+from paired_index_assets.neighbors import assigning, bounds, engine, pruned
+from paired_index_assets.neighbors.arithmetic import BFLOAT16
+from paired_index_assets.neighbors.assigning import DENSE, ROUNDS, Assigner, Way, grouped_by_heads, quickest, ungrouped
 from paired_index_assets.neighbors.bounds import Bounds, basis_of, directions, int8_levels
 from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.neighbors.pruned import PrunedSearch
@@ -109,17 +113,90 @@ def test_an_assigner_finds_the_lists_of_assign_block_after_block(monkeypatch, kn
         np.testing.assert_array_equal(assigner(block, centroids, before=expected if known else None, device="cpu"), expected)
 
 
-def test_the_way_is_chosen_by_measuring_once_the_work_is_worth_it(monkeypatch):
+def scripted(costs):
+    """Contenders whose measurements are given; says how often each was timed."""
+    timed = dict.fromkeys(costs, 0)
+
+    def cost(way):
+        timed[way] += 1
+        return costs[way][min(timed[way], len(costs[way])) - 1]
+
+    return [(way, partial(cost, way)) for way in costs], timed
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([(DENSE, 15.0), (Way(32, 127), 30.0), (Way(16), 14.9), (Way(64), 62.0)])))
+def test_of_all_ways_the_one_that_cost_least_is_chosen_in_whatever_order_they_come(order):
+    contenders, _ = scripted({way: [cost] for way, cost in order})
+    way, costs = quickest(contenders)
+    assert way == Way(16)
+    assert costs == dict(order)
+
+
+@pytest.mark.parametrize("bounds_cost", [0.1, 0.94, 1.06, 4.0])
+def test_dense_is_chosen_if_and_only_if_no_bound_costs_less(bounds_cost):
+    contenders, timed = scripted({DENSE: [1.0], Way(16): [bounds_cost]})
+    assert quickest(contenders)[0] == (DENSE if bounds_cost > 1 else Way(16))
+    assert timed[DENSE] == ROUNDS
+
+
+def test_a_moment_s_disturbance_decides_nothing():
+    contenders, _ = scripted({DENSE: [9.0, 1.0, 9.0], Way(16): [1.2, 1.2, 1.2], Way(32): [1.4, 7.0, 1.3]})
+    way, costs = quickest(contenders)
+    assert way == DENSE
+    assert costs == {DENSE: 1.0, Way(16): 1.2, Way(32): 1.3}
+
+
+def test_what_is_far_behind_is_timed_once_but_the_dense_search_always():
+    contenders, timed = scripted({DENSE: [100.0], Way(16): [10.0], Way(32): [1.0]})
+    assert quickest(contenders)[0] == Way(32)
+    assert timed == {DENSE: ROUNDS, Way(16): 1, Way(32): ROUNDS}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_way_is_chosen_by_measuring_once_the_work_is_worth_it(monkeypatch, known):
+    monkeypatch.setattr(assigning, "LEAST_VALUES", 0)
     images, _ = towers(6_000, 1, 64)
     centroids = train_kmeans(images, 1024, Training(niter=1)).centroids
+    before = assign(images, centroids) if known else None
     assigner = Assigner()
-    assigner(images, centroids, device="cpu")
+    assigner(images, centroids, before=before, device="cpu")
     assert not assigner.ways
-    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
-    assigner(images, centroids, device="cpu")
-    assert assigner.ways[False] == min(assigner.costs, key=assigner.costs.get)
+    monkeypatch.setattr(assigning, "WORTH_PROBING_KNOWN" if known else "WORTH_PROBING", 1.0)
+    assigner(images, centroids, before=before, device="cpu")
+    assert list(assigner.ways) == [known]
     assert len(assigner.costs) > 1
     assert DENSE in assigner.costs
+
+
+def test_the_dense_search_is_timed_in_the_arithmetic_that_the_whole_work_would_have(monkeypatch):
+    used = []
+    monkeypatch.setattr(assigning, "LEAST_VALUES", 0)
+    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    monkeypatch.setattr(assigning, "ways", lambda d: [])
+    monkeypatch.setattr(engine, "bfloat16_gain", lambda: 2.0)
+    monkeypatch.setattr(engine, "WORTH_PROBING", 2.0**12 * 9_000)  # below the whole work, above a sample's
+
+    def watched(vectors, centroids, *, engine=None, **settings):
+        used.append(engine)
+        return assign(vectors, centroids, engine=engine, **settings)
+
+    monkeypatch.setattr(assigning, "assign", watched)
+    images, _ = towers(10_000, 1, 64)
+    Assigner()(images, images[:64], device="cpu")
+    assert {one.arithmetic for one in used[:ROUNDS]} == {BFLOAT16}
+
+
+def test_lists_known_and_unknown_in_turn_keep_what_each_needs():
+    images, _ = towers(5_000, 1, 64)
+    centroids = train_kmeans(images, 1024, Training(niter=1)).centroids
+    expected = assign(images, centroids)
+    assigner = Assigner(ways={True: Way(16), False: Way(16)})
+    made = []
+    for before in (expected, None, expected, None):
+        np.testing.assert_array_equal(assigner(images, centroids, before=before, device="cpu"), expected)
+        made.append(assigner._made[2])
+    assert [search.groups.found for search in made] == [False, True, True, True]
+    assert made[1] is made[2] is made[3]
 
 
 def test_few_lists_are_never_ruled_out_one_by_one(monkeypatch):
@@ -139,8 +216,24 @@ def test_training_with_bounds_makes_the_centroids_of_training_without(monkeypatc
 
     expected = trained().centroids
     monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    monkeypatch.setattr(assigning, "WORTH_PROBING_KNOWN", 1.0)
     monkeypatch.setattr(Assigner, "_fastest", lambda *_: Way(16, int8_levels()))
     np.testing.assert_array_equal(trained().centroids, expected)
+
+
+def test_a_training_finds_its_directions_once(monkeypatch):
+    found = []
+
+    def counted(rows, centroids):
+        found.append(directions(rows, centroids))
+        return found[-1]
+
+    monkeypatch.setattr(assigning, "directions", counted)
+    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    monkeypatch.setattr(assigning, "WORTH_PROBING_KNOWN", 1.0)
+    monkeypatch.setattr(Assigner, "_fastest", lambda *_: Way(16))
+    train_kmeans(towers(5_000, 1, 64)[0], 1024, Training(niter=4))
+    assert len(found) == 1
 
 
 def test_int8_products_are_used_only_as_far_as_they_add_up_rightly(monkeypatch):
