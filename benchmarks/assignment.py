@@ -5,8 +5,8 @@
 Contenders: `faiss.IndexFlatIP.search`, the dense search (`neighbors.exact.assign`), every pruned way there is on this machine, and the way
 an `Assigner` chooses after its probe; pruned ways also with each row's list known, as in k-means. Without --data rows lie around the
 centroids of a stated model of CLIP's geometry (`towers_around`), which is not real data. One thread; CPU time, so that other work on the
-machine decides little. `--engine avx2` tells oneDNN and ATen to do without AVX-512 (it sets ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY and
-starts again): an emulation of older processors, in which MKL and faiss still use what the processor has.
+machine decides little. `--engine avx2` tells oneDNN, ATen and OpenBLAS to do without AVX-512 (it sets ONEDNN_MAX_CPU_ISA=AVX2,
+ATEN_CPU_CAPABILITY=avx2 and OPENBLAS_CORETYPE=Haswell and starts again): an emulation of older processors, for both sides.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from time import process_time
 
@@ -23,8 +24,7 @@ import torch
 from measuring import add_engine, measured, start_on
 
 from paired_index_assets.clustering.kmeans import Training, train_kmeans
-from paired_index_assets.neighbors import assigning
-from paired_index_assets.neighbors.assigning import DENSE, Assigner, ways
+from paired_index_assets.neighbors.assigning import DENSE, Assigner, Way, ways
 from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.planning.made import towers_around
 
@@ -67,8 +67,15 @@ def compare(rows: np.ndarray, centroids: np.ndarray, repeats: int) -> None:
     flat = faiss.IndexFlatIP(d)
     flat.add(centroids)
     some = rows[:1024]
-    rival = best_of(repeats, lambda: flat.search(some, 1)) / len(some)
-    dense = best_of(repeats, lambda: assign(rows, centroids, device="cpu")) / len(rows)
+    work: dict[str, Callable[[], object]] = {"faiss": lambda: flat.search(some, 1), "dense": lambda: assign(rows, centroids, device="cpu")}
+    equal: dict[Way, float] = {}
+    for way, known in product(ways(d), (False, True)):
+        assigner = Assigner(ways={known: way})
+        assigned = partial(assigner, rows, centroids, before=expected if known else None, device="cpu")
+        equal[way] = min(equal.get(way, 1.0), float((assigned() == expected).mean()))
+        work[f"{way} {known}"] = assigned
+    costs = {name: seconds / (len(some) if name == "faiss" else len(rows)) for name, seconds in in_turn(work, repeats).items()}
+    rival, dense = costs["faiss"], costs["dense"]
 
     def line(name: str, cost: float, known: float, equal: float) -> None:
         print(
@@ -80,19 +87,12 @@ def compare(rows: np.ndarray, centroids: np.ndarray, repeats: int) -> None:
     line("dense", dense, dense, 1.0)
     found = {DENSE: (dense, dense)}
     for way in ways(d):
-        costs, equal = [], 1.0
-        for known in (False, True):
-            assigner = Assigner(ways={known: way})
-            before = expected if known else None
-            assigned = partial(assigner, rows, centroids, before=before, device="cpu")
-            equal = min(equal, float((assigned() == expected).mean()))
-            costs.append(best_of(repeats, assigned) / len(rows))
-        found[way] = costs[0], costs[1]
-        line(str(way), costs[0], costs[1], equal)
+        found[way] = costs[f"{way} False"], costs[f"{way} True"]
+        line(str(way), *found[way], equal[way])
     for known in (False, True):
         assigner = Assigner()
-        _, cost = measured(partial(probe, assigner, rows, centroids, expected if known else None))
-        chosen, best = assigner.ways[known], min(found.values(), key=lambda costs: costs[known])[known]
+        chosen, cost = measured(partial(assigner.decide, rows, centroids, expected if known else None))
+        best = min(found.values(), key=lambda costs: costs[known])[known]
         print(
             f"\nwith lists {'known' if known else 'unknown'} the probe chooses {chosen}: {found[chosen][known] / best:.3f} of the best way's cost;"
             f" faiss / it {rival / found[chosen][known]:.2f}; {cost.cpu:.1f} s, {cost.mib:.0f} MiB at its peak beside"
@@ -102,29 +102,18 @@ def compare(rows: np.ndarray, centroids: np.ndarray, repeats: int) -> None:
     print()
 
 
-def probe(assigner: Assigner, rows: np.ndarray, centroids: np.ndarray, before: np.ndarray | None) -> None:
-    """What an Assigner does once the work is worth it."""
-    thresholds = {name: getattr(assigning, name) for name in ("WORTH_PROBING", "WORTH_PROBING_KNOWN")}
-    for name in thresholds:
-        setattr(assigning, name, 0.0)
-    try:
-        assigner(rows, centroids, before=before, device="cpu")
-    finally:
-        for name, value in thresholds.items():
-            setattr(assigning, name, value)
-
-
 def table_mib(assigner: Assigner) -> float:
     return 0.0 if assigner._made is None else assigner._made[2].bounds.values.nbytes / 2**20
 
 
-def best_of(repeats: int, work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(repeats):
+def in_turn(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The least CPU seconds of each: they take turns, so that what else the machine does strikes all alike."""
+    least = dict.fromkeys(work, float("inf"))
+    for _, name in product(range(repeats), work):
         began = process_time()
-        work()
-        times.append(process_time() - began)
-    return min(times)
+        work[name]()
+        least[name] = min(least[name], process_time() - began)
+    return least
 
 
 if __name__ == "__main__":

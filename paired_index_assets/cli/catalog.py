@@ -13,6 +13,7 @@ from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.settings import LAION_2B, Settings
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and plan catalogs of embedding files.")
+DAYS_FROM = 48 * 3600  # seconds
 NAMED = Annotated[str, typer.Argument(help=f"A catalog file, or `{LAION_2B}`.")]
 
 
@@ -53,7 +54,8 @@ def plan(
         typer.Option("--disk-gbps", help="Gigabits a second of a machine's disk; else the root's (or the cache's) is measured."),
     ] = None,
     net_gbps: Annotated[float, typer.Option("--net-gbps", help="Gigabits a second of a machine's line.", min=0.001)] = 1.0,
-    measure: Annotated[bool, typer.Option(help="Measure this machine's rates first: some ten seconds.")] = True,
+    pairs: Annotated[int, typer.Option(help="Captions that will train, each matched among as many images.", min=1)] = 20_000_000,
+    measure: Annotated[bool, typer.Option(help="Measure this machine's rates first: some twenty seconds.")] = True,
 ) -> None:
     """Print bytes, memory and time before anything runs, on one machine and on more."""
     from paired_index_assets.planning.plan import plan_build
@@ -64,17 +66,21 @@ def plan(
     counts = _counts(nodes)
     total = found.total_rows
     # the most lists that may be promoted: in two levels, if captions are enough to train them
-    made = plan_build(found, nlist=settings.fine_lists_for(total, total) or settings.lists_for(total))
+    pairs = min(pairs, total)
+    flat, fine = settings.lists_for(total), settings.fine_lists_for(total, pairs)
+    made = plan_build(found, nlist=fine or flat, pairs=pairs, trained=sorted({flat, fine or flat}))
     root = settings.build_root.root
     disk = nearest_folder(root if is_local(root) else as_path(settings.build_root.cache.folder))
     rates = (measure_rates(disk, made.dimensions) if measure else Rates()).with_given(disk_gbps=disk_gbps, net_gbps=net_gbps)
     rows: list[list[Any]] = [
         ["files, shards", f"{made.files:,}, {made.shards}"],
         ["rows, dimensions", f"{made.rows:,}, {made.dimensions}"],
-        ["inverted lists", f"{made.nlist:,}"],
+        ["inverted lists", f"{made.nlist:,} in {'two levels' if fine else 'one level'}"],
+        ["pairs to train on", f"{made.pairs:,}"],
         ["known missing", f"{made.missing_files} files, {made.missing_rows:,} rows, {made.waiting_shards} shards wait for them"],
         ["input", f"{_bytes(made.input_bytes)}, largest file {_bytes(made.largest_file_bytes)}"],
         ["segments, shards", f"{_bytes(made.segment_bytes)}, {_bytes(made.shard_bytes)} (largest {_bytes(made.largest_shard_bytes)})"],
+        ["disk in all", f"{_bytes(made.disk_bytes)}, the input among it"],
         [
             "disk for a new trained index",
             f"{_bytes(made.retrain_bytes)} with the shards served meanwhile, {_bytes(made.segment_bytes + made.shard_bytes)} --in-place",
@@ -89,7 +95,12 @@ def plan(
         [
             [what, rate, "measured here" if name in rates.measured else "given"]
             for what, name, rate in (
-                ("assignment on its processor", "flops", f"{rates.flops / 1e9:,.0f} GFLOP/s"),
+                (
+                    "assignment on its processor",
+                    "flops",
+                    f"{rates.flops / 1e9:,.0f} GFLOP/s{f', {rates.assigned_by}' * bool(rates.assigned_by)}",
+                ),
+                ("pairing on its processor", "pairing_flops", f"{rates.pairing_flops / 1e9:,.0f} GFLOP/s"),
                 ("assignment on a GPU", "gpu_flops", f"{rates.gpu_flops / 1e12:,.0f} TFLOP/s"),
                 ("encoding on its processor", "encode_rows", f"{rates.encode_rows:,.0f} rows/s"),
                 ("encoding on a GPU", "gpu_encode_rows", f"{rates.gpu_encode_rows:,.0f} rows/s"),
@@ -99,13 +110,19 @@ def plan(
             )
         ],
     )
+    if rates.busy:
+        say(f"this machine is busy (load {rates.load:.1f} a core): an idle one has higher rates; plan again when it is", "yellow")
     scaled = [scale(made, rates, count, gpus) for count in counts]
     resources = [name for name in scaled[0].seconds if any(one.seconds[name] for one in scaled)]
     table(
         f"projected from these rates, {gpus} GPUs a machine",
-        ["machines", *resources, "starts", "in all", "binds"],
+        ["machines", "pairing", "training", *resources, "starts", "in all", "binds"],
         [
-            [one.nodes, *(_hours(one.seconds[name]) for name in resources), _hours(one.overhead_s), _hours(one.total_s), one.binds]
+            [
+                one.nodes,
+                *map(_time, (one.pairing_s, one.training_s, *map(one.seconds.__getitem__, resources), one.overhead_s, one.whole_s)),
+                one.binds,
+            ]
             for one in scaled
         ],
     )
@@ -130,5 +147,7 @@ def _bytes(count: float) -> str:
     return f"{count:,.3g} TB"
 
 
-def _hours(seconds: float) -> str:
+def _time(seconds: float) -> str:
+    if seconds >= DAYS_FROM:
+        return f"{seconds / 86_400:,.1f} days"
     return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"

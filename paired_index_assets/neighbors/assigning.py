@@ -17,7 +17,7 @@ import torch
 
 from paired_index_assets.neighbors.arithmetic import FLOAT32
 from paired_index_assets.neighbors.blocks import check_matrix, check_same_width, read_block
-from paired_index_assets.neighbors.bounds import Bounds, Float64, basis_of, directions, int8_levels
+from paired_index_assets.neighbors.bounds import SAFE_LEVELS, Bounds, Float64, basis_of, directions, int8_levels
 from paired_index_assets.neighbors.engine import choose
 from paired_index_assets.neighbors.exact import MEMORY_BYTES, assign, tiles
 from paired_index_assets.neighbors.pruned import Groups, PrunedSearch, group_centroids
@@ -31,10 +31,10 @@ WORTH_PROBING_KNOWN = 5e10  # where lists from before are known: nothing is grou
 PROBE_SHARE = 0.02  # of the rows are tried
 LEAST_PROBED, MOST_PROBED = 2048, 4096  # rows
 FEW, MOST_UNDECIDED = 64, 0.25  # of them, first: whether bounds rule anything out, for most rows
-OUT_OF_REACH = 1.3  # times the least cost, once: a way that is not timed again
+OUT_OF_REACH = 1.4  # times the least cost, once: a way that is not timed again
 ROUNDS = 3  # of timing the others, in turn; the least of each counts
 TILE = 4096  # rows a worker takes at a time
-WIDTHS = (1 / 8, 1 / 6, 1 / 4, 1 / 3)  # of the dimensions; benchmarks/assignment.py
+WIDTHS = (1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2)  # of the dimensions; benchmarks/assignment.py
 WIDTH_MULTIPLE = 8
 HEADS_ROUNDS, HEADS_SAMPLE = 5, 16_384
 DIRECTION_ROWS = 20_000  # and centroids: a sample of either tells the directions
@@ -82,15 +82,19 @@ class Assigner:
         on_cpu = not torch.cuda.is_available() if device is None else device.startswith("cpu")
         worth = WORTH_PROBING_KNOWN if known else WORTH_PROBING
         if on_cpu and known not in self.ways and self._worked >= worth and len(vectors) >= LEAST_PROBED:
-            self.ways[known] = self._fastest(vectors, centroids, before)
+            self.decide(vectors, centroids, before)
         way = self.ways.get(known, DENSE)
         if way.dense or not on_cpu or len(vectors) < LEAST_PROBED:
             return assign(vectors, centroids, device=device, names=self.names, progress=progress)
         return self._pruned(self._prepared(vectors, centroids, way, grouped=not known), vectors, centroids, before, progress)
 
+    def decide(self, vectors: Rows, centroids: Float32, before: Int64 | None = None) -> Way:
+        """Measure now which way is quickest for such rows, with or without lists from before; `ways` and `costs` keep it."""
+        self.ways[before is not None] = way = self._fastest(vectors, centroids, before)
+        return way
+
     def _fastest(self, vectors: Rows, centroids: Float32, before: Int64 | None) -> Way:
-        if centroids.size < LEAST_VALUES:
-            return DENSE
+        few = centroids.size < LEAST_VALUES
         count = int(np.clip(PROBE_SHARE * len(vectors), LEAST_PROBED, MOST_PROBED))
         chosen = spread_rows(len(vectors), count)
         sample = np.ascontiguousarray(vectors[chosen], dtype=np.float32)
@@ -99,11 +103,11 @@ class Assigner:
 
         def contenders() -> Iterator[tuple[Way, Callable[[], float]]]:
             yield DENSE, partial(_cpu_seconds, partial(assign, sample, centroids, engine=whole))
-            for way in ways(sample.shape[1]):
+            for way in () if few else ways(sample.shape[1]):
                 search = self._prepared(sample, centroids, way, grouped=before is None)
                 rows = torch.from_numpy(sample[:FEW])
-                few = None if guess is None else torch.from_numpy(guess[:FEW])
-                _, undecided = search.nearest(rows, torch.linalg.vector_norm(rows, dim=1), few, Workspace())
+                start = None if guess is None else torch.from_numpy(guess[:FEW])
+                _, undecided = search.nearest(rows, torch.linalg.vector_norm(rows, dim=1), start, Workspace())
                 if len(undecided) <= FEW * MOST_UNDECIDED:
                     yield way, partial(_cpu_seconds, partial(self._pruned, search, sample, centroids, guess, silent))
 
@@ -152,15 +156,15 @@ class Assigner:
 
 def quickest(contenders: Iterable[tuple[Way, Callable[[], float]]]) -> tuple[Way, dict[Way, float]]:
     """The way that costs least, and what each cost: `contenders` say it anew at each call. One measurement shuts out only what is far
-    behind; the others take turns, so that a moment's disturbance decides nothing. DENSE is never shut out.
+    behind; the others take turns, so that a moment's disturbance decides nothing.
     """
     costs: dict[Way, float] = {}
     left: dict[Way, Callable[[], float]] = {}
     for way, cost in contenders:
         costs[way], left[way] = cost(), cost
         reach = OUT_OF_REACH * min(costs.values())
-        left = {way: cost for way, cost in left.items() if way.dense or costs[way] <= reach}  # and a loser's table is let go
-    for _ in range(ROUNDS - 1):
+        left = {way: cost for way, cost in left.items() if costs[way] <= reach}  # and a loser's table is let go
+    for _ in range(ROUNDS - 1 if len(left) > 1 else 0):
         for way, cost in left.items():
             costs[way] = min(costs[way], cost())
     return min(left, key=lambda way: costs[way]), costs
@@ -171,7 +175,8 @@ def ways(d: int) -> list[Way]:
     widths = sorted({max(WIDTH_MULTIPLE, int(d * share) // WIDTH_MULTIPLE * WIDTH_MULTIPLE) for share in WIDTHS})
     widths = [width for width in widths if width < d]
     levels = int8_levels()
-    return [Way(width, levels) for width in widths if levels] + [Way(width) for width in widths]
+    exact = [] if levels == SAFE_LEVELS[0] else [Way(width) for width in widths]  # with VNNI int8 takes a quarter of the time
+    return [Way(width, levels) for width in widths if levels] + exact
 
 
 def grouped_by_heads(centroids: Float32) -> Groups:

@@ -30,6 +30,7 @@ MEAN_WEIGHT = 100.0  # of the direction of the mean row, which is long and must 
 MOST_COLUMNS = 16  # of the residual in int8
 BEYOND = 2e9  # no product of int8 is so large
 COLUMN_MULTIPLE = 8  # int8 GEMMs want the depth so
+SAFE_LEVELS = 127, 63  # with VNNI, and without
 PIECE = 4096  # centroids projected at a time
 
 
@@ -207,7 +208,7 @@ def int8_levels() -> int:
 
     Without VNNI pairs of products are added in 16 bits and saturate silently (right at 63), so a product of all-largest values is tried.
     """
-    for levels in (127, 63):
+    for levels in SAFE_LEVELS:
         try:
             a = torch.full((64, 192), levels, dtype=torch.int8)
             b = torch.where(torch.arange(96)[:, None] % 2 == 0, a[0], -a[0])

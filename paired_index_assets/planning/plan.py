@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from paired_index_assets.clustering.kmeans import ITERATIONS, MAX_POINTS_PER_CENTROID
 from paired_index_assets.landing.catalog import Catalog
 
 ID_BYTES = 8
@@ -12,6 +13,8 @@ LIST_NUMBER_BYTES = 4
 FLOAT32_BYTES = 4
 BUILD_RESERVE_BYTES = 2 << 30  # what a shard's assembly may take beside its codes
 BITS_PER_DIMENSION = 4
+PAIRS = 20_000_000  # captions, and the images they are matched with: the paper's
+METHODS = 2  # of training: paired k-means, and image k-means to compare with
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,27 @@ class Plan:
     build_memory_bytes: int  # for one shard at a time
     search_memory_bytes: int  # lists are mapped; the coarse quantizer is held once
     assign_flops: float  # 2 rows nlist d, the largest term by far
+    pairs: int
+    pairing_flops: float  # 2 pairs pairs d
+    training_flops: float  # of every clustering: 2 iterations rows nlist d
+
+    @property
+    def disk_bytes(self) -> int:
+        """All that is on disk when the build is whole: input, segments and shards."""
+        return self.input_bytes + self.segment_bytes + self.shard_bytes
 
 
 def plan_build(
     catalog: Catalog,
     *,
     nlist: int,
+    pairs: int = PAIRS,
+    trained: Collection[int] = (),
     landed: Collection[str] = (),
 ) -> Plan:
-    """For all shards of `catalog`. `landed`: names of files that need no fetching. Codes take 4 bits a dimension."""
+    """For all shards of `catalog`. `pairs`: captions that train, each matched among as many images. `trained`: the numbers of lists that are
+    trained, if there are others than `nlist`. `landed`: names of files that need no fetching. Codes take 4 bits a dimension.
+    """
     d = catalog.dimensions
     code = -(-d * BITS_PER_DIMENSION // 8)
     sizes = {name: slices[0].bytes for name, slices in catalog.by_name.items()}
@@ -80,4 +95,7 @@ def plan_build(
         build_memory_bytes=widest * per_row + quantizer + BUILD_RESERVE_BYTES,
         search_memory_bytes=quantizer,
         assign_flops=2.0 * catalog.total_rows * nlist * d,
+        pairs=pairs,
+        pairing_flops=2.0 * pairs * pairs * d,
+        training_flops=sum(2.0 * METHODS * ITERATIONS * min(pairs, MAX_POINTS_PER_CENTROID * n) * n * d for n in trained or [nlist]),
     )

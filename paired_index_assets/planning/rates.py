@@ -9,17 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from paired_index_assets.codes.codec import RIDGE, WEIGHT, WIDTH, TrainedCodec
 from paired_index_assets.codes.grid import ranges, spread_of
 from paired_index_assets.codes.metric import fit_metric
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.storage import atomic_file
-from paired_index_assets.neighbors.exact import assign
+from paired_index_assets.neighbors.assigning import Assigner
+from paired_index_assets.neighbors.exact import nearest
+from paired_index_assets.planning.made import towers_around
 
 PROBE_ROWS, PROBE_LISTS = 16_384, 8_192
+ASSIGNED_ROWS, ASSIGNED_LISTS = 2_048, 8_192  # the more lists, the more bounds gain: a rate for more of them is a cautious one
 PROBE_BYTES = 256 << 20
 PROBE_CAPTIONS = 4_096
+BUSY = 0.3  # processes beside, a core
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,20 @@ class Rates:
 
     fetch_bytes: float = 125e6  # a 1 Gbit/s line
     disk_bytes: float = 500e6  # read or written
-    flops: float = 200e9  # float32 GEMM of 2 recent cores
+    flops: float = 200e9  # of assignment, as if all were multiplied: where bounds rule lists out it is above the GEMM's
+    assigned_by: str = ""  # what the probe chose
+    pairing_flops: float = 200e9  # float32 GEMM of 2 recent cores
     encode_rows: float = 30_000
     gpu_flops: float = 5.0e14  # an H200 at 65 % of a measured bfloat16 GEMM; ours is not measured on one
     gpu_encode_rows: float = 1e6  # a guess: three passes of d^2 a row are nothing beside assignment
     run_s: float = 15.0  # what Dagster adds to a shard's run: a process that starts and imports; see BENCHMARKS.md
     measured: frozenset[str] = frozenset()
+    load: float = 0.0  # processes that ran beside, a core, when these were measured
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work took so much of the machine that rates measured by the clock are too low."""
+        return self.load > BUSY
 
     def with_given(self, *, disk_gbps: float | None = None, net_gbps: float | None = None) -> Rates:
         """The same with a disk or a line of so many gigabits a second."""
@@ -46,7 +59,9 @@ class Rates:
 
 
 def measure_rates(folder: Path, d: int) -> Rates:
-    """Assignment, encoding at `d` dimensions, and writing to the disk of `folder`, each for a second or so; the rest as assumed.
+    """Assignment, pairing and encoding at `d` dimensions, and writing to the disk of `folder`, each for seconds; the rest as assumed.
+
+    Assignment in the way that a probe chooses (`neighbors.assigning`) on made vectors, by CPU time; the others by the clock.
 
     Raises BadInput if `folder` cannot be written to, OutOfDisk.
     """
@@ -56,17 +71,24 @@ def measure_rates(folder: Path, d: int) -> Rates:
     captions /= np.linalg.norm(captions, axis=1, keepdims=True)
     mean, spread = spread_of(images)
     codec = TrainedCodec("QT_4bit", "query", *ranges(mean, spread, WIDTH), fit_metric(images, captions, spread, RIDGE, WEIGHT, 1))
-    assigning = _seconds(lambda: assign(images, images[:PROBE_LISTS]))
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    rows, centroids = towers_around(ASSIGNED_ROWS, ASSIGNED_LISTS, d)
+    assigner = Assigner()
+    way = assigner.decide(rows, centroids)
+    pairing = _seconds(lambda: nearest(images, images[:PROBE_LISTS]))
     encoding = _seconds(lambda: codec.encode(images))
     try:
         writing = _seconds(lambda: _write(folder / ".paired-index-probe"))
     except OSError as error:
         raise BadInput(f"{folder}: cannot be written to ({error.strerror}); choose a root that can, or give --no-measure") from error
     return Rates(
-        flops=2.0 * PROBE_ROWS * PROBE_LISTS * d / assigning,
+        flops=2.0 * ASSIGNED_LISTS * d * torch.get_num_threads() / assigner.costs[way],
+        assigned_by=str(way),
+        pairing_flops=2.0 * PROBE_ROWS * PROBE_LISTS * d / pairing,
         encode_rows=PROBE_ROWS / encoding,
         disk_bytes=PROBE_BYTES / writing,
-        measured=frozenset({"flops", "encode_rows", "disk_bytes"}),
+        measured=frozenset({"flops", "pairing_flops", "encode_rows", "disk_bytes"}),
+        load=load,
     )
 
 

@@ -14,12 +14,14 @@ from paired_index_assets.planning.rates import Rates
 
 @dataclass(frozen=True)
 class Scaled:
-    """Seconds of the busiest node, by resource; `total_s` of the whole."""
+    """Seconds of the busiest node, by resource; `total_s` of all shards, `whole_s` with what one machine does before: pairs and training."""
 
     nodes: int
     gpus_per_node: int
     seconds: dict[str, float]
     overhead_s: float
+    pairing_s: float
+    training_s: float
 
     @property
     def binds(self) -> str:
@@ -28,6 +30,10 @@ class Scaled:
     @property
     def total_s(self) -> float:
         return self.seconds[self.binds] + self.overhead_s
+
+    @property
+    def whole_s(self) -> float:
+        return self.pairing_s + self.training_s + self.total_s
 
 
 def scale(plan: Plan, rates: Rates, nodes: int, gpus_per_node: int = 0) -> Scaled:
@@ -43,4 +49,6 @@ def scale(plan: Plan, rates: Rates, nodes: int, gpus_per_node: int = 0) -> Scale
         "processor": busiest_node * (0 if gpus_per_node else plan.assign_flops / rates.flops + plan.rows / rates.encode_rows),
         "GPU": busiest_worker * (plan.assign_flops / rates.gpu_flops + plan.rows / rates.gpu_encode_rows if gpus_per_node else 0),
     }
-    return Scaled(nodes, gpus_per_node, seconds, turns * rates.run_s)
+    on = (rates.gpu_flops, rates.gpu_flops) if gpus_per_node else (rates.pairing_flops, rates.flops)
+    before = plan.pairing_flops / on[0], plan.training_flops / on[1]
+    return Scaled(nodes, gpus_per_node, seconds, turns * rates.run_s, *before)

@@ -1,14 +1,18 @@
 """Sizes by arithmetic, times by rates, and what more machines do and do not bring."""
 
 import dataclasses
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from paired_index_assets.errors import BadInput
 from paired_index_assets.landing.catalog import Catalog
-from paired_index_assets.planning.plan import plan_build
-from paired_index_assets.planning.rates import Rates, measure_rates
+from paired_index_assets.neighbors.assigning import DENSE, Assigner, Way
+from paired_index_assets.planning.plan import PAIRS, plan_build
+from paired_index_assets.planning.rates import ASSIGNED_LISTS, Rates, measure_rates
 from paired_index_assets.planning.scaling import scale
 
 LAION = plan_build(Catalog.laion2b(), nlist=131_072)
@@ -47,12 +51,48 @@ def test_the_slowest_resource_binds():
 
 def test_given_rates_are_not_called_measured(tmp_path):
     rates = measure_rates(tmp_path, 16)
-    assert rates.measured == {"flops", "encode_rows", "disk_bytes"}
-    assert min(rates.flops, rates.encode_rows, rates.disk_bytes) > 0
+    assert rates.measured == {"flops", "pairing_flops", "encode_rows", "disk_bytes"}
+    assert min(rates.flops, rates.pairing_flops, rates.encode_rows, rates.disk_bytes) > 0
     assert list(tmp_path.iterdir()) == []
     given = rates.with_given(disk_gbps=8)
     assert given.disk_bytes == 1e9
-    assert given.measured == {"flops", "encode_rows"}
+    assert given.measured == {"flops", "pairing_flops", "encode_rows"}
+
+
+def test_the_rate_of_assignment_is_that_of_the_way_a_probe_chooses(monkeypatch, tmp_path):
+    way = Way(8, 63)
+
+    def decided(assigner, vectors, centroids, before=None):
+        assigner.costs = {DENSE: 4e-6, way: 2e-6}  # CPU seconds a row
+        return way
+
+    monkeypatch.setattr(Assigner, "decide", decided)
+    rates = measure_rates(tmp_path, 16)
+    assert rates.assigned_by == str(way)
+    assert rates.flops == 2 * ASSIGNED_LISTS * 16 * torch.get_num_threads() / 2e-6
+
+
+@pytest.mark.parametrize(("load", "cores", "busy"), [(0.0, 2, False), (0.4, 2, False), (1.5, 2, True), (1.5, 64, False)])
+def test_a_busy_machine_is_called_busy(monkeypatch, tmp_path, load, cores, busy):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 9.0, 9.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert measure_rates(tmp_path, 16).busy is busy
+
+
+def test_pairs_and_training_are_done_once_before_the_shards_and_count_in_the_whole():
+    rates = Rates()
+    assert LAION.pairing_flops == 2 * PAIRS * PAIRS * 768
+    assert LAION.training_flops == 2 * 2 * 10 * PAIRS * 131_072 * 768
+    for nodes in (1, 58):
+        scaled = scale(LAION, rates, nodes)
+        assert scaled.pairing_s == LAION.pairing_flops / rates.pairing_flops
+        assert scaled.whole_s == scaled.pairing_s + scaled.training_s + scaled.total_s
+
+
+def test_every_number_of_lists_that_is_trained_costs_its_iterations_on_no_more_rows_than_it_takes():
+    both = plan_build(Catalog.laion2b(), nlist=64, pairs=1_000_000, trained=[16, 64])
+    assert both.training_flops == 2 * 2 * 10 * 768 * 256 * (16 * 16 + 64 * 64)
+    assert both.disk_bytes == both.input_bytes + both.segment_bytes + both.shard_bytes
 
 
 def test_a_place_that_cannot_be_written_to_is_named():
@@ -61,11 +101,24 @@ def test_a_place_that_cannot_be_written_to_is_named():
 
 
 def test_the_plan_is_printed_for_machines_and_refuses_what_is_no_number_of_them(paired_index, tmp_path):
-    said = paired_index("catalog", "plan", "--root", tmp_path / "none/yet", "--nodes", "1,64", "--disk-gbps", 8, COLUMNS="160").stdout
+    said = paired_index("catalog", "plan", "--root", tmp_path / "none/yet", "--nodes", "1,64", "--no-measure", COLUMNS="160").stdout
     assert "2,170,337,258" in said
-    assert "measured here" in said
     assert "processor" in said
+    assert "measured here" not in said
+    for row in ("524,288 in two levels", "pairs to train on", "disk in all", "pairing", "training", " days"):
+        assert row in said
     assert not list(tmp_path.iterdir())
+    one_level = paired_index("catalog", "plan", "--no-measure", "--pairs", 1_000_000, COLUMNS="160").stdout
+    assert "131,072 in one level" in one_level  # of so few captions 524,288 lists would have two each
     refused = paired_index("catalog", "plan", "--nodes", "1,none", check=False)
     assert refused.returncode == 1
     assert "--nodes 1,none: expected numbers" in refused.stderr
+
+
+def test_a_plan_says_what_was_measured_and_how_lists_are_found_here(paired_index, tmp_path):
+    np.save(tmp_path / "img_emb_0.npy", np.ones((10, 16), np.float16))
+    paired_index("catalog", "scan", tmp_path, "--out", tmp_path / "c.parquet", "--shards", 1)
+    said = paired_index("catalog", "plan", tmp_path / "c.parquet", "--root", tmp_path / "none/yet", "--disk-gbps", 8, COLUMNS="160").stdout
+    assert "measured here" in said
+    assert "GFLOP/s, dense" in said  # so few dimensions are multiplied sooner than ruled out
+    assert not (tmp_path / "none").exists()
