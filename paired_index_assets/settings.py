@@ -241,7 +241,7 @@ class _LastBuild(PydanticBaseSettingsSource):
         if given >= Settings.model_fields.keys():  # as a run is handed them: nothing is left for the root to say
             return {}
         root = BuildRoot.at(self.current_state.get("root", DEFAULT_ROOT))
-        require_reachable(root.root)  # the first look at it: what is wrong with it is said here
+        require_reachable(root.root)  # the first look at it: what is wrong with it is reported here
         file = root.settings
         remembered = _remembered(file) if file.exists() else {}
         # another kind of input replaces the remembered one whole
@@ -259,8 +259,8 @@ def _remembered(file: UPath) -> dict[str, Any]:
             try:
                 TypeAdapter(Annotated[field.annotation, field]).validate_python(content[name])  # type: ignore[arg-type]
             except ValidationError as error:
-                said = _say({**error.errors()[0], "loc": (name,)})
-                raise DamagedArtifact(f"{file}: {said}; {cure}") from error
+                reason = _say({**error.errors()[0], "loc": (name,)})
+                raise DamagedArtifact(f"{file}: {reason}; {cure}") from error
     return content
 
 

@@ -209,7 +209,7 @@ def write_catalog(build: OpenBuild, describe: Describe) -> Catalog:
     """Make the build's catalog: the one given, a scan of the landing folder, or else the image set itself.
 
     That of a landing folder is made once, and what was appended to a given one stays: ids must not move. Where rows moved nevertheless, those
-    that were taken down are found again (builds/following.py), also by what `describe` finds to be said of the rows.
+    that were taken down are found again (builds/following.py), also by what `describe` finds in the metadata of the rows.
     """
     settings, root, before = build.settings, build.root, build.catalog_before
     if settings.catalog == LAION_2B:

@@ -20,7 +20,7 @@ from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import list_folder
 from paired_index_assets.settings import Settings, load_settings
 
-PATIENCE_SECONDS = 8.0  # with each part of a deployment, so that all of them have said something within half a minute
+PATIENCE_SECONDS = 8.0  # with each part of a deployment, so that all of them have answered, or not, within half a minute
 PACKAGES = ("dagster", "faiss-gpu", "torch", "open_clip_torch", "numpy", "pyarrow")
 
 

@@ -1,4 +1,4 @@
-"""What one node does in a second: measured on this machine, or assumed and said to be."""
+"""What one node does in a second: measured on this machine, or assumed, and marked so."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def kind_of(file: ListedFile) -> str:
 
 @dataclass(frozen=True)
 class _WithUnread:
-    """A source, and the files beside it that nothing reads, told with its first sample."""
+    """A source, and the files beside it that nothing reads, reported with its first sample."""
 
     source: Source
     unread: tuple[str, ...]

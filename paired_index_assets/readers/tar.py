@@ -63,7 +63,7 @@ class Member:
 
 
 def walk(raw: BinaryIO) -> Iterator[Member]:
-    """The members of a tar, plain or compressed by gzip, bzip2, xz or zstd, told by its first bytes. Raises TarBroken."""
+    """The members of a tar, plain or compressed by gzip, bzip2, xz or zstd, recognised by its first bytes. Raises TarBroken."""
     return _Walk(*_decompressed(raw)).members()
 
 
@@ -209,7 +209,7 @@ def _decompressed(raw: BinaryIO) -> tuple[Any, int | None]:
 
 
 def _pax(content: bytes, before: _Ahead) -> _Ahead:
-    """Records ``length key=value\\n``; what of them cannot be read is left out, and said."""
+    """Records ``length key=value\\n``; what of them cannot be read is left out, and reported."""
     found = replace(before)
     try:
         while content.strip(b"\0"):

@@ -67,7 +67,7 @@ def _read(file: ListedFile, recorded: bool, images: bool) -> Iterator[Sample]:
 
 
 class _Made:
-    """The samples of one tar, one behind, so that what is skipped after the last can still be told with it."""
+    """The samples of one tar, one behind, so that what is skipped after the last can still be reported with it."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -184,12 +184,12 @@ def _engine() -> duckdb.DuckDBPyConnection:
 def _parsed(engine: duckdb.DuckDBPyConnection, expression: str) -> dict[str, Any]:
     """The one statement that ``… WHERE expression`` parses to."""
     row: Any = engine.execute("SELECT json_serialize_sql(?)", [f"SELECT * FROM metadata WHERE ({expression}\n)"]).fetchone()
-    said = json.loads(row[0])
-    if said["error"]:
-        raise BadInput(f"where: {' '.join(str(said.get('error_message')).split())[:200]} in {expression!r}")
-    if len(said["statements"]) != 1:
-        raise BadInput(f"where: expected one expression, found {len(said['statements'])} statements")
-    node: dict[str, Any] = _without_places(said["statements"][0]["node"])
+    parsed = json.loads(row[0])
+    if parsed["error"]:
+        raise BadInput(f"where: {' '.join(str(parsed.get('error_message')).split())[:200]} in {expression!r}")
+    if len(parsed["statements"]) != 1:
+        raise BadInput(f"where: expected one expression, found {len(parsed['statements'])} statements")
+    node: dict[str, Any] = _without_places(parsed["statements"][0]["node"])
     return node
 
 

@@ -83,7 +83,7 @@ class ShardedIndex:
         are checked.
 
         Where the packed layout (`paired-index pack`) is of the same shards, it is mapped instead of them, and finds the same; one that is
-        damaged is said in one line of the log and left alone. With `packed` False the shards are mapped in any case.
+        damaged is reported in one line of the log and left alone. With `packed` False the shards are mapped in any case.
         """
         build = BuildRoot.at(root)
         served = served_index(build)

@@ -1,4 +1,4 @@
-"""An open build as requests see it: its index, what ids stand for, and what is told of them."""
+"""An open build as requests see it: its index, what ids stand for, and what is shown of them."""
 
 from __future__ import annotations
 

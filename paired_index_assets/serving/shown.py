@@ -118,28 +118,28 @@ def shown_of(
     encoder: says whether `inputs.images` are the pictures that were embedded, where their names, sizes and dates do not.
     """
     files = list(_by_name(records))
-    said: list[str] = []
+    warnings: list[str] = []
     settings = remembered(build)
-    images = _tried(lambda: EmbeddingSet.open(build.image_set), said) if build.image_set.exists() else None
+    images = _tried(lambda: EmbeddingSet.open(build.image_set), warnings) if build.image_set.exists() else None
     made_here = images is not None and all(part.metadata is not None for part in images.parts)
     found = files
     if images is not None:
-        pictures = _pictures(images, inputs, settings, encoder, said) if made_here else {}
-        found = list(_of_set(files, images, build.cache, pictures, said))
+        pictures = _pictures(images, inputs, settings, encoder, warnings) if made_here else {}
+        found = list(_of_set(files, images, build.cache, pictures, warnings))
     elsewhere = not made_here if images is not None else not settings.get("images")  # features, or what landed
     if inputs.images is not None and elsewhere:  # naming pictures for them says that row i is picture i
-        given = _tried(lambda: Pictures.of(str(inputs.images), max((file.start + file.rows for file in files), default=0)), said)
+        given = _tried(lambda: Pictures.of(str(inputs.images), max((file.start + file.rows for file in files), default=0)), warnings)
         found = [replace(file, pictures=given) for file in found]
     earlier = {} if before is None else {file.version: file for file in before.files}
     kept = [file if file.metadata or file.pictures else earlier.get(file.version, file) for file in found]
     texts = inputs.texts or settings.get("caption_texts")
     if any(file.metadata for file in kept) or texts is None:
-        return Shown(kept, None, said)
-    return Shown(kept, _tried(lambda: _texts(build, str(texts), kept, said), said), said)
+        return Shown(kept, None, warnings)
+    return Shown(kept, _tried(lambda: _texts(build, str(texts), kept, warnings), warnings), warnings)
 
 
 def _of_set(
-    files: list[ShownFile], images: EmbeddingSet, cache: Cache, pictures: dict[str, PicturesOf], said: list[str]
+    files: list[ShownFile], images: EmbeddingSet, cache: Cache, pictures: dict[str, PicturesOf], warnings: list[str]
 ) -> Iterator[ShownFile]:
     parts = dict(zip(images.names, images.parts, strict=True))
     other = []
@@ -149,16 +149,16 @@ def _of_set(
             other.append(file.name)
             yield file
             continue
-        metadata = _metadata(part, file, cache, said)
+        metadata = _metadata(part, file, cache, warnings)
         shows = pictures.get(part.stamp)
         yield replace(file, metadata=metadata, pictures=shows(metadata) if shows else None)
     if other:
-        said.append(
+        warnings.append(
             f"{images.source}: {len(other)} of {len(files)} files are not those that were indexed, the first: {other[0]}; build again"
         )
 
 
-def _metadata(part: SetPart, file: ShownFile, cache: Cache, said: list[str]) -> MetadataFile | None:
+def _metadata(part: SetPart, file: ShownFile, cache: Cache, warnings: list[str]) -> MetadataFile | None:
     """The Parquet beside a part, if it is of these rows; of a remote one a copy is held."""
     if part.metadata is None:
         return None
@@ -169,14 +169,14 @@ def _metadata(part: SetPart, file: ShownFile, cache: Cache, said: list[str]) -> 
         with found.open() as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
             mine = (parquet.schema_arrow.metadata or {}).get(FINGERPRINT) == part.stamp.encode() and parquet.metadata.num_rows == file.rows
         if not mine:
-            said.append(f"{url}: not of the embeddings that were indexed; build again")
+            warnings.append(f"{url}: not of the embeddings that were indexed; build again")
         return found if mine else None
 
-    return _tried(held, said)
+    return _tried(held, warnings)
 
 
 def _pictures(
-    images: EmbeddingSet, inputs: Inputs, settings: dict[str, Any], encoder: Encoder | None, said: list[str]
+    images: EmbeddingSet, inputs: Inputs, settings: dict[str, Any], encoder: Encoder | None, warnings: list[str]
 ) -> dict[str, PicturesOf]:
     """For the stamp of each part: the pictures it was made from, if they are there as they were, or elsewhere as they were."""
     spec, captions, part_rows = inputs.images or settings.get("images"), settings.get("captions"), settings.get("part_rows")
@@ -198,13 +198,13 @@ def _pictures(
         if moved and shows and encoder and are_the_embedded(images, _reader(images, shows), encoder):
             return dict.fromkeys(every, shows)
         if same < every:
-            said.append(
+            warnings.append(
                 f"{spec}: the pictures of {len(every - same)} of {len(every)} parts are not those that were embedded; "
                 "they are not shown. Build again, or say with --images where those are now"
             )
         return dict.fromkeys(same, shows) if shows else {}
 
-    return _tried(opened, said) or {}
+    return _tried(opened, warnings) or {}
 
 
 def _shows(source: Source, spec: str, images: EmbeddingSet) -> PicturesOf | None:
@@ -254,14 +254,14 @@ def _digest(rows: npt.NDArray[Any]) -> str:
     return sha.hexdigest()
 
 
-def _texts(build: BuildRoot, texts: str, files: list[ShownFile], said: list[str]) -> Metadata | None:
+def _texts(build: BuildRoot, texts: str, files: list[ShownFile], warnings: list[str]) -> Metadata | None:
     """A Parquet whose row i describes id i, or a folder of `metadata_NNNN.parquet` beside the catalogued files."""
     if as_path(texts).is_dir() and build.catalog.exists():
         return Metadata.beside(texts, Catalog.load(build.catalog), hold=True)
     found = Metadata.in_order([file.url for file in list_files(texts) if file.suffix == ".parquet"], hold=True)
     indexed = max((file.start + file.rows for file in files), default=0)
     if len(found) < indexed:
-        said.append(f"{texts}: {len(found)} rows, but the index has {indexed}; they are not shown")
+        warnings.append(f"{texts}: {len(found)} rows, but the index has {indexed}; they are not shown")
         return None
     return found
 
@@ -281,9 +281,9 @@ def remembered(build: BuildRoot) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _tried(work: Callable[[], Done | None], said: list[str]) -> Done | None:
+def _tried(work: Callable[[], Done | None], warnings: list[str]) -> Done | None:
     try:
         return work()
     except (PairedIndexError, OSError, ArrowException) as error:
-        said.append(" ".join(str(error).split())[:500])
+        warnings.append(" ".join(str(error).split())[:500])
         return None

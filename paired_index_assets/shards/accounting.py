@@ -48,9 +48,9 @@ class Account:
     gone: tuple[str, ...]
 
     def __str__(self) -> str:
-        said = f"{self.rows:,} rows = {self.in_lists:,} in lists + {self.not_finite:,} not finite + {self.zero:,} zero + "
-        said += f"{self.taken_down:,} taken down; {self.compared:,} compared with their source"
-        return said + (f", the source of {len(self.gone)} files is gone or another now" if self.gone else "")
+        text = f"{self.rows:,} rows = {self.in_lists:,} in lists + {self.not_finite:,} not finite + {self.zero:,} zero + "
+        text += f"{self.taken_down:,} taken down; {self.compared:,} compared with their source"
+        return text + (f", the source of {len(self.gone)} files is gone or another now" if self.gone else "")
 
 
 def account_of_shard(
