@@ -1,10 +1,17 @@
 """What Dagster has no public way to tell. The only module that imports its private ones: what moves there is mended here."""
 
 import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+if TYPE_CHECKING:
+    from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
+
 EVALUATION_SECONDS = 24 * 3600.0  # Dagster's own limit, of 30 days, cannot be set; an evaluation of 58 shards takes some 90 kB
+CODE_VERSION_TAG = "dagster/code_version"
+INPUT_EVENT_TAG = "dagster/input_event_pointer/"
 
 
 def keeps_records_on_this_machine(instance: dg.DagsterInstance) -> bool:
@@ -28,3 +35,24 @@ def forget_partition_status(instance: dg.DagsterInstance, *keys: dg.AssetKey) ->
     `AutomationCondition.missing()`, permanently (`dagster asset wipe-partitions-status-cache` is the same by hand).
     """
     instance.wipe_asset_cached_status(list(keys))
+
+
+def latest_tags(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> Mapping[str, str] | None:
+    """What the newest materialization of `key` recorded of its code and inputs; None if it was never made."""
+    asked = dg.AssetRecordsFilter(asset_key=key, asset_partitions=None if partition is None else [partition])
+    records = instance.fetch_materializations(asked, limit=1).records
+    return (records[0].event_log_entry.tags or {}) if records else None
+
+
+def input_event(tags: Mapping[str, str], key: dg.AssetKey) -> int | None:
+    """The newest event of an input when the step that recorded `tags` began; None where there was none."""
+    event = tags.get(f"{INPUT_EVENT_TAG}{key.to_user_string()}", "")
+    return int(event) if event.isdigit() else None
+
+
+async def changed_since(view: "AssetGraphView", key: dg.AssetKey, event: int | None) -> Any:
+    """The partitions of `key` whose data version is another than it was at that event; without one, those that are there."""
+    from dagster._core.definitions.temporal_context import TemporalContext
+
+    then = TemporalContext(effective_dt=view.effective_dt, last_event_id=event)
+    return await view.compute_data_version_changed_since_temporal_context_subset(key=key, temporal_context=then)

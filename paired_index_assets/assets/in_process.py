@@ -13,14 +13,13 @@ from paired_index_assets.assets.landing import report_landed
 from paired_index_assets.assets.lost_runs import this_process
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.assets.resources import ForwardedProgress
+from paired_index_assets.assets.shards import SHARD_INDEX
 from paired_index_assets.builds.opened import OpenBuild
 from paired_index_assets.builds.outlook import outlook, require_what_was_promised, waiting
 from paired_index_assets.errors import PairedIndexError
 from paired_index_assets.progress import Progress
 from paired_index_assets.settings import Settings
 
-BEFORE_SHARDS = ("caption_embeddings", "image_embeddings", "caption_image_pairs", "paired_centroids", "trained_index")
-AFTER_SHARDS = ("index_manifest", "packed_index", "recall_report")
 TRIED_IN_VAIN = 3  # shards in a row that no source gave, and the others are left waiting
 # The terminal has its own progress; Dagster's log lines are in the instance, for the UI.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -36,8 +35,9 @@ def build_all(
     Raises the PairedIndexError that stopped a run, or one that names the shards that wait for files that were promised. What was finished
     stays, and a second call goes on from there.
     """
-    job = assemble(settings, ForwardedProgress(progress)).resolve_implicit_global_asset_job_def()
-    for asset in BEFORE_SHARDS:
+    defs = assemble(settings, ForwardedProgress(progress))
+    job, (before_shards, after_shards) = defs.resolve_implicit_global_asset_job_def(), around_shards(defs)
+    for asset in before_shards:
         say(asset)
         if left := _run(job, instance, asset).get(IN_WORDS):
             tell(str(left.value))
@@ -65,10 +65,22 @@ def build_all(
     for one in waits:
         tell(f"shard {one.shard} waits for {one.why}")
     if len(waits) < build.catalog.shards:
-        for asset in AFTER_SHARDS:
+        for asset in after_shards:
             say(asset)
             _run(job, instance, asset)
     require_what_was_promised(waits, build.catalog.shards)
+
+
+def around_shards(defs: dg.Definitions) -> tuple[list[str], list[str]]:
+    """What the shards are made from, and what is made from them, each before what needs it."""
+    graph, shards = defs.resolve_asset_graph(), dg.AssetSelection.assets(SHARD_INDEX)
+    before, after = shards.upstream(include_self=False).materializable(), shards.downstream(include_self=False)
+
+    def in_order(selection: dg.AssetSelection) -> list[str]:
+        keys = selection.resolve(graph)
+        return [key.to_user_string() for key in graph.toposorted_asset_keys if key in keys]
+
+    return in_order(before), in_order(after)
 
 
 def _run(

@@ -37,7 +37,8 @@ def packed_index(
             "sha256": record.sha256,
             "seconds": round(watch.seconds, 2),
             "path": path(read.build_root.generation(record.trained).packed / record.file),
-        }
+        },
+        data_version=dg.DataVersion(record.sha256),
     )
 
 

@@ -40,6 +40,7 @@ def caption_image_pairs(
 
     One Parquet file a block of captions, each written once: a killed run goes on at the next block.
     """
+    from paired_index_assets.files.storage import digest_of_parts
     from paired_index_assets.pairing.pairs import write_pairs
 
     build, report, watch = settings.open(), progress.of(context), Stopwatch()
@@ -58,6 +59,7 @@ def caption_image_pairs(
             "concepts": split.concepts,
             "path": path(build.root.pairs),
         },
+        data_version=dg.DataVersion(digest_of_parts(summary.content, split.content)),
     )
 
 

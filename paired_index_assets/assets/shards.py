@@ -65,7 +65,6 @@ def _built(context: dg.AssetExecutionContext, build: "OpenBuild", report: Progre
     sweep(build.root, trained.fingerprint, catalog, in_place=build.settings.in_place)  # room for what is made now
     captions = captions_reported_on(build)
     made = build_shard(build.root, trained, catalog, shard, listing, supply=build.supply(report), captions=captions, progress=report)
-    sweep(build.root, trained.fingerprint, catalog)
     version = version_of(landed_by_shard(listing, catalog).get(shard, []))
     return dg.MaterializeResult(
         metadata={
@@ -114,6 +113,7 @@ def _reads_back(build: "OpenBuild", shard: int) -> dg.AssetCheckResult:
 @failing_in_one_line()
 def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
     """One row a landed file: where its rows are, how many can be found, what was left out and why, what made its shard."""
+    from paired_index_assets.files.tables import digest_of_table
     from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, write_manifest
     from paired_index_assets.shards.record import finished_shards
     from paired_index_assets.shards.state import shard_states
@@ -136,7 +136,7 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
     sweep(root, fingerprint, build.catalog, in_place=read.in_place, quiet=True)
     if unfinished:
         metadata["unfinished"] = markdown_table(["shard", "state", "why"], unfinished)
-    return dg.MaterializeResult(metadata=metadata)
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(digest_of_table(table)))
 
 
 @dg.asset_check(asset=index_manifest)
@@ -172,6 +172,7 @@ def index_automation(tick_seconds: int) -> dg.AutomationConditionSensorDefinitio
         target=dg.AssetSelection.groups("index", "quality"),
         minimum_interval_seconds=tick_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
+        use_user_code_server=True,  # where `MadeFromOtherData` is known
     )
 
 

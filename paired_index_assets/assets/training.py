@@ -32,6 +32,7 @@ def paired_centroids(
     a killed run goes on to the identical result.
     """
     from paired_index_assets.clustering.course import course_png
+    from paired_index_assets.files.tables import digest_of_arrays
 
     build, watch = settings.open(), Stopwatch()
     made = _clusterings(build, progress.of(context))
@@ -50,7 +51,8 @@ def paired_centroids(
             "course": picture(course_png({method: c.history for method, c in made.items()}), "objective and imbalance by iteration"),
             "iterations": markdown_table(["method", "iteration", "objective", "coverage", "imbalance", "lists split", "seconds"], rows),
             "path": path(build.root.clusters("*")),
-        }
+        },
+        data_version=dg.DataVersion(digest_of_arrays({name: clustering.centroids for name, clustering in made.items()})),
     )
 
 

@@ -16,7 +16,7 @@ from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import as_path, digest_of_parts
-from paired_index_assets.files.tables import read_table, write_table
+from paired_index_assets.files.tables import digest_of_table, read_table, write_table
 from paired_index_assets.neighbors.blocks import check_matrix, check_same_width
 from paired_index_assets.neighbors.exact import nearest
 from paired_index_assets.neighbors.fingerprint import fingerprint_of
@@ -38,13 +38,16 @@ INPUTS, BLOCKS = b"paired_index.inputs", b"paired_index.blocks"
 
 @dataclass(frozen=True)
 class PairsSummary:
-    """What write_pairs left in the folder: `reused` of the `blocks` were already there; `images` is the number of different ones."""
+    """What write_pairs left in the folder: `reused` of the `blocks` were already there; `images` is the number of different ones.
+
+    content: digest of the whole table."""
 
     pairs: int
     images: int
     mean_similarity: float
     blocks: int
     reused: int
+    content: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def write_pairs(folder: UPath, sides: Sides, *, device: str | None = None, progr
     reused = sides.blocks - write_blocks(folder, range(sides.blocks), sides, device=device, progress=progress)
     table = read_pairs(folder)
     similarity = table["similarity"].to_numpy()
-    return PairsSummary(len(table), len(table["image_id"].unique()), float(similarity.mean(dtype=np.float64)), sides.blocks, reused)
+    images, mean = len(table["image_id"].unique()), float(similarity.mean(dtype=np.float64))
+    return PairsSummary(len(table), images, mean, sides.blocks, reused, digest_of_table(table))
 
 
 def write_blocks(folder: UPath, numbers: Sequence[int], sides: Sides, *, device: str | None = None, progress: Progress = silent) -> int:

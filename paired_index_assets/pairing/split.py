@@ -17,7 +17,7 @@ import pyarrow as pa
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
-from paired_index_assets.files.tables import read_arrays, write_arrays
+from paired_index_assets.files.tables import digest_of_arrays, read_arrays, write_arrays
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Int64, Rows, usable_rows
 
@@ -41,6 +41,11 @@ class Split:
     test: Int64
     concepts: int
     """Concepts found among the valid rows."""
+
+    @property
+    def content(self) -> str:
+        """Digest of who is on which side."""
+        return digest_of_arrays({"train": self.train, "validation": self.validation, "test": self.test})
 
     def save(self, path: UPath | Path) -> None:
         counts = {"format": np.array(_FORMAT, np.int64), "concepts": np.array(self.concepts, np.int64)}
