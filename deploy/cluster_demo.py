@@ -102,13 +102,9 @@ def digests(cluster: LocalCluster) -> dict[int, str]:
     return {number: verify_shard(served.shard(CODEC, number)).sha256 for number in sorted(recorded_shards(served))}
 
 
-def launch_backfill(cluster: LocalCluster, partitions: list[str], job: str | None = None) -> str:
-    """Ask for these shards, or these partitions of a job, as the UI does; the backfill's id."""
-    what: dict[str, object] = {"assetSelection": [{"path": ["shard_index"]}]}
-    if job:
-        code = {"repositoryLocationName": "paired_index", "repositoryName": "__repository__"}
-        what = {"selector": {"partitionSetName": f"{job}_partition_set", "repositorySelector": code}}
-    asked = json.dumps({"asked": what | {"partitionNames": partitions}})
+def launch_backfill(cluster: LocalCluster, partitions: list[str], asset: str = "shard_index") -> str:
+    """Ask for these partitions as the UI does; the backfill's id."""
+    asked = json.dumps({"asked": {"assetSelection": [{"path": [asset]}], "partitionNames": partitions}})
     command: list[str | Path] = [BIN / "dagster-graphql", "-w", cluster.workspace, "-t", LAUNCH, "-v", asked]
     done = subprocess.run(command, env=cluster.environment, check=True, capture_output=True, text=True)
     answer = json.loads(done.stdout[done.stdout.index("{") :])

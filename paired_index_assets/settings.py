@@ -153,9 +153,9 @@ class Settings(BaseSettings):
     tick_seconds: int = _field(30, "Shards", "Seconds between two looks at the landing folder.", ge=1)
     nprobe: int | None = _field(None, "Search", "Inverted lists a query visits; left out, as many as the build chose.", ge=1)
     parallel_runs: int = _field(
-        8,
+        1,
         "Hardware",
-        "Runs among which the jobs `embed_in_parts` and `pair_in_parts` share their work, where there are several GPUs or machines.",
+        "Runs that share embedding and pairing, the partitions of `embedding_parts` and `pair_blocks`, where there are several GPUs or machines.",
         ge=1,
         le=1000,
     )

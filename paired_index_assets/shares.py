@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Share:
-    """Of `of` runs the one with this `number` (from 0): it makes every `of`-th piece."""
+    """Of `of` shares those with these `numbers` (from 0), for one run: of a share is every `of`-th piece."""
 
-    number: int = 0
+    numbers: tuple[int, ...] = (0,)
     of: int = 1
 
-    def pieces(self, count: int) -> range:
-        """Which of 0 .. count - 1; none where there are more runs than pieces."""
-        return range(self.number, count, self.of)
+    def pieces(self, count: int) -> list[int]:
+        """Which of 0 .. count - 1, ascending; none where there are more shares than pieces."""
+        return sorted(piece for number in self.numbers for piece in range(number, count, self.of))
 
 
 WHOLE = Share()

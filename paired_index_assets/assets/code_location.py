@@ -22,14 +22,12 @@ def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
     """The code location with these settings; `progress` says how assets report how far they are."""
     loaded: list[Any] = list(dg.load_assets_from_modules(_MODULES))  # Dagster's type allows kinds that modules of ours do not hold
     of_a_shard, of_a_share = shard_partitions(settings), share_partitions(settings)
-    in_parts = [dg.job(partitions_def=of_a_share)(work) for work in (embeddings.embed_in_parts, pairing.pair_in_parts)]
-
     landed = landing.landed_embeddings.replace_attributes(partitions_def=of_a_shard)
     return dg.Definitions(
-        assets=[landed, shards.shard_index(of_a_shard), *loaded],
+        assets=[landed, embeddings.embedding_parts(of_a_share), pairing.pair_blocks(of_a_share), shards.shard_index(of_a_shard), *loaded],
         asset_checks=dg.load_asset_checks_from_modules(_MODULES),
         resources={"settings": settings_resource(settings), "progress": progress},
-        jobs=[*in_parts, training.train, shards.rebuild_shards],
+        jobs=[training.train(shared_out=of_a_share is not None), shards.rebuild_shards],
         schedules=[shards.nightly_rebuild],
         sensors=[
             landing.landed_embeddings_sensor(settings.tick_seconds),

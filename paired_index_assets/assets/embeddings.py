@@ -12,6 +12,7 @@ from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.embeddings.fates import Fates
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.listing import several
+from paired_index_assets.files.storage import digest_of_parts
 from paired_index_assets.progress import Progress
 from paired_index_assets.readers.captions import OK
 from paired_index_assets.settings import Settings
@@ -24,9 +25,51 @@ if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: wha
 
 NOT_FINITE = "not finite or zero"
 IN_WORDS = "not_used"  # the metadata that `paired-index build` prints
+IN_PLACE = "used_where_they_lie"
 
 
-@dg.asset(group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator")
+EMBEDDING_PARTS = dg.AssetKey("embedding_parts")
+
+
+def embedding_parts(partitions: dg.StaticPartitionsDefinition | None) -> dg.AssetsDefinition:
+    """The asset of the parts of both sets, shared out to as many runs as there are partitions, or one."""
+
+    @dg.asset(
+        key=EMBEDDING_PARTS,
+        group_name="embeddings",
+        kinds={"torch", "numpy"},
+        code_version="1",
+        pool="accelerator",
+        partitions_def=partitions,
+    )
+    @failing_in_one_line()
+    def made(
+        context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
+    ) -> dg.MaterializeResult:
+        """Pictures and captions through the model, part by part: a partition is one run's share of the parts, for several GPUs or machines.
+
+        A part that is there is left alone; what is missing when the sets are described is made then. Features that exist are no parts.
+        """
+        read, report, watch = settings.read(), progress.of(context), Stopwatch()
+        if read.image_features:
+            return dg.MaterializeResult(metadata={"parts": 0, IN_PLACE: "features are given"}, data_version=dg.DataVersion("features"))
+        share = share_of(context, partitions)
+        modalities: tuple[ModalityName, ...] = ("images", "captions")
+        done = [_embed(modality, read, report, share) for modality in modalities]
+        return dg.MaterializeResult(
+            metadata={
+                **rows_and_rate(sum(made.rows for made in done), watch.seconds),
+                "parts": sum(made.parts for made in done),
+                "parts_reused": sum(made.reused_parts for made in done),
+                "bytes": sum(made.bytes for made in done),
+            },
+            data_version=dg.DataVersion(digest_of_parts(*(made.stamp for made in done))),
+        )
+
+    return made
+
+
+@dg.asset(group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator", deps=[EMBEDDING_PARTS])
 @failing_in_one_line()
 def image_embeddings(
     context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
@@ -53,7 +96,7 @@ def image_embeddings(
     )
 
 
-@dg.asset(group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator")
+@dg.asset(group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator", deps=[EMBEDDING_PARTS])
 @failing_in_one_line()
 def caption_embeddings(
     context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
@@ -70,26 +113,6 @@ def caption_embeddings(
     return dg.MaterializeResult(
         metadata=_facts(build.captions, fates, watch.seconds), data_version=dg.DataVersion(build.captions.fingerprint)
     )
-
-
-@dg.op(pool="accelerator", out=dg.Out(dg.Nothing))
-@failing_in_one_line()
-def embed_part(context: dg.OpExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]) -> None:
-    """This run's share of the parts of both sets, pictures first; a part that is there is left alone."""
-    read, report = settings.read(), progress.of(context)
-    share = share_of(context.partition_key, read)
-    modalities: tuple[ModalityName, ...] = ("images", "captions")
-    for modality in modalities:
-        made = _embed(modality, read, report, share)
-        context.log.info(f"{made.parts - made.reused_parts} of {made.parts} parts of the {modality} written, the others were there")
-
-
-def embed_in_parts() -> None:
-    """Embedding shared out to several runs, one a partition: on several GPUs or machines, before the two embeddings are materialised.
-
-    Those find the parts that are there, make those that are not, and describe the set.
-    """
-    embed_part()
 
 
 @dg.asset_check(asset=image_embeddings, blocking=True)

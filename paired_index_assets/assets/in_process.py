@@ -11,7 +11,7 @@ from paired_index_assets.assets.code_location import assemble
 from paired_index_assets.assets.embeddings import IN_WORDS
 from paired_index_assets.assets.landing import report_landed
 from paired_index_assets.assets.lost_runs import this_process
-from paired_index_assets.assets.partitions import shard_key
+from paired_index_assets.assets.partitions import every, shard_key
 from paired_index_assets.assets.resources import ForwardedProgress
 from paired_index_assets.assets.shards import SHARD_INDEX
 from paired_index_assets.builds.opened import OpenBuild
@@ -86,13 +86,15 @@ def around_shards(defs: dg.Definitions) -> tuple[list[str], list[str]]:
 def _run(
     job: dg.JobDefinition, instance: dg.DagsterInstance, asset: str, partition: str | None = None
 ) -> Mapping[str, dg.MetadataValue[Any]]:
-    """Materialise one asset; the metadata of its materialisation."""
+    """Materialise one asset, or one partition of it; without `partition` all of them in the one run. The metadata of the last."""
+    key = dg.AssetKey(asset)
+    partitions = job.asset_layer.get(key).partitions_def
     done = job.execute_in_process(
         instance=instance,
-        asset_selection=[dg.AssetKey(asset)],
+        asset_selection=[key],
         partition_key=partition,
         run_config=QUIET,
-        tags=this_process(),
+        tags=this_process() | (every(partitions) if partitions and partition is None else {}),
         raise_on_error=False,
     )
     if not done.success:

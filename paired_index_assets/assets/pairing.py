@@ -1,6 +1,7 @@
 """Which image each training caption is closest to: the table the paper's centroids are made from (arXiv 2402.04416, Algorithm 1)."""
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -8,6 +9,7 @@ from paired_index_assets.assets.embeddings import caption_embeddings, image_embe
 from paired_index_assets.assets.facts import Stopwatch, column_schema, failing_in_one_line, path, rows_and_rate
 from paired_index_assets.assets.partitions import share_of
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.files.storage import digest_of_parts
 from paired_index_assets.progress import Progress
 
 if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
@@ -24,12 +26,51 @@ COLUMNS = column_schema(
 )
 
 
+PAIR_BLOCKS = dg.AssetKey("pair_blocks")
+
+
+def pair_blocks(partitions: dg.StaticPartitionsDefinition | None) -> dg.AssetsDefinition:
+    """The asset of the blocks of the pairs table, shared out to as many runs as there are partitions, or one."""
+
+    @dg.asset(
+        key=PAIR_BLOCKS,
+        group_name="training",
+        kinds={"parquet", "torch"},
+        code_version="1",
+        pool="accelerator",
+        partitions_def=partitions,
+        deps=[image_embeddings, caption_embeddings],
+    )
+    @failing_in_one_line()
+    def made(
+        context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
+    ) -> dg.MaterializeResult:
+        """The nearest image of every training caption, block by block: a partition is one run's share of the blocks, for several GPUs or
+        machines.
+
+        A block that is there is left alone: a killed run goes on at the next. What is missing when the table is described is made then.
+        """
+        from paired_index_assets.pairing.pairs import write_blocks
+
+        build, report, watch = settings.open(), progress.of(context), Stopwatch()
+        split, sides = _split_and_sides(build, report)
+        blocks = share_of(context, partitions).pieces(sides.blocks)
+        written = write_blocks(build.root.pairs, blocks, sides, device=build.settings.device, progress=report)
+        return dg.MaterializeResult(
+            metadata={"blocks": len(blocks), "blocks_reused": len(blocks) - written, "seconds": round(watch.seconds, 2)},
+            # of what all blocks are made from: the same, whichever partitions a run has
+            data_version=dg.DataVersion(digest_of_parts(sides.images.fingerprint, build.captions.fingerprint, split.content)),
+        )
+
+    return made
+
+
 @dg.asset(
     group_name="training",
     kinds={"parquet", "torch"},
     code_version="1",
     pool="accelerator",
-    deps=[image_embeddings, caption_embeddings],
+    deps=[image_embeddings, caption_embeddings, PAIR_BLOCKS],
     metadata={"dagster/column_schema": COLUMNS},
 )
 @failing_in_one_line()
@@ -40,12 +81,10 @@ def caption_image_pairs(
 
     One Parquet file a block of captions, each written once: a killed run goes on at the next block.
     """
-    from paired_index_assets.files.storage import digest_of_parts
     from paired_index_assets.pairing.pairs import write_pairs
 
     build, report, watch = settings.open(), progress.of(context), Stopwatch()
     split, sides = _split_and_sides(build, report)
-    split.save(build.root.split)
     summary = write_pairs(build.root.pairs, sides, device=build.settings.device, progress=report)
     return dg.MaterializeResult(
         metadata={
@@ -63,44 +102,20 @@ def caption_image_pairs(
     )
 
 
-@dg.op(pool="accelerator", out=dg.Out(dg.Nothing))
-@failing_in_one_line()
-def pair_part(context: dg.OpExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]) -> None:
-    """This run's share of the blocks of the pairs table; a block that is there is left alone."""
-    from paired_index_assets.pairing.pairs import write_blocks
-
-    build, report = settings.open(), progress.of(context)
-    sides = _split_and_sides(build, report)[1]
-    blocks = share_of(context.partition_key, build.settings).pieces(sides.blocks)
-    written = write_blocks(build.root.pairs, blocks, sides, device=build.settings.device, progress=report)
-    context.log.info(f"{written} of {len(blocks)} blocks written, the others were there")
-
-
-def pair_in_parts() -> None:
-    """Pairing shared out to several runs, one a partition: on several GPUs or machines, before `caption_image_pairs` is materialised.
-
-    That finds the blocks that are there, makes those that are not, and says what the table holds.
-    """
-    pair_part()
-
-
 def _split_and_sides(build: "OpenBuild", report: Progress) -> tuple["Split", "Sides"]:
-    """Which captions train, and the two sides of their pairs."""
+    """Which captions train, and the two sides of their pairs. Fingerprints name both sets: only the first run reads them, to split them."""
     from paired_index_assets.pairing.pairs import MatchedImages, Sides
-    from paired_index_assets.pairing.split import split_by_concept
+    from paired_index_assets.pairing.split import Split, split_by_concept
     from paired_index_assets.rows import Selected
 
-    read, (images, captions) = build.settings, build.pairs
-    split = split_by_concept(
-        captions,
-        images,
-        texts=build.caption_texts,
-        validation=read.validation_captions,
-        test=read.test_captions,
-        seed=read.seed,
-        progress=report,
-    )
-    matched = MatchedImages.of(images, images.valid(progress=report))
+    read, root, (images, captions), texts = build.settings, build.root, build.pairs, build.caption_texts
+    asked: dict[str, Any] = {"validation": read.validation_captions, "test": read.test_captions, "seed": read.seed}
+    made_from = digest_of_parts(images.fingerprint, captions.fingerprint, json.dumps(asked), *(texts or ()))
+    split = Split.kept(root.split, made_from)
+    if split is None:
+        split = split_by_concept(captions, images, texts=texts, progress=report, **asked)
+        split.save(root.split, made_from)
+    matched = MatchedImages.of(images, images.valid(progress=report), fingerprint=images.fingerprint)
     return split, Sides(Selected(captions, split.train), split.train, matched)
 
 

@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from paired_index_assets.assets.embeddings import EMBEDDING_PARTS
 from paired_index_assets.assets.facts import Stopwatch, failing_in_one_line, markdown_table, path, picture
-from paired_index_assets.assets.pairing import caption_image_pairs
+from paired_index_assets.assets.pairing import PAIR_BLOCKS, caption_image_pairs
 from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.progress import Progress
 from paired_index_assets.settings import Settings
 
 if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
     from paired_index_assets.builds.opened import OpenBuild
     from paired_index_assets.clustering.clusters import Clustering
     from paired_index_assets.contest.contestants import Contestant
@@ -149,11 +152,14 @@ def trained_index_is_no_worse_than_image_kmeans(settings: SettingsResource) -> d
     )
 
 
-train = dg.define_asset_job(
-    "train",
-    selection=dg.AssetSelection.assets("image_embeddings", "caption_embeddings", caption_image_pairs, paired_centroids, trained_index),
-    description="From pictures and captions to the trained index. The shards follow by themselves when it comes out different.",
-)
+def train(shared_out: bool) -> "UnresolvedAssetJobDefinition":
+    """The job that trains, in one run: what is `shared_out` to runs of its own is not in it, and what of it is missing is made all the same."""
+    everything = dg.AssetSelection.assets(trained_index).upstream().materializable()
+    return dg.define_asset_job(
+        "train",
+        selection=everything - dg.AssetSelection.assets(EMBEDDING_PARTS, PAIR_BLOCKS) if shared_out else everything,
+        description="From pictures and captions to the trained index. The shards follow by themselves when it comes out different.",
+    )
 
 
 def evaluation_data(build: "OpenBuild", progress: Progress) -> "EvaluationData":

@@ -34,7 +34,9 @@ DEFAULT_BATCH = 256
 
 @dataclass(frozen=True)
 class EmbedSummary:
-    """What a run made. `bad` counts rows by reason; the duration is of this run, reused parts cost none of it."""
+    """What a run made. `bad` counts rows by reason; the duration is of this run, reused parts cost none of it.
+
+    stamp: names what all parts of the set are made from, whoever made them."""
 
     modality: ModalityName
     model: str
@@ -45,6 +47,7 @@ class EmbedSummary:
     bytes: int
     seconds: float
     rows_per_s: float
+    stamp: str
     fates: Fates = field(default_factory=Fates)
 
     @property
@@ -150,6 +153,7 @@ class _Run(Generic[Prepared]):
             bytes=sum(p.path.stat().st_size for p in parts),
             seconds=seconds,
             rows_per_s=self.made / seconds if seconds else 0.0,
+            stamp=digest_of_parts(*map(self._fingerprint, all_parts)),
             fates=found,
         )
 

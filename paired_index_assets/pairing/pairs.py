@@ -62,17 +62,20 @@ class MatchedImages:
     fingerprint: str
 
     @classmethod
-    def of(cls, images: Rows, valid: Bool | None = None) -> MatchedImages:
-        """Reads all images once. Raises BadInput if `valid` has another length or allows none."""
+    def of(cls, images: Rows, valid: Bool | None = None, fingerprint: str | None = None) -> MatchedImages:
+        """The images (n, d) that are `valid` (n,), or all. Reads them once where no `fingerprint` names their content.
+
+        Raises BadInput if `valid` has another length or allows none.
+        """
         check_matrix(images, "images")
         if valid is None:
-            return cls(images, None, digest_of_parts(FORMAT, fingerprint_of(images)))
+            return cls(images, None, digest_of_parts(FORMAT, fingerprint or fingerprint_of(images)))
         if valid.shape != (len(images),) or valid.dtype != np.bool_:
             raise BadInput(f"image_valid: expected ({len(images)},) bool, found {valid.shape} {valid.dtype}")
         ids = np.flatnonzero(valid).astype(np.int64)
         if not len(ids):
             raise BadInput(f"image_valid: none of {len(images)} images is valid; there is nothing to match captions to")
-        return cls(Selected(images, ids), ids, digest_of_parts(FORMAT, fingerprint_of(images), valid.tobytes()))
+        return cls(Selected(images, ids), ids, digest_of_parts(FORMAT, fingerprint or fingerprint_of(images), valid.tobytes()))
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,20 @@ class Split:
         """Digest of who is on which side."""
         return digest_of_arrays({"train": self.train, "validation": self.validation, "test": self.test})
 
-    def save(self, path: UPath | Path) -> None:
+    def save(self, path: UPath | Path, made_from: str = "") -> None:
+        """`made_from` names the inputs: `kept` finds the split by it."""
         counts = {"format": np.array(_FORMAT, np.int64), "concepts": np.array(self.concepts, np.int64)}
-        write_arrays(path, counts | {"train": self.train, "validation": self.validation, "test": self.test})
+        sides = {"train": self.train, "validation": self.validation, "test": self.test}
+        write_arrays(path, counts | sides | {"made_from": np.array(made_from)})
+
+    @classmethod
+    def kept(cls, path: UPath | Path, made_from: str) -> Split | None:
+        """The split that was saved as made from this; None where there is none, another, or a damaged one: it is made again."""
+        try:
+            found = str(read_arrays(path, CURE).get("made_from", ""))
+            return cls.load(path) if found == made_from else None
+        except (FileNotFoundError, MissingInput, DamagedArtifact):
+            return None
 
     @classmethod
     def load(cls, path: UPath | Path) -> Split:

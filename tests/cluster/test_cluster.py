@@ -66,11 +66,11 @@ def test_embedding_and_pairing_shared_out_to_nodes_leave_the_files_of_one_run(cl
     for path in before:
         path.unlink()
     workers = set()
-    for job in ("embed_in_parts", "pair_in_parts"):
-        built = wait_for(cluster, launch_backfill(cluster, shares, job), PATIENCE_SECONDS)
+    for asset in ("embedding_parts", "pair_blocks"):
+        built = wait_for(cluster, launch_backfill(cluster, shares, asset), PATIENCE_SECONDS)
         assert [run.partition for run in built] == shares
         workers |= {run.worker for run in built}
-        if job == "embed_in_parts":
+        if asset == "embedding_parts":
             sets = ["--select", "image_embeddings,caption_embeddings", "-m", "dagster_project.definitions"]
             subprocess.run([BIN / "dagster", "asset", "materialize", *sets], env=cluster.environment, check=True, capture_output=True)
     assert workers == set(cluster.workers)
@@ -78,7 +78,7 @@ def test_embedding_and_pairing_shared_out_to_nodes_leave_the_files_of_one_run(cl
 
 
 def made_in_parts(root):
-    """Every file that the two jobs write, and its sha256."""
+    """Every file that the two assets write, and its sha256."""
     folders = [root.embeddings / name for name in ("img_emb", "metadata", "text_emb", "text_metadata")]
     return {path: digest_of(path) for path in [*(path for folder in folders for path in folder.iterdir()), *root.pairs.glob("pairs-*")]}
 

@@ -99,7 +99,7 @@ def test_worker_processes_give_the_bytes_of_a_single_process(packed, tiny, tmp_p
 def test_runs_that_share_the_parts_in_any_order_leave_nothing_for_the_whole_run_to_do(packed, tiny, tmp_path, packing):
     alone, shared = BuildRoot.at(tmp_path / "alone"), BuildRoot.at(tmp_path / "shared")
     whole = embed_both(packed[packing], tiny, alone, part_rows=70)
-    shares = [Share(number, 4) for number in (2, 3, 0, 1)]
+    shares = [Share((number,), 4) for number in (2, 3, 0, 1)]
     made = [embed_both(packed[packing], tiny, shared, part_rows=70, share=share) for share in shares]
     for side, alone_made in enumerate(whole):
         assert sum(both[side].parts for both in made) == alone_made.parts
@@ -112,12 +112,12 @@ def test_runs_that_share_the_parts_in_any_order_leave_nothing_for_the_whole_run_
 def test_a_share_that_makes_a_part_again_takes_the_old_description_away(tmp_path, tiny, pairs):
     folder, root = pack_folder(tmp_path / "in", pairs[:30]), BuildRoot.at(tmp_path / "root")
     embed_both(folder, tiny, root, part_rows=10)
-    embed_both(folder, tiny, root, part_rows=10, share=Share(1, 3))
+    embed_both(folder, tiny, root, part_rows=10, share=Share((1,), 3))
     assert root.image_set.exists()
     (folder / f"{pairs[12]['key']}.txt").write_text("another caption")
-    embed_both(folder, tiny, root, part_rows=10, share=Share(0, 3))
+    embed_both(folder, tiny, root, part_rows=10, share=Share((0,), 3))
     assert root.image_set.exists()
-    embed_both(folder, tiny, root, part_rows=10, share=Share(1, 3))
+    embed_both(folder, tiny, root, part_rows=10, share=Share((1,), 3))
     assert not root.caption_set.exists()
 
 
@@ -125,11 +125,11 @@ def test_a_share_and_a_whole_run_keep_each_other_out(tmp_path, tiny, pairs):
     folder, root = pack_folder(tmp_path / "in", pairs[:30]), BuildRoot.at(tmp_path / "root")
     lock = tmp_path / "root/embeddings/.images.lock"
     with one_of_writers(lock):
-        embed_both(folder, tiny, root, part_rows=10, share=Share(0, 2))
+        embed_both(folder, tiny, root, part_rows=10, share=Share((0,), 2))
         with pytest.raises(Busy, match="held by runs that share the work"):
             embed_both(folder, tiny, root, part_rows=10)
     with only_writer(lock), pytest.raises(Busy):
-        embed_both(folder, tiny, root, part_rows=10, share=Share(0, 2))
+        embed_both(folder, tiny, root, part_rows=10, share=Share((0,), 2))
 
 
 def test_metadata_keeps_the_columns_of_the_source_and_no_picture(packed, tiny, tmp_path, pairs):
