@@ -8,6 +8,8 @@ from pathlib import Path
 
 import grimp
 
+from paired_index_assets.assets.code_location import ASSETS, CHECKS
+from paired_index_assets.assets.resources import OF_THE_RUN
 from paired_index_assets.settings import Settings
 
 DOCS = Path(__file__).parent
@@ -18,8 +20,8 @@ SETTINGS_HEAD = """# Settings
 
 <!-- written by `make docs` from paired_index_assets/settings.py -->
 
-One list for the command line, the environment and Dagster: `--nlist 1024`, `PAIRED_INDEX_NLIST=1024`, and in the launchpad
-`resources: settings: config: nlist: 1024`. What is not given comes from the environment, then from the `settings.json` of the last build
+One list for the command line, the environment and Dagster: `--nlist 1024`, `PAIRED_INDEX_NLIST=1024`, and in the launchpad of an asset that
+uses it `ops: paired_centroids: config: nlist: 1024`. What is not given comes from the environment, then from the `settings.json` of the last build
 in the root, then from the default. `paired-index build --help` says the same.
 """
 
@@ -44,13 +46,19 @@ def architecture(text: str) -> str:
 def settings() -> str:
     """docs/settings.md."""
     groups: dict[str, list[str]] = {}
+    places = defaultdict[str, list[str]](list, {name: ["build"] for name in OF_THE_RUN})
+    for built in (*ASSETS, *CHECKS):
+        for name in built.takes:
+            places[name].append(built.name)
     for name, field in Settings.model_fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         default = "" if field.default is None else f"`{field.default}`"
-        row = f"| `{name}` | {default} | {str(field.description).replace('|', chr(92) + '|')} |"
+        where = ", ".join(f"`{place}`" for place in places[name]) or "the code location"
+        row = f"| `{name}` | {default} | {str(field.description).replace('|', chr(92) + '|')} | {where} |"
         groups.setdefault(str(extra.get("group")), []).append(row)
     tables = [
-        "\n".join([f"\n## {group}\n", "| setting | default | what it is |", "|---|---|---|", *rows]) for group, rows in groups.items()
+        "\n".join([f"\n## {group}\n", "| setting | default | what it is | in the launchpad, config of |", "|---|---|---|---|", *rows])
+        for group, rows in groups.items()
     ]
     return SETTINGS_HEAD + "\n".join(tables) + "\n"
 

@@ -154,6 +154,11 @@ class BuildRoot:
     def clusters(self, method: str) -> UPath:
         return self.root / "clusters" / f"{method}.npz"
 
+    @property
+    def competing(self) -> UPath:
+        """Which clusterings there are, and of which methods and levels."""
+        return self.root / "clusters" / "competing.json"
+
     def checkpoint(self, method: str) -> UPath:
         return self.root / "clusters" / f"{method}.checkpoint.npz"
 

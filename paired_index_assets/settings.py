@@ -1,12 +1,14 @@
-"""Every setting of a build, once: a flag of `paired-index`, an environment variable and a field of Dagster's `settings` resource each.
+"""Every setting of a build, once: a flag of `paired-index`, an environment variable, and in Dagster a field of the config of each asset
+that uses it.
 
-`nlist` is `--nlist`, `PAIRED_INDEX_NLIST` and `resources: settings: config: nlist`. What is not given comes from the `settings.json`
+`nlist` is `--nlist`, `PAIRED_INDEX_NLIST` and `ops: paired_centroids: config: nlist`. What is not given comes from the `settings.json`
 that the last build left in its root, then from the defaults below.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -278,9 +280,13 @@ def load_settings(*, ask_root: bool = True, **given: Any) -> Settings:
     Raises BadInput with one line that names every field that is wrong, what was expected and what was found; BadInput or
     SourceUnavailable where the root cannot be asked.
     """
-    kind = Settings if ask_root else _OfThisMachine
+    return validated({name: value for name, value in given.items() if value is not None}, Settings if ask_root else _OfThisMachine)
+
+
+def validated(values: Mapping[str, Any], kind: type[Settings] = Settings) -> Settings:
+    """The settings with these values, where None is one too. Raises BadInput as `load_settings`."""
     try:
-        return kind(**{name: value for name, value in given.items() if value is not None})
+        return kind(**values)
     except ValidationError as error:
         raise BadInput("; ".join(_say(problem) for problem in error.errors())) from error
 

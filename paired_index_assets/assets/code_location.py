@@ -9,24 +9,31 @@ from typing import Any
 import dagster as dg
 
 from paired_index_assets.assets import embeddings, landing, packing, pairing, report, shards, training
+from paired_index_assets.assets.built import BuiltAsset, BuiltCheck, found_in
 from paired_index_assets.assets.executor import by_steps
 from paired_index_assets.assets.lost_runs import lost_runs_sensor
 from paired_index_assets.assets.partitions import shard_partitions, share_partitions
-from paired_index_assets.assets.resources import ProgressLog, settings_resource
+from paired_index_assets.assets.resources import ProgressLog, build_resource
 from paired_index_assets.settings import Settings
 
 _MODULES = [embeddings, pairing, training, shards, packing, report]
+ASSETS, CHECKS = found_in(_MODULES, BuiltAsset), found_in(_MODULES, BuiltCheck)
+OF_THE_LOCATION = ("shards", "parallel_runs", "tick_seconds")  # another of these is another code location, not another run
 
 
 def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
     """The code location with these settings; `progress` says how assets report how far they are."""
-    loaded: list[Any] = list(dg.load_assets_from_modules(_MODULES))  # Dagster's type allows kinds that modules of ours do not hold
     of_a_shard, of_a_share = shard_partitions(settings), share_partitions(settings)
+    more: dict[BuiltAsset, dict[str, Any]] = {
+        embeddings.embedding_parts: {"partitions_def": of_a_share},
+        pairing.pair_blocks: {"partitions_def": of_a_share},
+        shards.shard_index: {"partitions_def": of_a_shard, "check_specs": [shards.reading_back(of_a_shard)]},
+    }
     landed = landing.landed_embeddings.replace_attributes(partitions_def=of_a_shard)
     return dg.Definitions(
-        assets=[landed, embeddings.embedding_parts(of_a_share), pairing.pair_blocks(of_a_share), shards.shard_index(of_a_shard), *loaded],
-        asset_checks=dg.load_asset_checks_from_modules(_MODULES),
-        resources={"settings": settings_resource(settings), "progress": progress},
+        assets=[landed, *(one.definition(settings, **more.get(one, {})) for one in ASSETS)],
+        asset_checks=[one.definition(settings) for one in CHECKS],
+        resources={"build": build_resource(settings), "progress": progress},
         jobs=[training.train(shared_out=of_a_share is not None), shards.rebuild_shards],
         schedules=[shards.nightly_rebuild],
         sensors=[

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from paired_index_assets.assets.facts import Stopwatch, failing_in_one_line, markdown_table, path, rows_and_rate
+from paired_index_assets.assets.built import built_asset, built_check
+from paired_index_assets.assets.facts import Stopwatch, markdown_table, path, rows_and_rate
 from paired_index_assets.assets.partitions import share_of
-from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.embeddings.fates import Fates
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.listing import several
@@ -19,6 +19,7 @@ from paired_index_assets.settings import Settings
 from paired_index_assets.shares import WHOLE, Share
 
 if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
+    from paired_index_assets.builds.opened import OpenBuild
     from paired_index_assets.embeddings.run import EmbedSummary
     from paired_index_assets.embeddings.sets import EmbeddingSet
     from paired_index_assets.readers.sample import ModalityName, Source
@@ -28,52 +29,44 @@ IN_WORDS = "not_used"  # the metadata that `paired-index build` prints
 IN_PLACE = "used_where_they_lie"
 
 
-EMBEDDING_PARTS = dg.AssetKey("embedding_parts")
+INPUTS = ("images", "captions", "image_features", "caption_features")
+ENCODING = ("model", "pretrained", "part_rows", "batch_size", "workers")
+TAKING_OVER = ("normalize", "caption_texts")
 
 
-def embedding_parts(partitions: dg.StaticPartitionsDefinition | None) -> dg.AssetsDefinition:
-    """The asset of the parts of both sets, shared out to as many runs as there are partitions, or one."""
+@built_asset(*INPUTS, *ENCODING, group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator")
+def embedding_parts(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
+    """Pictures and captions through the model, part by part. With `parallel_runs` a partition is one run's share of the parts, for several
+    GPUs or machines.
 
-    @dg.asset(
-        key=EMBEDDING_PARTS,
-        group_name="embeddings",
-        kinds={"torch", "numpy"},
-        code_version="1",
-        pool="accelerator",
-        partitions_def=partitions,
+    A part that is there is left alone; what is missing when the sets are described is made then. Features that exist are no parts.
+    """
+    settings, watch = build.settings, Stopwatch()
+    if settings.image_features:
+        return dg.MaterializeResult(metadata={"parts": 0, IN_PLACE: "features are given"}, data_version=dg.DataVersion("features"))
+    share = share_of(context, settings.parallel_runs)
+    modalities: tuple[ModalityName, ...] = ("images", "captions")
+    done = [_embed(modality, settings, progress, share) for modality in modalities]
+    return dg.MaterializeResult(
+        metadata={
+            **rows_and_rate(sum(made.rows for made in done), watch.seconds),
+            "parts": sum(made.parts for made in done),
+            "parts_reused": sum(made.reused_parts for made in done),
+            "bytes": sum(made.bytes for made in done),
+        },
+        data_version=dg.DataVersion(digest_of_parts(*(made.stamp for made in done))),
     )
-    @failing_in_one_line()
-    def made(
-        context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
-    ) -> dg.MaterializeResult:
-        """Pictures and captions through the model, part by part: a partition is one run's share of the parts, for several GPUs or machines.
-
-        A part that is there is left alone; what is missing when the sets are described is made then. Features that exist are no parts.
-        """
-        read, report, watch = settings.read(), progress.of(context), Stopwatch()
-        if read.image_features:
-            return dg.MaterializeResult(metadata={"parts": 0, IN_PLACE: "features are given"}, data_version=dg.DataVersion("features"))
-        share = share_of(context, partitions)
-        modalities: tuple[ModalityName, ...] = ("images", "captions")
-        done = [_embed(modality, read, report, share) for modality in modalities]
-        return dg.MaterializeResult(
-            metadata={
-                **rows_and_rate(sum(made.rows for made in done), watch.seconds),
-                "parts": sum(made.parts for made in done),
-                "parts_reused": sum(made.reused_parts for made in done),
-                "bytes": sum(made.bytes for made in done),
-            },
-            data_version=dg.DataVersion(digest_of_parts(*(made.stamp for made in done))),
-        )
-
-    return made
 
 
-@dg.asset(group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator", deps=[EMBEDDING_PARTS])
-@failing_in_one_line()
-def image_embeddings(
-    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
-) -> dg.MaterializeResult:
+@built_asset(
+    *(*INPUTS, *ENCODING, *TAKING_OVER, "landing", "catalog", "allow_lost_takedowns"),
+    group_name="embeddings",
+    kinds={"torch", "numpy"},
+    code_version="1",
+    pool="accelerator",
+    deps=[embedding_parts.key],
+)
+def image_embeddings(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
     """The pictures as float16 `.npy` parts, one row a picture, with a Parquet of keys and outcomes; and the catalog of what will be indexed.
 
     A picture that cannot be used keeps its row, zero, with the reason beside it: it is never paired and never found. Features that
@@ -82,8 +75,8 @@ def image_embeddings(
     from paired_index_assets.builds.metadata import metadata_of
     from paired_index_assets.builds.opened import write_catalog
 
-    build, watch = settings.open(), Stopwatch()
-    fates = _make("images", build.settings, progress.of(context))
+    watch = Stopwatch()
+    fates = _make("images", build.settings, progress)
     catalog = write_catalog(build, partial(metadata_of, build.root, build.settings.caption_texts, landing=build.settings.landing))
     return dg.MaterializeResult(
         metadata={
@@ -96,38 +89,38 @@ def image_embeddings(
     )
 
 
-@dg.asset(group_name="embeddings", kinds={"torch", "numpy"}, code_version="1", pool="accelerator", deps=[EMBEDDING_PARTS])
-@failing_in_one_line()
-def caption_embeddings(
-    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
-) -> dg.MaterializeResult:
+@built_asset(
+    *(*INPUTS, *ENCODING, *TAKING_OVER),
+    group_name="embeddings",
+    kinds={"torch", "numpy"},
+    code_version="1",
+    pool="accelerator",
+    deps=[embedding_parts.key],
+)
+def caption_embeddings(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
     """The captions as float16 `.npy` parts, one row a caption, in the order of the pictures.
 
     An empty or over-long caption keeps its row, zero, with the reason beside it: nothing is learned from it.
     """
     from paired_index_assets.builds.opened import check_caption_texts
 
-    build, watch = settings.open(), Stopwatch()
-    fates = _make("captions", build.settings, progress.of(context))
+    watch = Stopwatch()
+    fates = _make("captions", build.settings, progress)
     check_caption_texts(build)
     return dg.MaterializeResult(
         metadata=_facts(build.captions, fates, watch.seconds), data_version=dg.DataVersion(build.captions.fingerprint)
     )
 
 
-@dg.asset_check(asset=image_embeddings, blocking=True)
-@failing_in_one_line()
-def image_embeddings_are_usable(settings: SettingsResource) -> dg.AssetCheckResult:
+@built_check("max_bad_share", asset=image_embeddings.key, blocking=True)
+def image_embeddings_are_usable(build: "OpenBuild") -> dg.AssetCheckResult:
     """Few pictures were refused, and every other row is a finite unit vector."""
-    build = settings.open()
     return _usable(build.images, build.settings)
 
 
-@dg.asset_check(asset=caption_embeddings, blocking=True)
-@failing_in_one_line()
-def caption_embeddings_are_usable(settings: SettingsResource) -> dg.AssetCheckResult:
+@built_check("max_bad_share", asset=caption_embeddings.key, blocking=True)
+def caption_embeddings_are_usable(build: "OpenBuild") -> dg.AssetCheckResult:
     """Few captions were refused, and every other row is a finite unit vector."""
-    build = settings.open()
     return _usable(build.captions, build.settings)
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import dagster as dg
 
 from paired_index_assets.assets.partitions import shard_key
-from paired_index_assets.assets.resources import SettingsResource
+from paired_index_assets.assets.resources import BuildResource
 from paired_index_assets.errors import MissingInput
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import LandedFile, Listing, complete_shards, landed_by_shard, version_of
@@ -25,9 +25,7 @@ landed_embeddings = dg.AssetSpec(
 )
 
 
-def report_quiet_shards(
-    context: dg.SensorEvaluationContext, settings: dg.ResourceParam[SettingsResource]
-) -> dg.SensorResult | dg.SkipReason:
+def report_quiet_shards(context: dg.SensorEvaluationContext, build: dg.ResourceParam[BuildResource]) -> dg.SensorResult | dg.SkipReason:
     """Report each shard all of whose files are there with the catalog's sizes, and whose listing did not change since the last tick.
 
     The wait of one tick makes one report of forty files that are replaced in a row. Files in the landing folder that the catalog does not
@@ -36,15 +34,15 @@ def report_quiet_shards(
     """
     from paired_index_assets.builds.opened import append_landed
 
-    build = settings.open()
+    looked = build.open()
     state = _remembered(context.cursor)
     try:
-        appended = append_landed(build, state["unknown"])
+        appended = append_landed(looked, state["unknown"])
     except MissingInput as error:
         return dg.SkipReason(str(error))
     catalog = appended.catalog
-    build.catalog = catalog
-    complete = _complete(build.available, catalog)
+    looked.catalog = catalog
+    complete = _complete(looked.available, catalog)
     versions = {shard_key(shard): version_of(files) for shard, files in complete.items()}
     changed = {key: version for key, version in versions.items() if state["reported"].get(key) != version}
     settled = {key: version for key, version in changed.items() if state["waiting"].get(key) == version}
@@ -63,7 +61,7 @@ def report_quiet_shards(
         found = (
             f"{len(changed)} shards changed, waiting one tick for quiet"
             if changed
-            else f"nothing new in {build.settings.landing or build.root.image_set}: {len(complete)} of {catalog.shards} shards are complete"
+            else f"nothing new in {looked.settings.landing or looked.root.image_set}: {len(complete)} of {catalog.shards} shards are complete"
         )
         return dg.SkipReason("; not appended: ".join([found, *appended.refused.values()]))
     events = [event for shard, files in complete.items() if shard_key(shard) in settled for event in _report(shard, files)]

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from paired_index_assets.assets.built import built_asset, built_check
 from paired_index_assets.assets.embeddings import caption_embeddings, image_embeddings
-from paired_index_assets.assets.facts import Stopwatch, column_schema, failing_in_one_line, path, rows_and_rate
+from paired_index_assets.assets.facts import Stopwatch, column_schema, path, rows_and_rate
 from paired_index_assets.assets.partitions import share_of
-from paired_index_assets.assets.resources import ProgressLog, SettingsResource
 from paired_index_assets.files.storage import digest_of_parts
 from paired_index_assets.progress import Progress
 
@@ -25,67 +25,55 @@ COLUMNS = column_schema(
     }
 )
 
-
-PAIR_BLOCKS = dg.AssetKey("pair_blocks")
-
-
-def pair_blocks(partitions: dg.StaticPartitionsDefinition | None) -> dg.AssetsDefinition:
-    """The asset of the blocks of the pairs table, shared out to as many runs as there are partitions, or one."""
-
-    @dg.asset(
-        key=PAIR_BLOCKS,
-        group_name="training",
-        kinds={"parquet", "torch"},
-        code_version="1",
-        pool="accelerator",
-        partitions_def=partitions,
-        deps=[image_embeddings, caption_embeddings],
-    )
-    @failing_in_one_line()
-    def made(
-        context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
-    ) -> dg.MaterializeResult:
-        """The nearest image of every training caption, block by block: a partition is one run's share of the blocks, for several GPUs or
-        machines.
-
-        A block that is there is left alone: a killed run goes on at the next. What is missing when the table is described is made then.
-        """
-        from paired_index_assets.pairing.pairs import write_blocks
-
-        build, report, watch = settings.open(), progress.of(context), Stopwatch()
-        split, sides = _split_and_sides(build, report)
-        blocks = share_of(context, partitions).pieces(sides.blocks)
-        written = write_blocks(build.root.pairs, blocks, sides, device=build.settings.device, progress=report)
-        return dg.MaterializeResult(
-            metadata={"blocks": len(blocks), "blocks_reused": len(blocks) - written, "seconds": round(watch.seconds, 2)},
-            # of what all blocks are made from: the same, whichever partitions a run has
-            data_version=dg.DataVersion(digest_of_parts(sides.images.fingerprint, build.captions.fingerprint, split.content)),
-        )
-
-    return made
+SPLIT = ("caption_texts", "validation_captions", "test_captions", "seed")
 
 
-@dg.asset(
+@built_asset(
+    *SPLIT,
     group_name="training",
     kinds={"parquet", "torch"},
     code_version="1",
     pool="accelerator",
-    deps=[image_embeddings, caption_embeddings, PAIR_BLOCKS],
+    deps=[image_embeddings.key, caption_embeddings.key],
+)
+def pair_blocks(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
+    """The nearest image of every training caption, block by block. With `parallel_runs` a partition is one run's share of the blocks, for
+    several GPUs or machines.
+
+    A block that is there is left alone: a killed run goes on at the next. What is missing when the table is described is made then.
+    """
+    from paired_index_assets.pairing.pairs import write_blocks
+
+    watch = Stopwatch()
+    split, sides = _split_and_sides(build, progress)
+    blocks = share_of(context, build.settings.parallel_runs).pieces(sides.blocks)
+    written = write_blocks(build.root.pairs, blocks, sides, device=build.settings.device, progress=progress)
+    return dg.MaterializeResult(
+        metadata={"blocks": len(blocks), "blocks_reused": len(blocks) - written, "seconds": round(watch.seconds, 2)},
+        # of what all blocks are made from: the same, whichever partitions a run has
+        data_version=dg.DataVersion(digest_of_parts(sides.images.fingerprint, build.captions.fingerprint, split.content)),
+    )
+
+
+@built_asset(
+    *SPLIT,
+    group_name="training",
+    kinds={"parquet", "torch"},
+    code_version="1",
+    pool="accelerator",
+    deps=[image_embeddings.key, caption_embeddings.key, pair_blocks.key],
     metadata={"dagster/column_schema": COLUMNS},
 )
-@failing_in_one_line()
-def caption_image_pairs(
-    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
-) -> dg.MaterializeResult:
+def caption_image_pairs(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
     """The nearest image of every training caption, exact; captions kept aside to choose by and to report on are not in it.
 
     One Parquet file a block of captions, each written once: a killed run goes on at the next block.
     """
     from paired_index_assets.pairing.pairs import write_pairs
 
-    build, report, watch = settings.open(), progress.of(context), Stopwatch()
-    split, sides = _split_and_sides(build, report)
-    summary = write_pairs(build.root.pairs, sides, device=build.settings.device, progress=report)
+    watch = Stopwatch()
+    split, sides = _split_and_sides(build, progress)
+    summary = write_pairs(build.root.pairs, sides, device=build.settings.device, progress=progress)
     return dg.MaterializeResult(
         metadata={
             **rows_and_rate(summary.pairs, watch.seconds),
@@ -119,9 +107,8 @@ def _split_and_sides(build: "OpenBuild", report: Progress) -> tuple["Split", "Si
     return split, Sides(Selected(captions, split.train), split.train, matched)
 
 
-@dg.asset_check(asset=caption_image_pairs, blocking=True)
-@failing_in_one_line()
-def pairs_are_whole(settings: SettingsResource) -> dg.AssetCheckResult:
+@built_check(asset=caption_image_pairs.key, blocking=True)
+def pairs_are_whole(build: "OpenBuild") -> dg.AssetCheckResult:
     """Every training caption has exactly one image, every id exists, every similarity is a number."""
     import numpy as np
     import pyarrow.compute as pc
@@ -129,7 +116,6 @@ def pairs_are_whole(settings: SettingsResource) -> dg.AssetCheckResult:
     from paired_index_assets.pairing.pairs import read_pairs
     from paired_index_assets.pairing.split import Split
 
-    build = settings.open()
     pairs, split = read_pairs(build.root.pairs), Split.load(build.root.split)
     images = len(build.images)
     same_captions = np.array_equal(np.sort(pairs["caption_id"].to_numpy()), split.train)

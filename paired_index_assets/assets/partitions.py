@@ -14,11 +14,11 @@ def shard_number(key: str) -> int:
     return int(key.removeprefix("shard_"))
 
 
-def share_of(context: dg.AssetExecutionContext, partitions: dg.StaticPartitionsDefinition | None) -> Share:
-    """What a run makes of an asset with these `share_partitions`."""
-    if partitions is None:
+def share_of(context: dg.AssetExecutionContext, parallel_runs: int) -> Share:
+    """What a run makes of an asset with `share_partitions`."""
+    if parallel_runs == 1:
         return WHOLE
-    return Share(tuple(int(key.removeprefix("part_")) for key in context.partition_keys), len(partitions.get_partition_keys()))
+    return Share(tuple(int(key.removeprefix("part_")) for key in context.partition_keys), parallel_runs)
 
 
 def shard_partitions(settings: Settings) -> dg.StaticPartitionsDefinition:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from paired_index_assets.assets.automation import follow_when_quiet
-from paired_index_assets.assets.facts import Stopwatch, failing_in_one_line, path, picture
-from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.assets.built import built_asset, built_check
+from paired_index_assets.assets.facts import Stopwatch, path, picture
 from paired_index_assets.assets.shards import index_manifest
 from paired_index_assets.assets.training import evaluation_data
 from paired_index_assets.layout import BuildRoot
@@ -19,18 +19,16 @@ if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: wha
     from paired_index_assets.quality.served import Served
 
 
-@dg.asset(
+@built_asset(
+    *("nprobe", "nlist", "seed"),
     group_name="quality",
     kinds={"faiss", "matplotlib"},
     code_version="1",
     pool="accelerator",
-    deps=[index_manifest],
+    deps=[index_manifest.key],
     automation_condition=follow_when_quiet,
 )
-@failing_in_one_line()
-def recall_report(
-    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
-) -> dg.MaterializeResult:
+def recall_report(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
     """What the shards on disk find for test captions, against their exact neighbours over everything indexed; and, compared in memory,
     recall by lists probed and by share of vectors scanned for every method built and for stock faiss codes.
 
@@ -39,9 +37,9 @@ def recall_report(
     from paired_index_assets.quality.publish import publish_report
     from paired_index_assets.quality.tables import markdown
 
-    build, watch = settings.open(), Stopwatch()
+    watch = Stopwatch()
     read, root = build.settings, build.root
-    report = _report(build, progress.of(context))
+    report = _report(build, progress)
     publish_report(report, root.report)
     ours = report.candidate(report.promoted or report.candidates[0].name)
     nprobe = min(read.nprobe or build.promoted.nprobe, ours.nlist)
@@ -61,28 +59,25 @@ def recall_report(
     )
 
 
-@dg.asset_check(asset=recall_report)
-@failing_in_one_line()
-def the_shards_find_what_was_promised(settings: SettingsResource) -> dg.AssetCheckResult:
+@built_check(asset=recall_report.key)
+def the_shards_find_what_was_promised(build: "OpenBuild") -> dg.AssetCheckResult:
     """The shards on disk find what their trained index found in memory, where both hold the same rows and were asked the same captions."""
     from paired_index_assets.evidence.measuring import kept_its_promise
     from paired_index_assets.trained.promotion import read_promotion
 
-    root = settings.read().build_root
-    promoted = read_promotion(root).fingerprint
-    return _of_served(root, lambda served, report: kept_its_promise(served, report, promoted))
+    promoted = read_promotion(build.root).fingerprint
+    return _of_served(build.root, lambda served, report: kept_its_promise(served, report, promoted))
 
 
-@dg.asset_check(asset=recall_report)
-@failing_in_one_line()
-def stock_faiss_finds_the_same(settings: SettingsResource) -> dg.AssetCheckResult:
+@built_check(asset=recall_report.key)
+def stock_faiss_finds_the_same(build: "OpenBuild") -> dg.AssetCheckResult:
     """faiss alone, reading the same shard files, gives the results that the report measured, ties aside."""
 
     def judge(served: "Served", _: "RecallReport") -> tuple[str, bool]:
         asked = f"{served.stock_queries} captions at nprobe {served.stock_nprobe}"
         return f"{served.stock_differs} results differ, of {asked}", not served.stock_differs
 
-    return _of_served(settings.read().build_root, judge)
+    return _of_served(build.root, judge)
 
 
 def _of_served(root: BuildRoot, judge: Callable[["Served", "RecallReport"], tuple[str, bool]]) -> dg.AssetCheckResult:

@@ -1,49 +1,56 @@
-"""What assets are handed: the settings, and a way to say how far they are."""
+"""What assets are handed: the build, what a run may be told, and a way to say how far they are."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import dagster as dg
 from pydantic import create_model
 from pydantic.fields import FieldInfo
 
 from paired_index_assets.progress import Progress
-from paired_index_assets.settings import Settings
+from paired_index_assets.settings import Settings, validated
 
 if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
     from paired_index_assets.builds.opened import OpenBuild
 
 LOG_EVERY_SECONDS = 10.0
 
-# The same fields as `Settings`, by construction: a setting added there can be given in the launchpad at once.
-_fields: dict[str, Any] = {name: (field.annotation, field) for name, field in Settings.model_fields.items()}
-_SettingsFields: Any = create_model("_SettingsFields", __base__=dg.ConfigurableResource, **_fields)
+OF_THE_RUN = ("root", "cache", "cache_budget_gb", "device")
 
 
-class SettingsResource(_SettingsFields):  # type: ignore[misc]  # its base is made at run time
-    """The settings of the build, validated again with whatever the launchpad or a backfill's config changed."""
+class BuildResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The build that assets work on, and what of this machine they may use. Its fields are made from `Settings`, by `build_resource`."""
 
-    def read(self) -> Settings:
-        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+    given: ClassVar[Settings]
 
-    def open(self) -> "OpenBuild":
+    def read(self, config: dg.Config | None = None) -> Settings:
+        """The settings of the code location, with what the launchpad or a backfill's config changed, validated again. Raises BadInput."""
+        changed = {name: getattr(self, name) for name in OF_THE_RUN} | ({} if config is None else config.model_dump())
+        return validated(self.given.model_dump() | changed)
+
+    def open(self, config: dg.Config | None = None) -> "OpenBuild":
         from paired_index_assets.builds.opened import OpenBuild
 
-        return OpenBuild(self.read())
+        return OpenBuild(self.read(config))
 
 
-def settings_resource(settings: Settings) -> SettingsResource:
-    """The resource that holds `settings`, and of which a run's config may change some.
+def build_resource(settings: Settings) -> BuildResource:
+    """The resource that holds `settings`, and of which a run's config may change those `OF_THE_RUN`."""
+    kind = create_model("BuildResource", __base__=BuildResource, **_fields(settings, OF_THE_RUN))
+    kind.given = settings
+    return kind()
 
-    Its fields' defaults are the settings: Dagster fills up a config that names some fields with the defaults of the class, not with what
-    an instance was made of.
-    """
-    values: dict[str, Any] = {
-        name: (field.annotation, FieldInfo.merge_field_infos(field, default=getattr(settings, name)))
-        for name, field in Settings.model_fields.items()
-    }
-    made: SettingsResource = create_model("SettingsResource", __base__=SettingsResource, **values)()
-    return made
+
+def config_of(name: str, settings: Settings, takes: Iterable[str]) -> type[dg.Config]:
+    """What a run may be told of `takes`: these fields of `Settings`, with the values of `settings` as their defaults."""
+    return create_model(f"{name}_config", __base__=dg.Config, **_fields(settings, takes))
+
+
+def _fields(settings: Settings, names: Iterable[str]) -> dict[str, Any]:
+    """The fields as `Settings` has them, but for their defaults: Dagster fills up what a config leaves out with those of the class."""
+    fields = {name: Settings.model_fields[name] for name in names}
+    return {n: (field.annotation, FieldInfo.merge_field_infos(field, default=getattr(settings, n))) for n, field in fields.items()}
 
 
 class ProgressLog:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from paired_index_assets.assets.automation import follow_when_quiet, rebuild_on_change
-from paired_index_assets.assets.facts import Stopwatch, column_schema, failing_in_one_line, markdown_table, path, rows_and_rate
+from paired_index_assets.assets.built import built_asset, built_check
+from paired_index_assets.assets.facts import Stopwatch, column_schema, markdown_table, path, rows_and_rate
 from paired_index_assets.assets.landing import landed_embeddings
 from paired_index_assets.assets.partitions import shard_key, shard_number
-from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.assets.resources import BuildResource
 from paired_index_assets.assets.training import trained_index
 from paired_index_assets.errors import MissingInput, PairedIndexError, Transient
 from paired_index_assets.landing.landed import landed_by_shard, version_of
@@ -19,43 +20,23 @@ if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: wha
     from paired_index_assets.builds.opened import OpenBuild
 
 
-SHARD_INDEX = dg.AssetKey("shard_index")
+@built_asset(
+    *("landing", "sources", "downloads", "download_budget_gb", "parallel_downloads", "rebuild_from", "in_place"),
+    group_name="index",
+    kinds={"faiss"},
+    code_version="1",
+    pool="shards",
+    deps=[landed_embeddings.key, trained_index.key],
+    automation_condition=rebuild_on_change,
+    # Only what may get better by itself is tried again (errors.Transient): mistakes and damage fail at once.
+    retry_policy=dg.RetryPolicy(max_retries=2, delay=30, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
+)
+def shard_index(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
+    """One shard as a plain faiss IVF file with global row ids: landed file, validated block, list number, code, segment, shard.
 
-
-def shard_index(partitions: dg.StaticPartitionsDefinition) -> dg.AssetsDefinition:
-    """The asset of the shards, one partition each, with its check in the same step: a run of one shard is one process."""
-    reads_back = dg.AssetCheckSpec(
-        "shard_reads_back", asset=SHARD_INDEX, blocking=True, partitions_def=partitions, description=inspect.getdoc(_reads_back)
-    )
-
-    @dg.asset(
-        key=SHARD_INDEX,
-        group_name="index",
-        kinds={"faiss"},
-        code_version="1",
-        pool="shards",
-        partitions_def=partitions,
-        deps=[landed_embeddings, trained_index],
-        check_specs=[reads_back],
-        automation_condition=rebuild_on_change,
-        # Only what may get better by itself is tried again (errors.Transient): mistakes and damage fail at once.
-        retry_policy=dg.RetryPolicy(max_retries=2, delay=30, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
-    )
-    @failing_in_one_line()
-    def made(
-        context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
-    ) -> dg.MaterializeResult:
-        """One shard as a plain faiss IVF file with global row ids: landed file, validated block, list number, code, segment, shard.
-
-        Each file is encoded once and kept as a segment, so that a killed run loses at most one file; unchanged files are not read again
-        and an unchanged shard is not touched.
-        """
-        return _built(context, settings.open(), progress.of(context))
-
-    return made
-
-
-def _built(context: dg.AssetExecutionContext, build: "OpenBuild", report: Progress) -> dg.MaterializeResult:
+    Each file is encoded once and kept as a segment, so that a killed run loses at most one file; unchanged files are not read again
+    and an unchanged shard is not touched.
+    """
     from paired_index_assets.evidence.captions import captions_reported_on
     from paired_index_assets.shards.build import build_shard, data_version
     from paired_index_assets.shards.sweeping import sweep
@@ -64,7 +45,7 @@ def _built(context: dg.AssetExecutionContext, build: "OpenBuild", report: Progre
     trained, catalog, listing = build.promoted, build.catalog, build.listing
     sweep(build.root, trained.fingerprint, catalog, in_place=build.settings.in_place)  # room for what is made now
     captions = captions_reported_on(build)
-    made = build_shard(build.root, trained, catalog, shard, listing, supply=build.supply(report), captions=captions, progress=report)
+    made = build_shard(build.root, trained, catalog, shard, listing, supply=build.supply(progress), captions=captions, progress=progress)
     version = version_of(landed_by_shard(listing, catalog).get(shard, []))
     return dg.MaterializeResult(
         metadata={
@@ -82,6 +63,16 @@ def _built(context: dg.AssetExecutionContext, build: "OpenBuild", report: Progre
         },
         data_version=dg.DataVersion(data_version(trained.fingerprint, version, made.record.removed)),
         check_results=[_reads_back(build, shard)],
+    )
+
+
+SHARD_INDEX = shard_index.key
+
+
+def reading_back(partitions: dg.StaticPartitionsDefinition) -> dg.AssetCheckSpec:
+    """The check of a shard, in the same step: a run of one shard is one process."""
+    return dg.AssetCheckSpec(
+        "shard_reads_back", asset=SHARD_INDEX, blocking=True, partitions_def=partitions, description=inspect.getdoc(_reads_back)
     )
 
 
@@ -103,15 +94,15 @@ def _reads_back(build: "OpenBuild", shard: int) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=True, description=f"shard {shard}: {found}", metadata={**counts, "sha256": record.sha256})
 
 
-@dg.asset(
+@built_asset(
+    "in_place",
     group_name="index",
     kinds={"parquet"},
     code_version="1",
     automation_condition=follow_when_quiet,
     deps=[dg.AssetDep(SHARD_INDEX, partition_mapping=dg.AllPartitionMapping())],
 )
-@failing_in_one_line()
-def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
+def index_manifest(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
     """One row a landed file: where its rows are, how many can be found, what was left out and why, what made its shard."""
     from paired_index_assets.files.tables import digest_of_table
     from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, write_manifest
@@ -119,7 +110,6 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
     from paired_index_assets.shards.state import shard_states
     from paired_index_assets.shards.sweeping import sweep
 
-    build = settings.open()
     read, root, fingerprint = build.settings, build.root, build.promoted.fingerprint
     table = write_manifest(root, build.promoted, build.catalog, build.normalized)
     states = shard_states(root, read.codec, fingerprint, build.catalog, build.listing)
@@ -139,13 +129,11 @@ def index_manifest(settings: SettingsResource) -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(digest_of_table(table)))
 
 
-@dg.asset_check(asset=index_manifest)
-@failing_in_one_line()
-def every_shard_is_current(settings: SettingsResource) -> dg.AssetCheckResult:
+@built_check(asset=index_manifest.key)
+def every_shard_is_current(build: "OpenBuild") -> dg.AssetCheckResult:
     """Every shard is there, and made by the promoted trained index from the files that are there."""
     from paired_index_assets.shards.manifest import read_manifest
 
-    build = settings.open()
     shards, manifest, fingerprint = build.catalog.shards, read_manifest(build.root), build.promoted.fingerprint
     made = {s for s, trained in zip(manifest["shard"].to_pylist(), manifest["trained"].to_pylist(), strict=True) if trained == fingerprint}
     return dg.AssetCheckResult(
@@ -153,14 +141,13 @@ def every_shard_is_current(settings: SettingsResource) -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(asset=index_manifest, blocking=True)
-@failing_in_one_line()
-def every_row_is_accounted_for(settings: SettingsResource) -> dg.AssetCheckResult:
+@built_check(asset=index_manifest.key, blocking=True)
+def every_row_is_accounted_for(build: "OpenBuild") -> dg.AssetCheckResult:
     """Rows of the image set = rows of the catalog = in lists + left out by reason + taken down, file by file."""
     from paired_index_assets.evidence.conservation import rows_are_conserved
 
     try:
-        return dg.AssetCheckResult(passed=True, description=rows_are_conserved(settings.open()))
+        return dg.AssetCheckResult(passed=True, description=rows_are_conserved(build))
     except PairedIndexError as error:
         return dg.AssetCheckResult(passed=False, description=str(error))
 
@@ -182,21 +169,19 @@ rebuild_shards = dg.define_asset_job(
 
 
 @dg.schedule(job=rebuild_shards, cron_schedule="0 2 * * *", default_status=dg.DefaultScheduleStatus.RUNNING)
-def nightly_rebuild(
-    context: dg.ScheduleEvaluationContext, settings: dg.ResourceParam[SettingsResource]
-) -> list[dg.RunRequest] | dg.SkipReason:
+def nightly_rebuild(context: dg.ScheduleEvaluationContext, build: dg.ResourceParam[BuildResource]) -> list[dg.RunRequest] | dg.SkipReason:
     """Every night, the shards that the files on disk say are stale, and nothing else: what events and retries have missed.
 
     A shard is stale if its files, its trained index or the rows taken down are not those it was made from. One run a shard.
     """
     from paired_index_assets.shards.state import stale_shards
 
-    build = settings.open()
+    opened = build.open()
     try:
-        catalog, trained = build.catalog, build.promoted
+        catalog, trained = opened.catalog, opened.promoted
     except MissingInput as error:
         return dg.SkipReason(str(error))
-    stale = stale_shards(build.root, trained.codec.name, trained.fingerprint, catalog, build.listing)
+    stale = stale_shards(opened.root, trained.codec.name, trained.fingerprint, catalog, opened.listing)
     night = f"{context.scheduled_execution_time:%Y-%m-%d}"
     if not stale:
         return dg.SkipReason(f"all {catalog.shards} shards are current or wait for files")

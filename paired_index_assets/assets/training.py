@@ -1,16 +1,17 @@
 """Centroids from pairs, and the trained index that every shard shares: chosen by evidence, on captions kept aside."""
 
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from paired_index_assets.assets.embeddings import EMBEDDING_PARTS
-from paired_index_assets.assets.facts import Stopwatch, failing_in_one_line, markdown_table, path, picture
-from paired_index_assets.assets.pairing import PAIR_BLOCKS, caption_image_pairs
-from paired_index_assets.assets.resources import ProgressLog, SettingsResource
+from paired_index_assets.assets.built import built_asset, built_check
+from paired_index_assets.assets.embeddings import embedding_parts
+from paired_index_assets.assets.facts import Stopwatch, markdown_table, path, picture
+from paired_index_assets.assets.pairing import caption_image_pairs, pair_blocks
+from paired_index_assets.files.storage import read_json, write_json
 from paired_index_assets.progress import Progress
-from paired_index_assets.settings import Settings
 
 if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -24,11 +25,15 @@ ALL_METHODS = ("kmeans", "paired_kmeans")
 FINE = ".fine"  # in the name of a clustering for two levels
 
 
-@dg.asset(group_name="training", kinds={"torch"}, code_version="1", pool="accelerator", deps=[caption_image_pairs])
-@failing_in_one_line()
-def paired_centroids(
-    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
-) -> dg.MaterializeResult:
+@built_asset(
+    *("method", "coarse", "nlist", "niter", "rounding", "seed"),
+    group_name="training",
+    kinds={"torch"},
+    code_version="1",
+    pool="accelerator",
+    deps=[caption_image_pairs.key],
+)
+def paired_centroids(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
     """Unit centroids: lists of images with their centroids in caption space (paired k-means), beside plain image k-means, the baseline.
 
     The iteration that covers most of the validation captions is kept: the objective is not monotone. A checkpoint after every iteration:
@@ -37,8 +42,8 @@ def paired_centroids(
     from paired_index_assets.clustering.course import course_png
     from paired_index_assets.files.tables import digest_of_arrays
 
-    build, watch = settings.open(), Stopwatch()
-    made = _clusterings(build, progress.of(context))
+    watch = Stopwatch()
+    made = _clusterings(build, progress)
     rows = [
         [method, number, f"{step.objective:.4f}", f"{step.recall:.4f}", f"{step.imbalance:.2f}", step.split, f"{step.seconds:.1f}"]
         for method, clustering in made.items()
@@ -59,17 +64,15 @@ def paired_centroids(
     )
 
 
-@dg.asset_check(asset=paired_centroids, blocking=True)
-@failing_in_one_line()
-def centroids_are_unit_and_distinct(settings: SettingsResource) -> dg.AssetCheckResult:
+@built_check(asset=paired_centroids.key, blocking=True)
+def centroids_are_unit_and_distinct(build: "OpenBuild") -> dg.AssetCheckResult:
     """Every centroid is a finite unit vector, and no two are equal."""
     import numpy as np
 
     from paired_index_assets.clustering.clusters import Clustering
 
-    build = settings.open()
     faults = {}
-    for name, _ in _lists(build):
+    for name, _ in Competing.made(build).lists:
         centroids = Clustering.load(build.root.clusters(name)).centroids
         unit = np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-4)
         distinct = len(np.unique(centroids, axis=0)) == len(centroids)
@@ -77,11 +80,15 @@ def centroids_are_unit_and_distinct(settings: SettingsResource) -> dg.AssetCheck
     return dg.AssetCheckResult(passed=not any(faults.values()), metadata={f"{name}_sound": not bad for name, bad in faults.items()})
 
 
-@dg.asset(group_name="training", kinds={"faiss"}, code_version="1", pool="accelerator", deps=[paired_centroids])
-@failing_in_one_line()
-def trained_index(
-    context: dg.AssetExecutionContext, settings: SettingsResource, progress: dg.ResourceParam[ProgressLog]
-) -> dg.MaterializeResult:
+@built_asset(
+    *("codec", "rounding", "routing", "transform", "bytes_per_vector", "seed"),
+    group_name="training",
+    kinds={"faiss"},
+    code_version="1",
+    pool="accelerator",
+    deps=[paired_centroids.key],
+)
+def trained_index(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
     """Empty, trained faiss indices: lists in one level or two, routing, codes rounded for captions. The best on validation captions is promoted.
 
     Every candidate is measured on the same captions at an equal share of vectors scanned; what won, and by how much, is recorded with it,
@@ -92,10 +99,10 @@ def trained_index(
     from paired_index_assets.pairing.split import Split
     from paired_index_assets.trained.promotion import Promotion, promote
 
-    build, watch = settings.open(), Stopwatch()
+    watch = Stopwatch()
     read, root = build.settings, build.root
     codes = CodeChoice(read.codec, read.rounding, transform=read.transform == "auto", bytes_per_vector=read.bytes_per_vector)
-    data = evaluation_data(build, progress.of(context))
+    data = evaluation_data(build, progress)
     routing = read.routing == "auto" and read.rounding == "query"
     judged = make_and_judge(data, Split.load(root.split), _contestants(build), codes, routing=routing, model=build.pairs[0].model)
     names = {}
@@ -137,16 +144,14 @@ def trained_index(
     )
 
 
-@dg.asset_check(asset=trained_index, blocking=True)
-@failing_in_one_line()
-def trained_index_is_no_worse_than_image_kmeans(settings: SettingsResource) -> dg.AssetCheckResult:
+@built_check("allow_regression", asset=trained_index.key, blocking=True)
+def trained_index_is_no_worse_than_image_kmeans(build: "OpenBuild") -> dg.AssetCheckResult:
     """The promoted index is not worse than image k-means with the same codes by more than the interval (`allow_regression` lets it pass)."""
     from paired_index_assets.trained.promotion import read_promotion
 
-    read = settings.read()
-    promoted = read_promotion(read.build_root)
+    promoted = read_promotion(build.root)
     return dg.AssetCheckResult(
-        passed=read.allow_regression or not promoted.regression,
+        passed=build.settings.allow_regression or not promoted.regression,
         description=promoted.why + ("; set allow_regression to use it anyway" if promoted.regression else ""),
         metadata={"gain": promoted.gain, "gain_low": promoted.gain_low, "gain_high": promoted.gain_high},
     )
@@ -154,10 +159,10 @@ def trained_index_is_no_worse_than_image_kmeans(settings: SettingsResource) -> d
 
 def train(shared_out: bool) -> "UnresolvedAssetJobDefinition":
     """The job that trains, in one run: what is `shared_out` to runs of its own is not in it, and what of it is missing is made all the same."""
-    everything = dg.AssetSelection.assets(trained_index).upstream().materializable()
+    everything = dg.AssetSelection.assets(trained_index.key).upstream().materializable()
     return dg.define_asset_job(
         "train",
-        selection=everything - dg.AssetSelection.assets(EMBEDDING_PARTS, PAIR_BLOCKS) if shared_out else everything,
+        selection=everything - dg.AssetSelection.assets(embedding_parts.key, pair_blocks.key) if shared_out else everything,
         description="From pictures and captions to the trained index. The shards follow by themselves when it comes out different.",
     )
 
@@ -170,24 +175,41 @@ def evaluation_data(build: "OpenBuild", progress: Progress) -> "EvaluationData":
     return EvaluationData(images, captions, images.valid(), build.settings.seed, build.settings.device, progress)
 
 
-def _methods(settings: Settings) -> tuple[str, ...]:
-    """The baseline is always built: every report compares with it."""
-    from paired_index_assets.contest.contestants import BASELINE
+@dataclass(frozen=True)
+class Competing:
+    """What competes: asked for where centroids are trained, recorded with them, and so the same wherever they are used.
 
-    return ALL_METHODS if settings.method == "auto" else tuple(dict.fromkeys((BASELINE, settings.method)))
+    flat: lists in one level; fine: in two, None where two levels do not compete.
+    """
 
+    method: str
+    coarse: str
+    flat: int
+    fine: int | None
 
-def _counts(build: "OpenBuild") -> tuple[int, int | None]:
-    """Lists in one level, and in two where those compete."""
-    rows = build.catalog.total_rows
-    return build.settings.lists_for(rows), build.settings.fine_lists_for(rows, len(build.pairs[0]))
+    @classmethod
+    def asked(cls, build: "OpenBuild") -> "Competing":
+        settings, rows = build.settings, build.catalog.total_rows
+        return cls(settings.method, settings.coarse, settings.lists_for(rows), settings.fine_lists_for(rows, len(build.pairs[0])))
 
+    @classmethod
+    def made(cls, build: "OpenBuild") -> "Competing":
+        """As recorded; what the settings ask for where nothing is, as in earlier builds."""
+        file = build.root.competing
+        return cls(**read_json(file, cure="materialise paired_centroids again")) if file.exists() else cls.asked(build)
 
-def _lists(build: "OpenBuild") -> list[tuple[str, int]]:
-    """The name of each clustering and its lists: every method in one level, as reports compare with it, and in two where those compete."""
-    flat, fine = _counts(build)
-    counts = [("", flat)] + ([] if fine in (None, flat) else [(FINE, fine)])
-    return [(f"{method}{suffix}", nlist) for suffix, nlist in counts if nlist for method in _methods(build.settings)]
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The baseline is always built: every report compares with it."""
+        from paired_index_assets.contest.contestants import BASELINE
+
+        return ALL_METHODS if self.method == "auto" else tuple(dict.fromkeys((BASELINE, self.method)))
+
+    @property
+    def lists(self) -> list[tuple[str, int]]:
+        """The name of each clustering and its lists: every method in one level, as reports compare with it, and in two where those compete."""
+        counts = [("", self.flat)] + ([] if self.fine in (None, self.flat) else [(FINE, self.fine)])
+        return [(f"{method}{suffix}", nlist) for suffix, nlist in counts if nlist for method in self.methods]
 
 
 def _contestants(build: "OpenBuild") -> list["Contestant"]:
@@ -195,14 +217,17 @@ def _contestants(build: "OpenBuild") -> list["Contestant"]:
     from paired_index_assets.clustering.clusters import Clustering
     from paired_index_assets.contest.contestants import Contestant
 
-    (flat, fine), settings = _counts(build), build.settings
+    competing = Competing.made(build)
+    fine = competing.fine if build.settings.rounding == "query" else None  # the others are flat, see the setting `coarse`
     found = []
-    for method in _methods(settings):
-        asked = settings.method in ("auto", method)
+    for method in competing.methods:
+        asked = competing.method in ("auto", method)
         plain = Clustering.load(build.root.clusters(method))
-        found.append(Contestant(method, 1, plain, may_win=asked and (settings.coarse != "two_level" or fine is None)))
+        found.append(Contestant(method, 1, plain, may_win=asked and (competing.coarse != "two_level" or fine is None)))
         if fine is not None and asked:
-            found.append(Contestant(method, 2, plain if fine == flat else Clustering.load(build.root.clusters(f"{method}{FINE}"))))
+            found.append(
+                Contestant(method, 2, plain if fine == competing.flat else Clustering.load(build.root.clusters(f"{method}{FINE}")))
+            )
     return found
 
 
@@ -217,11 +242,11 @@ def _clusterings(build: "OpenBuild", progress: Progress) -> dict[str, "Clusterin
     from paired_index_assets.pairing.split import Split
     from paired_index_assets.rows import Selected
 
-    settings, root, data = build.settings, build.root, evaluation_data(build, progress)
-    validation = validation_of(data, Split.load(root.split).validation, fair_share(_counts(build)[0]))
+    settings, root, data, competing = build.settings, build.root, evaluation_data(build, progress), Competing.asked(build)
+    validation = validation_of(data, Split.load(root.split).validation, fair_share(competing.flat))
     pairs = read_pairs(root.pairs)
     made: dict[str, Clustering] = {}
-    for name, nlist in _lists(build):
+    for name, nlist in competing.lists:
         training = Training(
             settings.niter,
             settings.seed,
@@ -236,6 +261,7 @@ def _clusterings(build: "OpenBuild", progress: Progress) -> dict[str, "Clusterin
             matched = Selected(data.images, pairs["image_id"].to_numpy())
             made[name] = train_paired_kmeans(matched, Selected(data.captions, pairs["caption_id"].to_numpy()), nlist, training)
         made[name].save(root.clusters(name))
+    write_json(root.competing, asdict(competing))
     return made
 
 

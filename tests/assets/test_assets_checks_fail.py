@@ -8,7 +8,6 @@ from unit_vectors import random_unit
 from paired_index_assets.assets.embeddings import caption_embeddings_are_usable, image_embeddings_are_usable
 from paired_index_assets.assets.facts import failing_in_one_line
 from paired_index_assets.assets.pairing import pairs_are_whole
-from paired_index_assets.assets.resources import settings_resource
 from paired_index_assets.assets.training import centroids_are_unit_and_distinct, trained_index_is_no_worse_than_image_kmeans
 from paired_index_assets.builds.opened import OpenBuild, write_catalog
 from paired_index_assets.clustering.clusters import Clustering
@@ -33,7 +32,7 @@ def rows():
 
 
 def passed(check, settings):
-    return check(settings=settings_resource(settings)).passed
+    return check.judge(OpenBuild(settings)).passed
 
 
 def save_set(settings, rows, modality):
@@ -77,7 +76,7 @@ def test_an_index_worse_than_the_baseline_passes_only_where_that_is_allowed(sett
     for regression, allowed, expected in ((False, False, True), (True, False, False), (True, True, True)):
         promote(settings.build_root, Promotion("x.index", "f", regression=regression, why="worse"))
         chosen = load_settings(**settings.model_dump() | {"allow_regression": allowed})
-        found = trained_index_is_no_worse_than_image_kmeans(settings=settings_resource(chosen))
+        found = trained_index_is_no_worse_than_image_kmeans.judge(OpenBuild(chosen))
         assert found.passed is expected
         assert ("set allow_regression" in found.description) is regression
 

@@ -14,7 +14,7 @@ import paired_index_assets.shards.build
 from paired_index_assets.assets.code_location import assemble
 from paired_index_assets.assets.landing import landed_embeddings_sensor
 from paired_index_assets.assets.partitions import shard_key
-from paired_index_assets.assets.resources import ProgressLog, settings_resource
+from paired_index_assets.assets.resources import ProgressLog, build_resource
 from paired_index_assets.assets.shards import SHARD_INDEX, nightly_rebuild
 from paired_index_assets.assets.training import trained_index
 from paired_index_assets.landing.catalog import Catalog
@@ -52,7 +52,7 @@ class World:
     def tick(self):
         """One tick of the sensor; the partitions it reports."""
         context = dg.build_sensor_context(
-            instance=self.instance, cursor=self.sensor_cursor, resources={"settings": settings_resource(self.settings)}
+            instance=self.instance, cursor=self.sensor_cursor, resources={"build": build_resource(self.settings)}
         )
         result = landed_embeddings_sensor(30)(context)
         if isinstance(result, dg.SkipReason):
@@ -126,7 +126,7 @@ class World:
         with dg.build_schedule_context(
             instance=self.instance,
             scheduled_execution_time=dt.datetime(2026, 1, 2, 2, tzinfo=dt.UTC),
-            resources={"settings": settings_resource(self.settings)},
+            resources={"build": build_resource(self.settings)},
         ) as context:
             found = nightly_rebuild(context)
             return [] if isinstance(found, dg.SkipReason) else [request.partition_key for request in found]

@@ -13,6 +13,7 @@ import urllib.request
 import numpy as np
 
 from paired_index_assets.assets.partitions import shard_key
+from paired_index_assets.assets.training import paired_centroids, trained_index
 from paired_index_assets.files.stamp import stamp_of
 from paired_index_assets.files.storage import read_json
 from paired_index_assets.landing.catalog import Catalog
@@ -132,7 +133,8 @@ class Ui:
         return answer["run"]["runId"]
 
     def train(self, **settings):
-        config = {"resources": {"settings": {"config": settings}}} if settings else {}
+        asked = {one.name: {"config": {n: v for n, v in settings.items() if n in one.takes}} for one in (paired_centroids, trained_index)}
+        config = {"ops": asked} if settings else {}
         selected = {"selector": SELECTOR | {"jobName": "train"}, "runConfigData": config}
         self.succeeds(self.launch("launchRun(executionParams: $p)", "ExecutionParams", selected))
 

@@ -3,7 +3,10 @@
 import dagster as dg
 import pytest
 
-from paired_index_assets.assets.resources import SettingsResource, settings_resource
+from paired_index_assets.assets.built import built_asset
+from paired_index_assets.assets.code_location import ASSETS, CHECKS, OF_THE_LOCATION, assemble
+from paired_index_assets.assets.resources import OF_THE_RUN, ProgressLog, build_resource
+from paired_index_assets.assets.training import paired_centroids
 from paired_index_assets.errors import BadInput
 from paired_index_assets.settings import Settings, load_settings
 
@@ -53,21 +56,50 @@ def test_the_default_number_of_lists_grows_with_the_square_root_of_the_rows(tmp_
     assert load_settings(root=str(tmp_path)).lists_for(rows) == nlist
 
 
-def test_a_run_that_changes_one_setting_keeps_the_others(tmp_path):
+def test_a_run_that_changes_some_settings_keeps_the_others(tmp_path):
     given = load_settings(root=str(tmp_path), images="pictures/*.tar", nlist=64, shards=7)
     seen = []
 
-    @dg.op
-    def look(settings: SettingsResource):
-        seen.append(settings.read())
+    @built_asset("nlist", "bytes_per_vector")
+    def look(context, build, progress):
+        seen.append(build.settings)
+        return dg.MaterializeResult()
 
-    @dg.job(resource_defs={"settings": settings_resource(given)})
-    def run():
-        look()
+    resources = {"build": build_resource(given), "progress": ProgressLog()}
+    asked = {"resources": {"build": {"config": {"device": "cpu"}}}, "ops": {"look": {"config": {"nlist": 128, "bytes_per_vector": 32}}}}
+    for config in ({}, asked):
+        assert dg.materialize([look.definition(given)], resources=resources, run_config=config).success
+    assert seen == [given, given.model_copy(update={"nlist": 128, "bytes_per_vector": 32, "device": "cpu"})]
 
-    run.execute_in_process()
-    run.execute_in_process(run_config={"resources": {"settings": {"config": {"nlist": 128}}}})
-    assert seen == [given, given.model_copy(update={"nlist": 128})]
+
+@pytest.mark.parametrize(("asked", "words"), [({"nprobe": 3}, 'unexpected config entry "nprobe"'), ({"nlist": 0}, "greater than or equal")])
+def test_the_launchpad_refuses_what_an_asset_does_not_use_and_what_is_out_of_bounds(tmp_path, asked, words):
+    job = assemble(load_settings(root=str(tmp_path)), ProgressLog()).resolve_implicit_global_asset_job_def()
+    with pytest.raises(Exception, match=words), dg.DagsterInstance.ephemeral() as instance:
+        job.execute_in_process(
+            run_config={"ops": {"paired_centroids": {"config": asked}}}, asset_selection=[paired_centroids.key], instance=instance
+        )
+
+
+def test_the_launchpad_of_train_shows_what_training_takes_with_its_help_and_the_values_of_the_code_location(tmp_path):
+    job = assemble(load_settings(root=str(tmp_path), niter=7), ProgressLog()).resolve_job_def("train")
+    fields = job.run_config_schema.config_type.fields
+    shown = {
+        name: op.config_type.fields["config"].config_type.fields
+        for name, op in fields["ops"].config_type.fields.items()
+        if "config" in op.config_type.fields
+    }
+    assert shown["paired_centroids"].keys() == {"method", "coarse", "nlist", "niter", "rounding", "seed"}
+    assert shown["trained_index"].keys() == {"codec", "rounding", "transform", "bytes_per_vector", "seed"}
+    assert shown["paired_centroids"]["niter"].default_value == 7
+    assert shown["paired_centroids"]["niter"].description == Settings.model_fields["niter"].description
+    assert fields["resources"].config_type.fields["build"].config_type.fields["config"].config_type.fields.keys() == set(OF_THE_RUN)
+
+
+def test_every_setting_is_one_of_an_asset_or_of_the_run_or_of_the_code_location():
+    taken = {name for built in (*ASSETS, *CHECKS) for name in built.takes}
+    assert not taken & {*OF_THE_RUN, *OF_THE_LOCATION}
+    assert taken | {*OF_THE_RUN, *OF_THE_LOCATION} == Settings.model_fields.keys()
 
 
 def test_paths_are_remembered_so_that_they_mean_the_same_files_from_any_folder(tmp_path, monkeypatch):
