@@ -141,6 +141,14 @@ class Settings(BaseSettings):
     allow_regression: bool = _field(False, "Training", "Let an index through that is worse than image k-means on validation captions.")
 
     shards: int = _field(58, "Shards", "Shard files.", ge=1, le=10_000)
+    shards_per_run: int = _field(
+        1,
+        "Shards",
+        "Most neighbouring shards that one run of a backfill builds, one after another; each is finished, and recorded, as in a run of its own. "
+        "On one machine more of them save a process a shard.",
+        ge=1,
+        le=10_000,
+    )
     in_place: bool = _field(
         False,
         "Shards",

@@ -19,7 +19,8 @@ from paired_index_assets.settings import Settings
 if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
     from paired_index_assets.builds.opened import OpenBuild
 
-Make = Callable[[dg.AssetExecutionContext, "OpenBuild", Progress], dg.MaterializeResult]
+Made = dg.MaterializeResult | dg.AssetCheckResult  # the latter of a run that recorded what it made
+Make = Callable[[dg.AssetExecutionContext, "OpenBuild", Progress], Made]
 Judge = Callable[["OpenBuild"], dg.AssetCheckResult]
 
 
@@ -50,8 +51,8 @@ class BuiltAsset:
             config: Fields,  # type: ignore[valid-type]  # made at run time
             build: BuildResource,
             progress: dg.ResourceParam[ProgressLog],
-        ) -> dg.MaterializeResult:
-            return self.make(context, build.open(config), progress.of(context))
+        ) -> dg.MaterializeResult:  # Dagster reads this, and knows no union
+            return self.make(context, build.open(config), progress.of(context))  # type: ignore[return-value]
 
         return made
 

@@ -18,7 +18,12 @@ from paired_index_assets.settings import Settings
 
 _MODULES = [embeddings, pairing, training, shards, packing, report]
 ASSETS, CHECKS = found_in(_MODULES, BuiltAsset), found_in(_MODULES, BuiltCheck)
-OF_THE_LOCATION = ("shards", "parallel_runs", "tick_seconds")  # another of these is another code location, not another run
+OF_THE_LOCATION = (
+    "shards",
+    "shards_per_run",
+    "parallel_runs",
+    "tick_seconds",
+)  # another of these is another code location, not another run
 
 
 def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
@@ -27,7 +32,12 @@ def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
     more: dict[BuiltAsset, dict[str, Any]] = {
         embeddings.embedding_parts: {"partitions_def": of_a_share},
         pairing.pair_blocks: {"partitions_def": of_a_share},
-        shards.shard_index: {"partitions_def": of_a_shard, "check_specs": [shards.reading_back(of_a_shard)]},
+        shards.shard_index: {
+            "partitions_def": of_a_shard,
+            "check_specs": [shards.reading_back(of_a_shard)],
+            "output_required": False,  # of a run of several shards, which records each as it is made
+            "backfill_policy": dg.BackfillPolicy.multi_run(settings.shards_per_run) if settings.shards_per_run > 1 else None,
+        },
     }
     landed = landing.landed_embeddings.replace_attributes(partitions_def=of_a_shard)
     return dg.Definitions(

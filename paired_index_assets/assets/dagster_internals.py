@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 EVALUATION_SECONDS = 24 * 3600.0  # Dagster's own limit, of 30 days, cannot be set; an evaluation of 58 shards takes some 90 kB
 CODE_VERSION_TAG = "dagster/code_version"
+BACKFILL_TAG = "dagster/backfill"
 INPUT_EVENT_TAG = "dagster/input_event_pointer/"
 
 
@@ -56,3 +57,14 @@ async def changed_since(view: "AssetGraphView", key: dg.AssetKey, event: int | N
 
     then = TemporalContext(effective_dt=view.effective_dt, last_event_id=event)
     return await view.compute_data_version_changed_since_temporal_context_subset(key=key, temporal_context=then)
+
+
+def version_tags(context: dg.AssetExecutionContext, key: dg.AssetKey, version: dg.DataVersion | None) -> dict[str, str]:
+    """What Dagster records with the output of a step: its data version, and the code and the inputs as they were when the step began."""
+    from dagster._core.execution.plan import execute_step
+
+    step = context.op_execution_context.get_step_execution_context()
+    code, inputs = execute_step._get_code_version(key, step), execute_step._get_input_provenance_data(key, step)
+    tags = execute_step._build_data_version_tags(version or dg.DataVersion(context.run_id), code, inputs, version is not None)
+    backfill = context.run.tags.get(BACKFILL_TAG)
+    return tags | ({BACKFILL_TAG: backfill} if backfill else {})

@@ -9,6 +9,7 @@ from paired_index_assets.assets.automation import follow_when_quiet, rebuild_on_
 from paired_index_assets.assets.built import built_asset, built_check
 from paired_index_assets.assets.facts import Stopwatch, column_schema, markdown_table, path, rows_and_rate
 from paired_index_assets.assets.landing import landed_embeddings
+from paired_index_assets.assets.one_run import one_after_another
 from paired_index_assets.assets.partitions import shard_key, shard_number
 from paired_index_assets.assets.resources import BuildResource
 from paired_index_assets.assets.training import trained_index
@@ -31,17 +32,25 @@ if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: wha
     # Only what may get better by itself is tried again (errors.Transient): mistakes and damage fail at once.
     retry_policy=dg.RetryPolicy(max_retries=2, delay=30, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
 )
-def shard_index(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
+def shard_index(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult | dg.AssetCheckResult:
     """One shard as a plain faiss IVF file with global row ids: landed file, validated block, list number, code, segment, shard.
 
     Each file is encoded once and kept as a segment, so that a killed run loses at most one file; unchanged files are not read again
     and an unchanged shard is not touched.
     """
+    if context.has_partition_key:
+        return _built(build, context.partition_key, progress)
+    from paired_index_assets.builds.opened import OpenBuild
+
+    return one_after_another(context, SHARD_INDEX, lambda key: _built(OpenBuild(build.settings), key, progress))
+
+
+def _built(build: "OpenBuild", key: str, progress: Progress) -> dg.MaterializeResult:
     from paired_index_assets.evidence.captions import captions_reported_on
     from paired_index_assets.shards.build import build_shard, data_version
     from paired_index_assets.shards.sweeping import sweep
 
-    watch, shard = Stopwatch(), shard_number(context.partition_key)
+    watch, shard = Stopwatch(), shard_number(key)
     trained, catalog, listing = build.promoted, build.catalog, build.listing
     sweep(build.root, trained.fingerprint, catalog, in_place=build.settings.in_place)  # room for what is made now
     captions = captions_reported_on(build)
@@ -110,9 +119,9 @@ def index_manifest(context: dg.AssetExecutionContext, build: "OpenBuild", progre
     from paired_index_assets.shards.state import shard_states
     from paired_index_assets.shards.sweeping import sweep
 
-    read, root, fingerprint = build.settings, build.root, build.promoted.fingerprint
+    root, fingerprint = build.root, build.promoted.fingerprint
     table = write_manifest(root, build.promoted, build.catalog, build.normalized)
-    states = shard_states(root, read.codec, fingerprint, build.catalog, build.listing)
+    states = shard_states(root, build.promoted.codec.name, fingerprint, build.catalog, build.listing)
     unfinished = [[shard_key(s.shard), s.state, s.why] for s in states if s.state != "current"]
     metadata = {
         "dagster/row_count": table.num_rows,
@@ -123,7 +132,7 @@ def index_manifest(context: dg.AssetExecutionContext, build: "OpenBuild", progre
         "bytes": sum(record.bytes for record in finished_shards(root.generation(fingerprint)).values()),
         "path": path(root.manifest),
     }
-    sweep(root, fingerprint, build.catalog, in_place=read.in_place, quiet=True)
+    sweep(root, fingerprint, build.catalog, in_place=build.settings.in_place, quiet=True)
     if unfinished:
         metadata["unfinished"] = markdown_table(["shard", "state", "why"], unfinished)
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(digest_of_table(table)))

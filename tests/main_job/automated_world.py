@@ -13,7 +13,7 @@ from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 import paired_index_assets.shards.build
 from paired_index_assets.assets.code_location import assemble
 from paired_index_assets.assets.landing import landed_embeddings_sensor
-from paired_index_assets.assets.partitions import shard_key
+from paired_index_assets.assets.partitions import every, shard_key
 from paired_index_assets.assets.resources import ProgressLog, build_resource
 from paired_index_assets.assets.shards import SHARD_INDEX, nightly_rebuild
 from paired_index_assets.assets.training import trained_index
@@ -103,10 +103,22 @@ class World:
                 patch.setattr(paired_index_assets.shards.build, "build_shard", then_meanwhile)
             return self.make(SHARD_INDEX, partition=shard_key(shard))
 
-    def make(self, *assets, partition=None):
+    def build_all(self):
+        """One run of all shards."""
+        return self.make(SHARD_INDEX, tags=every(self.defs.resolve_asset_graph().get(SHARD_INDEX).partitions_def))
+
+    def make(self, *assets, partition=None, tags=None):
         """A run of some assets."""
         keys = [dg.AssetKey.from_coercible(asset) for asset in assets]
-        return self.job.execute_in_process(instance=self.instance, asset_selection=keys, partition_key=partition, raise_on_error=False)
+        return self.job.execute_in_process(
+            instance=self.instance, asset_selection=keys, partition_key=partition, tags=tags, raise_on_error=False
+        )
+
+    def latest(self, shard):
+        """The newest materialization of a shard: (tags, metadata)."""
+        asked = dg.AssetRecordsFilter(asset_key=SHARD_INDEX, asset_partitions=[shard_key(shard)])
+        (record,) = self.instance.fetch_materializations(asked, limit=1).records
+        return record.event_log_entry.tags, record.asset_materialization.metadata
 
     @contextmanager
     def building(self, shard):

@@ -21,25 +21,19 @@ def world(tmp_path, small_build):
             world.land(shard)
         world.tick(), world.tick()
         assert world.asked() == EVERY_SHARD
-        for shard in range(SHARDS):
-            assert world.build(shard).success
-        assert world.asked() == ["index_manifest"]
-        assert world.make("index_manifest").success
-        assert world.asked() == ["packed_index", "recall_report"]
-        assert world.make("packed_index", "recall_report").success
+        assert world.build_all().success
+        assert world.make(*FOLLOWING).success
         assert world.asked() == []
         yield world
 
 
 def test_a_backfill_that_changes_nothing_is_followed_by_nothing_and_a_changed_shard_by_one_run_of_each(world):
-    for shard in range(SHARDS):
-        assert world.build(shard).success
+    assert world.build_all().success
     assert world.asked() == []
     world.change(3)
     world.tick(), world.tick()
     assert world.asked() == [shard_key(3)]
-    for shard in range(SHARDS):
-        assert world.build(shard).success
+    assert world.build_all().success
     assert world.asked() == ["index_manifest"]
     assert world.make("index_manifest").success
     assert world.asked() == ["packed_index", "recall_report"]
@@ -55,15 +49,13 @@ def test_what_a_person_made_from_the_new_data_is_not_made_again(world, looks):
     world.change(2)
     world.tick(), world.tick()
     assert world.asked(looks) in ([], [shard_key(2)])
-    for shard in range(SHARDS):
-        world.build(shard)
-        world.asked(looks)
+    assert world.build_all().success
+    world.asked(looks)
     assert world.make(*FOLLOWING).success  # the last run of "Materialize all"
     assert world.asked() == []
     world.report_trained("b")
     assert world.asked(1) == []  # seen, and asked for on the next tick; a person is faster
-    for shard in range(SHARDS):
-        world.build(shard)
+    assert world.build_all().success
     assert world.asked() == []
 
 
