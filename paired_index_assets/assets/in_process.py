@@ -94,7 +94,7 @@ def _run(
         asset_selection=[key],
         partition_key=partition,
         run_config=QUIET,
-        tags=this_process() | (every(partitions) if partitions and partition is None else {}),
+        tags=this_process() | ({} if partitions is None or partition else every(partitions)),
         raise_on_error=False,
     )
     if not done.success:
