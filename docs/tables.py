@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grimp
 
+from paired_index_assets.assets.built import BuiltAsset, BuiltCheck
 from paired_index_assets.assets.code_location import ASSETS, CHECKS
 from paired_index_assets.assets.resources import OF_THE_RUN
 from paired_index_assets.settings import Settings
@@ -47,7 +48,8 @@ def settings() -> str:
     """docs/settings.md."""
     groups: dict[str, list[str]] = {}
     places = defaultdict[str, list[str]](list, {name: ["build"] for name in OF_THE_RUN})
-    for built in (*ASSETS, *CHECKS):
+    everything: list[BuiltAsset | BuiltCheck] = [*ASSETS, *CHECKS]
+    for built in everything:
         for name in built.takes:
             places[name].append(built.name)
     for name, field in Settings.model_fields.items():

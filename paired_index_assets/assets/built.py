@@ -44,7 +44,6 @@ class BuiltAsset:
         """Dagster's, with the defaults of `settings`; `more` as `options`."""
         Fields = config_of(self.name, settings, self.takes)
 
-        @dg.asset(key=self.key, description=inspect.getdoc(self.make), **self.options, **more)
         @failing_in_one_line()
         def made(
             context: dg.AssetExecutionContext,
@@ -54,7 +53,9 @@ class BuiltAsset:
         ) -> dg.MaterializeResult:  # Dagster reads this, and knows no union
             return self.make(context, build.open(config), progress.of(context))  # type: ignore[return-value]
 
-        return made
+        told: dict[str, Any] = {"key": self.key, "description": inspect.getdoc(self.make), **self.options, **more}
+        defined: dg.AssetsDefinition = dg.asset(**told)(made)
+        return defined
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ LOG_EVERY_SECONDS = 10.0
 OF_THE_RUN = ("root", "cache", "cache_budget_gb", "device")
 
 
-class BuildResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+class BuildResource(dg.ConfigurableResource):
     """The build that assets work on, and what of this machine they may use. Its fields are made from `Settings`, by `build_resource`."""
 
     given: ClassVar[Settings]
