@@ -39,9 +39,10 @@ def _option(name: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
     kind = _without_none(field.annotation)
     choices = get_args(kind) if get_origin(kind) is Literal else ()
+    flag = name.replace("_", "-")
     shown = "" if field.default is None else f" [default: {field.default}]"
     option = typer.Option(
-        "--" + name.replace("_", "-"),
+        f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
         help=f"{field.description}{shown}".replace("[", r"\["),
         rich_help_panel=_group(field),
         show_default=False,

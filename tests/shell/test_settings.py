@@ -2,11 +2,14 @@
 
 import dagster as dg
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from paired_index_assets.assets.built import built_asset
 from paired_index_assets.assets.code_location import ASSETS, CHECKS, OF_THE_LOCATION, assemble
 from paired_index_assets.assets.resources import OF_THE_RUN, ProgressLog, build_resource
 from paired_index_assets.assets.training import paired_centroids
+from paired_index_assets.cli.options import takes_settings
 from paired_index_assets.errors import BadInput
 from paired_index_assets.settings import Settings, load_settings
 
@@ -94,6 +97,20 @@ def test_the_launchpad_of_train_shows_what_training_takes_with_its_help_and_the_
     assert shown["paired_centroids"]["niter"].default_value == 7
     assert shown["paired_centroids"]["niter"].description == Settings.model_fields["niter"].description
     assert fields["resources"].config_type.fields["build"].config_type.fields["config"].config_type.fields.keys() == set(OF_THE_RUN)
+
+
+@pytest.mark.parametrize(("flags", "packed"), [([], True), (["--no-packed"], False), (["--packed"], True)])
+def test_what_is_on_is_switched_off_by_its_flag(tmp_path, flags, packed):
+    seen, app = [], typer.Typer()
+
+    @app.command()
+    @takes_settings("Shards")
+    def look(settings):
+        seen.append(settings.packed)
+
+    done = CliRunner().invoke(app, ["--root", str(tmp_path), *flags])
+    assert done.exit_code == 0, done.output
+    assert seen == [packed]
 
 
 def test_every_setting_is_one_of_an_asset_or_of_the_run_or_of_the_code_location():
