@@ -11,7 +11,6 @@ import pytest
 from unit_vectors import unit
 
 from paired_index_assets.assets.report import stock_faiss_finds_the_same, the_shards_find_what_was_promised
-from paired_index_assets.assets.resources import settings_resource
 from paired_index_assets.assets.shards import every_row_is_accounted_for, every_shard_is_current
 from paired_index_assets.builds.opened import OpenBuild
 from paired_index_assets.embeddings.sets import EmbeddingSet
@@ -173,7 +172,7 @@ def test_doctor_counts_every_row_and_finds_ids_that_belong_to_other_rows(small_b
 
 
 def asked(check, root):
-    return check(settings=settings_resource(load_settings(root=str(root))))
+    return check.judge(OpenBuild(load_settings(root=str(root))))
 
 
 def test_the_checks_of_the_manifest_fail_where_a_shard_is_gone_or_rows_are_not_counted(copied):

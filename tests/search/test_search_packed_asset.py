@@ -8,7 +8,8 @@ import pytest
 from search_builds import rebuild
 
 from paired_index_assets.assets.packing import packed_index, packed_index_is_its_shards
-from paired_index_assets.assets.resources import ProgressLog, settings_resource
+from paired_index_assets.assets.resources import ProgressLog, build_resource
+from paired_index_assets.builds.opened import OpenBuild
 from paired_index_assets.search.packed import read_pack
 from paired_index_assets.search.sharded import IN_USE, ShardedIndex
 from paired_index_assets.search.shardset import served_index
@@ -22,8 +23,8 @@ def made(fresh):
 
     def run(**settings):
         given = load_settings(root=str(fresh.root.root), landing=str(fresh.landing), **settings)
-        resources = {"settings": settings_resource(given), "progress": ProgressLog()}
-        done = dg.materialize([packed_index, packed_index_is_its_shards], resources=resources)
+        resources = {"build": build_resource(given), "progress": ProgressLog()}
+        done = dg.materialize([one.definition(given) for one in (packed_index, packed_index_is_its_shards)], resources=resources)
         (event,), (check,) = done.asset_materializations_for_node("packed_index"), done.get_asset_check_evaluations()
         return {name: value.value for name, value in event.metadata.items()}, check
 
@@ -58,7 +59,7 @@ def test_it_waits_for_shards_and_makes_nothing_where_it_is_not_wanted(fresh, mad
 
 
 def check_of(build):
-    return packed_index_is_its_shards(settings=settings_resource(load_settings(root=str(build.root.root))))
+    return packed_index_is_its_shards.judge(OpenBuild(load_settings(root=str(build.root.root))))
 
 
 def test_its_check_reads_the_file_and_fails_for_any_byte_that_is_another(fresh, made):
