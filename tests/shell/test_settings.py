@@ -93,7 +93,7 @@ def test_the_launchpad_of_train_shows_what_training_takes_with_its_help_and_the_
         if "config" in op.config_type.fields
     }
     assert shown["paired_centroids"].keys() == {"method", "coarse", "nlist", "niter", "rounding", "seed"}
-    assert shown["trained_index"].keys() == {"codec", "rounding", "transform", "bytes_per_vector", "seed"}
+    assert shown["trained_index"].keys() == {"codec", "rounding", "routing", "transform", "bytes_per_vector", "seed"}
     assert shown["paired_centroids"]["niter"].default_value == 7
     assert shown["paired_centroids"]["niter"].description == Settings.model_fields["niter"].description
     assert fields["resources"].config_type.fields["build"].config_type.fields["config"].config_type.fields.keys() == set(OF_THE_RUN)
