@@ -87,7 +87,7 @@ class Operated(Ui):  # type: ignore[misc]
 
     def backfill(self, partitions: list[str], **settings: Any) -> str:
         """Launch a backfill of these shards, as the launchpad does; its id."""
-        config = {"resources": {"settings": {"config": settings}}} if settings else {}
+        config = {"ops": {"shard_index": {"config": settings}}} if settings else {}
         made = self.ask(
             "mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) { __typename"
             " ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
