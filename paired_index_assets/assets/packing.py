@@ -31,12 +31,12 @@ def packed_index(context: dg.AssetExecutionContext, build: "OpenBuild", progress
     """
     from paired_index_assets.search.packed import pack, unfinished_shards
 
-    read, watch = build.settings, Stopwatch()
-    if not read.packed:
+    settings, watch = build.settings, Stopwatch()
+    if not settings.packed:
         return dg.MaterializeResult(metadata={"packed": "not wanted: the setting packed is off"})
-    if waiting := unfinished_shards(read.build_root):
+    if waiting := unfinished_shards(settings.build_root):
         return dg.MaterializeResult(metadata={"packed": f"waits for {len(waiting)} shards, first: {waiting[0]}"})
-    record, made = pack(read.build_root, progress=progress)
+    record, made = pack(settings.build_root, progress=progress)
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": record.rows,
@@ -45,7 +45,7 @@ def packed_index(context: dg.AssetExecutionContext, build: "OpenBuild", progress
             "bytes_per_vector": round(record.bytes / max(1, record.rows), 1),
             "sha256": record.sha256,
             "seconds": round(watch.seconds, 2),
-            "path": path(read.build_root.generation(record.trained).packed / record.file),
+            "path": path(settings.build_root.generation(record.trained).packed / record.file),
         },
         data_version=dg.DataVersion(record.sha256),
     )

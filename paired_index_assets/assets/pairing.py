@@ -96,8 +96,8 @@ def _split_and_sides(build: "OpenBuild", report: Progress) -> tuple["Split", "Si
     from paired_index_assets.pairing.split import Split, split_by_concept
     from paired_index_assets.rows import Selected
 
-    read, root, (images, captions), texts = build.settings, build.root, build.pairs, build.caption_texts
-    asked: dict[str, Any] = {"validation": read.validation_captions, "test": read.test_captions, "seed": read.seed}
+    settings, root, (images, captions), texts = build.settings, build.root, build.pairs, build.caption_texts
+    asked: dict[str, Any] = {"validation": settings.validation_captions, "test": settings.test_captions, "seed": settings.seed}
     made_from = digest_of_parts(images.fingerprint, captions.fingerprint, json.dumps(asked), *(texts or ()))
     split = Split.kept(root.split, made_from)
     if split is None:

@@ -38,11 +38,11 @@ def recall_report(context: dg.AssetExecutionContext, build: "OpenBuild", progres
     from paired_index_assets.quality.tables import markdown
 
     watch = Stopwatch()
-    read, root = build.settings, build.root
+    settings, root = build.settings, build.root
     report = _report(build, progress)
     publish_report(report, root.report)
     ours = report.candidate(report.promoted or report.candidates[0].name)
-    nprobe = min(read.nprobe or build.promoted.nprobe, ours.nlist)
+    nprobe = min(settings.nprobe or build.promoted.nprobe, ours.nlist)
     at, served = ours.at(nprobe=nprobe), report.served.at(nprobe) if report.served else None
     return dg.MaterializeResult(
         metadata={

@@ -100,14 +100,16 @@ def trained_index(context: dg.AssetExecutionContext, build: "OpenBuild", progres
     from paired_index_assets.trained.promotion import Promotion, promote
 
     watch = Stopwatch()
-    read, root = build.settings, build.root
-    codes = CodeChoice(read.codec, read.rounding, transform=read.transform == "auto", bytes_per_vector=read.bytes_per_vector)
+    settings, root = build.settings, build.root
+    codes = CodeChoice(
+        settings.codec, settings.rounding, transform=settings.transform == "auto", bytes_per_vector=settings.bytes_per_vector
+    )
     data = evaluation_data(build, progress)
-    routing = read.routing == "auto" and read.rounding == "query"
+    routing = settings.routing == "auto" and settings.rounding == "query"
     judged = make_and_judge(data, Split.load(root.split), _contestants(build), codes, routing=routing, model=build.pairs[0].model)
     names = {}
     for entry in judged.compared:
-        names[entry.name] = root.trained_index(entry.trained.nlist, read.codec, entry.file_method, entry.trained.fingerprint)
+        names[entry.name] = root.trained_index(entry.trained.nlist, settings.codec, entry.file_method, entry.trained.fingerprint)
         entry.trained.save(names[entry.name])
     winner = judged.winner
     verdict = judged.verdict
