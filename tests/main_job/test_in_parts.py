@@ -5,7 +5,6 @@ import hashlib
 import dagster as dg
 import numpy as np
 import pytest
-from unit_vectors import unit
 
 from paired_index_assets.assets.code_location import assemble
 from paired_index_assets.assets.partitions import every
@@ -19,15 +18,19 @@ from paired_index_assets.settings import load_settings
 ROWS, D = 2 * BLOCK_ROWS + 9_000, 16
 
 
-@pytest.fixture(scope="module")
-def features(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("in_parts")
+def of_features(folder, rows):
+    """Settings of a build of random features, pairs of each other."""
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((ROWS, D))
-    for name, vectors in (("images", images), ("captions", images + rng.standard_normal((ROWS, D)) + 1)):
-        np.save(folder / f"{name}.npy", unit(vectors, np.float16))
+    images = rng.standard_normal((rows, D))
+    for name, vectors in (("images", images), ("captions", images + rng.standard_normal((rows, D)) + 1)):
+        np.save(folder / f"{name}.npy", (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16))
     features = {"image_features": str(folder / "images.npy"), "caption_features": str(folder / "captions.npy")}
     return load_settings(root=str(folder / "root"), **features, validation_captions=500, test_captions=500, parallel_runs=8)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return of_features(tmp_path_factory.mktemp("in_parts"), ROWS)
 
 
 def made(defs, instance, *assets, partition=None):
@@ -57,11 +60,11 @@ def test_runs_that_share_the_pairing_leave_nothing_for_the_table_and_read_the_im
     assert max(hashed) <= BLOCK_ROWS  # blocks of captions: the set's fingerprint names the images
 
 
-def test_another_split_is_made_when_another_is_asked_for(features, tmp_path):
-    settings = load_settings(**features.model_dump() | {"root": str(tmp_path)})
+def test_another_split_is_made_when_another_is_asked_for(tmp_path):
+    settings = of_features(tmp_path, 6_000)
     with dg.DagsterInstance.ephemeral() as instance:
         made(assemble(settings, ProgressLog()), instance, "image_embeddings", "caption_embeddings")
-        for seed, test_captions in ((1, 500), (1, 300), (2, 300)):
+        for seed, test_captions in ((1, 400), (1, 300), (2, 300)):
             asked = load_settings(**settings.model_dump() | {"seed": seed, "test_captions": test_captions})
             made(assemble(asked, ProgressLog()), instance, "pair_blocks", partition="part_07")
             images, captions = (EmbeddingSet.open(path) for path in (asked.build_root.image_set, asked.build_root.caption_set))
