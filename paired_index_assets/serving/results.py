@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from paired_index_assets.builds.metadata import Metadata
-from paired_index_assets.files.storage import atomic_file, write_bytes
+from paired_index_assets.files.storage import write_bytes
 from paired_index_assets.rows import Float32, Int64
 from paired_index_assets.serving.pictures import Pictures, data_uri
 
@@ -78,12 +78,6 @@ def as_json(found: Sequence[Answer]) -> str:
         for answer in found
     ]
     return json.dumps(jsonable(content), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-
-
-def write_npz(target: Path, scores: Float32, ids: Int64) -> None:
-    """`scores` float32 (nq, k) and `ids` int64 (nq, k)."""
-    with atomic_file(target) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, scores=np.asarray(scores, np.float32), ids=np.asarray(ids, np.int64))
 
 
 def write_json(target: Path, found: Sequence[Answer]) -> None:

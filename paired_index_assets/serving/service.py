@@ -48,19 +48,18 @@ Stage = Callable[[str], AbstractContextManager[Any]]
 class SearchService:
     """Blocking, safe to call from many threads. `stage` wraps each step of a request, for timing."""
 
+    name = "images"  # of the one index, as clip-retrieval's requests name it
+
     def __init__(
         self,
         sets: Reloading[OpenSet],
         encoder: Encoder | None,
         *,
-        name: str = "images",
         nprobe: int | None = None,
         limits: Limits | None = None,
-        fetch: Callable[[str], bytes] | None = None,
     ) -> None:
-        self.sets, self.encoder, self.name, self.nprobe = sets, encoder, name, nprobe
+        self.sets, self.encoder, self.nprobe = sets, encoder, nprobe
         self.limits = limits or Limits()
-        self._fetch = fetch
         self._encoding = threading.Lock()  # a model uses all cores for one batch
 
     @classmethod
@@ -72,17 +71,13 @@ class SearchService:
         partial: bool = False,
         texts: str | None = None,
         images: str | None = None,
-        name: str = "images",
         nprobe: int | None = None,
         limits: Limits | None = None,
-        fetch: Callable[[str], bytes] | None = None,
     ) -> SearchService:
         """Serve the build at `root` and follow its rebuilds.
 
         encoder: the model the index was built with (BadInput for another), None if only vectors will be sent. texts: Parquet whose row i
         describes id i, for builds without metadata of their own. images: the pictures as they were given to the build, to show them.
-        fetch: how to get the bytes behind an `image_url`; None refuses them, since a server that fetches what strangers name reaches
-        into its own network.
         """
         build = BuildRoot.at(root)
         known = remembered(build)  # what the build itself says may change with it
@@ -107,7 +102,7 @@ class SearchService:
                 LOG.warning("%s", warning)
             return OpenSet(index, shown)
 
-        return cls(Reloading(opened, watched(build)), encoder, name=name, nprobe=nprobe, limits=limits, fetch=fetch)
+        return cls(Reloading(opened, watched(build)), encoder, nprobe=nprobe, limits=limits)
 
     def vector(self, request: KnnRequest, found: OpenSet, prepared: Prepared | None = None) -> Float32:
         """(1, d) of what is asked for; `prepared` is its picture (`picture`), where it has one. Raises BadRequest."""
@@ -131,12 +126,9 @@ class SearchService:
     def picture(self, request: KnnRequest) -> Prepared:
         """The picture that is looked for, as the model takes it. Raises BadRequest."""
         encoder = self._needs_encoder()
-        if request.image:
-            content = picture_bytes(request.image)
-        elif self._fetch is None:
+        if not request.image:  # a server that fetches what strangers name reaches into its own network
             raise BadRequest("image_url: this server fetches nothing; send the picture itself in image, base64-encoded")
-        else:
-            content = self._fetch(request.image_url or "")
+        content = picture_bytes(request.image)
         check_size(content, self.limits)
         prepared, outcome = prepare_image(encoder, HeldImage(content))
         if prepared is None:

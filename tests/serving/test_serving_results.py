@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paired_index_assets.builds.metadata import Metadata
-from paired_index_assets.serving.results import Answer, Hit, answers, as_html, as_json, table_rows, write_html, write_json, write_npz
+from paired_index_assets.serving.results import Answer, Hit, answers, as_html, as_json, table_rows, write_html, write_json
 
 
 def test_hits_are_joined_with_their_rows_and_places_without_one_are_left_out(tmp_path):
@@ -27,12 +27,6 @@ def test_hits_are_joined_with_their_rows_and_places_without_one_are_left_out(tmp
 
 def test_files_hold_what_was_found(tmp_path):
     scores, ids = np.array([[0.5, -np.inf]], np.float32), np.array([[2**40, -1]])
-    write_npz(tmp_path / "r.npz", scores, ids)
-    with np.load(tmp_path / "r.npz", allow_pickle=False) as stored:
-        assert stored["scores"].dtype == np.float32
-        assert stored["ids"].dtype == np.int64
-        np.testing.assert_array_equal(stored["ids"], ids)
-        np.testing.assert_array_equal(stored["scores"], scores)
     found = answers(["q"], scores, ids)
     write_json(tmp_path / "r.json", found)
     write_html(tmp_path / "r.html", found)
