@@ -113,7 +113,8 @@ def _asked(root: Path, files: list[Path], queries: Float32, nprobe: int) -> tupl
     probed = TrainedIndex.load(generation.trained).probe(queries, nprobe)[1]
     pieces = scanned = 0.0
     for file in files:
-        ivf = faiss.extract_index_ivf(faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY))
+        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)  # named: it owns what is extracted
+        ivf = faiss.extract_index_ivf(index)
         sizes = np.asarray([ivf.invlists.list_size(number) for number in range(ivf.nlist)] + [0])  # list -1 is none
         pieces += float((sizes[probed] > 0).sum(1).mean())
         scanned += float(sizes[probed].sum(1).mean()) * (ivf.code_size + 8)
