@@ -17,7 +17,7 @@ import torch
 
 from paired_index_assets.neighbors.arithmetic import FLOAT32
 from paired_index_assets.neighbors.blocks import check_matrix, check_same_width, read_block
-from paired_index_assets.neighbors.bounds import SAFE_LEVELS, Bounds, Float64, basis_of, directions, int8_levels
+from paired_index_assets.neighbors.bounds import SAFE_LEVELS, Basis, Bounds, Float64, basis_of, directions, int8_levels
 from paired_index_assets.neighbors.engine import choose
 from paired_index_assets.neighbors.exact import MEMORY_BYTES, assign, tiles
 from paired_index_assets.neighbors.pruned import Groups, PrunedSearch, group_centroids
@@ -27,7 +27,7 @@ from paired_index_assets.rows import Float32, Int64, Rows, Selected
 
 LEAST_VALUES = 1 << 19  # of centroids (lists times dimensions): fewer are multiplied sooner than they are ruled out
 WORTH_PROBING = 1e12  # multiply-adds: some ten seconds of work
-WORTH_PROBING_KNOWN = 5e10  # where lists from before are known: nothing is grouped, and a training has iterations to come
+WORTH_PROBING_KNOWN = 1e12  # the same where lists from before are known; for less, the probe was measured to cost more than it saves
 PROBE_SHARE = 0.02  # of the rows are tried
 LEAST_PROBED, MOST_PROBED = 2048, 4096  # rows
 FEW, MOST_UNDECIDED = 64, 0.25  # of them, first: whether bounds rule anything out, for most rows
@@ -37,7 +37,7 @@ TILE = 4096  # rows a worker takes at a time
 WIDTHS = (1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2)  # of the dimensions; benchmarks/assignment.py
 WIDTH_MULTIPLE = 8
 HEADS_ROUNDS, HEADS_SAMPLE = 5, 16_384
-DIRECTION_ROWS = 20_000  # and centroids: a sample of either tells the directions
+DIRECTION_ROWS = 8_192  # and centroids: a sample of either tells the directions
 SEED = 1234
 
 
@@ -67,6 +67,7 @@ class Assigner:
     ways: dict[bool, Way] = field(default_factory=dict)  # with and without lists from before: what was chosen, once the work was worth it
     _worked: float = 0.0
     _directions: Float64 | None = None
+    _bases: dict[Way, Basis] = field(default_factory=dict)
     _made: tuple[Float32, Way, PrunedSearch] | None = None  # of the last centroids
     costs: dict[Way, float] = field(default_factory=dict)  # CPU seconds a row, of each way that was tried
 
@@ -125,7 +126,9 @@ class Assigner:
         if made is None or self._made is None or self._made[1] != way:
             wide = np.ascontiguousarray(centroids, dtype=np.float32)
             groups = made.groups if made is not None else grouped_by_heads(wide) if grouped else ungrouped(wide)
-            bounds = Bounds.of(wide, groups.order.numpy(), basis_of(self._directions, way.width, spread=way.levels > 0), way.levels)
+            if way not in self._bases:
+                self._bases[way] = basis_of(self._directions, way.width, spread=way.levels > 0)
+            bounds = Bounds.of(wide, groups.order.numpy(), self._bases[way], way.levels)
             made = PrunedSearch.of(wide, bounds, groups)
             self._made = centroids, way, made
         return made

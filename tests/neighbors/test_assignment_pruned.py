@@ -220,19 +220,24 @@ def test_training_with_bounds_makes_the_centroids_of_training_without(monkeypatc
     np.testing.assert_array_equal(trained().centroids, expected)
 
 
-def test_a_training_finds_its_directions_once(monkeypatch):
-    found = []
+def test_a_training_finds_its_directions_and_its_basis_once(monkeypatch):
+    found, bases = [], []
 
     def counted(rows, centroids):
         found.append(directions(rows, centroids))
         return found[-1]
 
+    def kept(of, width, *, spread):
+        bases.append(basis_of(of, width, spread=spread))
+        return bases[-1]
+
     monkeypatch.setattr(assigning, "directions", counted)
+    monkeypatch.setattr(assigning, "basis_of", kept)
     monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
     monkeypatch.setattr(assigning, "WORTH_PROBING_KNOWN", 1.0)
     monkeypatch.setattr(Assigner, "_fastest", lambda *_: Way(16))
     train_kmeans(towers(5_000, 1, 64)[0], 1024, Training(niter=4))
-    assert len(found) == 1
+    assert len(found) == len(bases) == 1
 
 
 def test_int8_products_are_used_only_as_far_as_they_add_up_rightly(monkeypatch):
