@@ -40,6 +40,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--shards", type=int, default=8)
     options.add_argument("--runs", type=int, default=4, help="of processes of their own")
+    options.add_argument("--backfill", type=int, default=16, help="how many of the shards are backfilled")
     options.add_argument("--root", type=Path, help="a finished build of so many shards, instead of one of the sample")
     options.add_argument("--quick", action="store_true", help="one run, and a backfill of two shards")
     chosen = options.parse_args()
@@ -61,7 +62,7 @@ def main() -> None:
             cpu, wall, peak = (list(column) for column in zip(*(costs for name, *costs in rows if name == what), strict=True))
             of_all = f"{statistics.median(cpu):.1f} | {max(cpu):.1f} | {statistics.median(wall):.1f} | {max(peak):,.0f}"
             print(f"| {what} | {len(cpu)} | {of_all} |", flush=True)
-        shards = min(2, chosen.shards) if chosen.quick else chosen.shards
+        shards = min(2 if chosen.quick else chosen.backfill, chosen.shards)
         cpu_seconds, seconds, idle = cost_of_a_backfill(root, shards)
         print(
             f"\nA backfill of {shards} unchanged shards through the daemon: {cpu_seconds:.0f} CPU s in {seconds:.0f} s, "

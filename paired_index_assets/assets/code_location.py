@@ -4,6 +4,7 @@ Nothing is read at import. How many partitions there are, and how often sensors 
 another code location.
 """
 
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -16,6 +17,8 @@ from paired_index_assets.assets.partitions import shard_partitions, share_partit
 from paired_index_assets.assets.resources import ProgressLog, build_resource
 from paired_index_assets.settings import Settings
 
+# Of the manifest and the report. They follow the shards, so that they are as old as the last change: a month is a question, not a fault.
+NOT_LOOKED_AT = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=62), warn_window=timedelta(days=31))
 _MODULES = [embeddings, pairing, training, shards, packing, report]
 ASSETS, CHECKS = found_in(_MODULES, BuiltAsset), found_in(_MODULES, BuiltCheck)
 OF_THE_LOCATION = (
@@ -41,7 +44,7 @@ def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
     }
     landed = landing.landed_embeddings.replace_attributes(partitions_def=of_a_shard)
     return dg.Definitions(
-        assets=[landed, *(one.definition(settings, **more.get(one, {})) for one in ASSETS)],
+        assets=dg.map_asset_specs(_as_shown, [landed, *(one.definition(settings, **more.get(one, {})) for one in ASSETS)]),
         asset_checks=[one.definition(settings) for one in CHECKS],
         resources={"build": build_resource(settings), "progress": progress},
         jobs=[training.train(shared_out=of_a_share is not None), shards.rebuild_shards],
@@ -53,3 +56,9 @@ def assemble(settings: Settings, progress: ProgressLog) -> dg.Definitions:
         ],
         executor=by_steps,
     )
+
+
+def _as_shown(spec: dg.AssetSpec) -> dg.AssetSpec:
+    """The tag by which a page finds what belongs to a stage, as sensors have it; and how old what is made last may become."""
+    policy = NOT_LOOKED_AT if spec.key.to_user_string() in ("index_manifest", "recall_report") else None
+    return spec.merge_attributes(tags={"stage": spec.group_name or ""}).replace_attributes(freshness_policy=policy)

@@ -29,6 +29,23 @@ def drop_old_evaluations(instance: dg.DagsterInstance) -> None:
         storage.purge_asset_evaluations(time.time() - EVALUATION_SECONDS)
 
 
+def is_whole(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether every step of a run succeeded, whatever its status says: its process can be killed after the last one."""
+    from dagster._core.execution.stats import StepEventStatus
+
+    if run.execution_plan_snapshot_id is None:
+        return False
+    planned = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id).step_keys_to_execute
+    ended = {step.step_key: step.status for step in instance.get_run_step_stats(run.run_id)}
+    return bool(planned) and all(ended.get(step) in (StepEventStatus.SUCCESS, StepEventStatus.SKIPPED) for step in planned)
+
+
+def report_run_succeeded(instance: dg.DagsterInstance, run: dg.DagsterRun, message: str) -> None:
+    """As the run would have said itself."""
+    event = dg.DagsterEvent(event_type_value=dg.DagsterEventType.RUN_SUCCESS.value, job_name=run.job_name, message=message)
+    instance.report_dagster_event(event, run.run_id)
+
+
 def forget_partition_status(instance: dg.DagsterInstance, *keys: dg.AssetKey) -> None:
     """Let Dagster count again which partitions of `keys` are materialised.
 

@@ -18,7 +18,7 @@ from paired_index_assets.errors import BadInput, Busy, PairedIndexError, SourceU
 from paired_index_assets.files.deadline import within
 from paired_index_assets.files.locks import only_writer
 from paired_index_assets.files.storage import is_local
-from paired_index_assets.settings import Settings
+from paired_index_assets.settings import Settings, absolute
 
 OPEN_SECONDS = 20.0  # for the first answer of Dagster's own records, its imports too; ten of them are the driver's, see deploy/postgres-ray/dagster.yaml
 LAUNCHER_SECONDS = 5.0
@@ -43,6 +43,21 @@ def dagster_home(settings: Settings) -> Path:
     if not (home / "dagster.yaml").exists():
         (home / "dagster.yaml").write_text(files("paired_index_assets.assets").joinpath("dagster.yaml").read_text())
     return home
+
+
+def not_as_by_ui(settings: Settings) -> str | None:
+    """What `paired-index ui` would have done and whoever started Dagster did not, in one line; None if nothing is missing."""
+    given = os.environ.get("DAGSTER_HOME")
+    beside = f"{settings.root}/dagster" if is_local(settings.build_root.root) else "/a/local/folder"
+    if not given:
+        return (
+            "DAGSTER_HOME is not set: runs are recorded in a temporary folder, without pools, retries and what was built before. "
+            f"Start with `paired-index ui --root {settings.root}`, or first: export DAGSTER_HOME={absolute(beside)} "
+            f"PAIRED_INDEX_ROOT={absolute(settings.root)}"
+        )
+    if not (Path(given) / "dagster.yaml").exists():
+        return f"{given}: no dagster.yaml, so no pools and no retries. Put deploy/one-machine/dagster.yaml there and start again"
+    return None
 
 
 def workspace_of(home: Path) -> Path:

@@ -77,6 +77,7 @@ def landed_embeddings_sensor(tick_seconds: int) -> dg.SensorDefinition:
         minimum_interval_seconds=tick_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         tags={"stage": "landing"},
+        description="Reports the shards whose files have all arrived, once they were quiet for a tick; `index_automation` builds them.",
     )
     return named(report_quiet_shards)
 

@@ -14,15 +14,23 @@ import errno
 import json
 import os
 import socket
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 
-from paired_index_assets.assets.dagster_internals import drop_old_evaluations, keeps_records_on_this_machine
+from paired_index_assets.assets.dagster_internals import (
+    drop_old_evaluations,
+    is_whole,
+    keeps_records_on_this_machine,
+    report_run_succeeded,
+)
 
 PROCESS_TAG = ".dagster/paired_index_process"  # of a run inside `paired-index build`: host, process id, its start; hidden in the UI
 SERVER_TAG = ".dagster/grpc_info"  # Dagster's own, of a run inside a code server
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+WHOLE = "its process was killed after its last step: all it had to do is done"
+SET_RIGHT = timedelta(days=1)  # how long ago a failure may be that is looked at
 UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
@@ -32,7 +40,10 @@ def this_process() -> dict[str, str]:
 
 
 def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark as failed the unfinished runs whose process is gone, and free their places in pools; returns their ids.
+    """Mark the unfinished runs whose process is gone, and free their places in pools; returns their ids.
+
+    As failed, so that they are retried; as succeeded if every step of theirs had ended when they were killed. A failure of the last day
+    that somebody else reported of such a run (the code server does, and the daemon finds nothing to retry) is set right too.
 
     Only on one machine's own instance (SQLite): the sockets and process ids of a shared one may be another machine's.
     """
@@ -40,8 +51,15 @@ def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
         return []
     lost = [run for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)) if _is_lost(run)]
     for run in lost:
-        instance.report_run_failed(run, "its process was killed, or the machine restarted; what it had finished is kept")
+        if is_whole(instance, run):
+            report_run_succeeded(instance, run, WHOLE)
+        else:
+            instance.report_run_failed(run, "its process was killed, or the machine restarted; what it had finished is kept")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=datetime.now(UTC) - SET_RIGHT)
+    for run in instance.get_runs(failed):
+        if is_whole(instance, run):
+            report_run_succeeded(instance, run, WHOLE)
     return [run.run_id for run in lost]
 
 
@@ -55,7 +73,12 @@ def free_left_places(instance: dg.DagsterInstance) -> list[str]:
     return [run.run_id for run in ended]
 
 
-@dg.sensor(minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING, tags={"stage": "housekeeping"})
+@dg.sensor(
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    tags={"stage": "housekeeping"},
+    description="Marks as failed the runs whose process is gone, so that they are retried; frees the places in pools that they held.",
+)
 def lost_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Mark runs as failed whose process is gone, which a code server that was killed cannot say itself; free the places in pools that
     killed runs left; and drop old evaluations."""

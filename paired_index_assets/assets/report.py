@@ -34,6 +34,7 @@ def recall_report(context: dg.AssetExecutionContext, build: "OpenBuild", progres
 
     The loss of the lists (coverage) and the loss of the codes are told apart. report/ has it as JSON, Markdown and a picture.
     """
+    from paired_index_assets.quality import glance
     from paired_index_assets.quality.publish import publish_report
     from paired_index_assets.quality.tables import markdown
 
@@ -43,14 +44,15 @@ def recall_report(context: dg.AssetExecutionContext, build: "OpenBuild", progres
     publish_report(report, root.report)
     ours = report.candidate(report.promoted or report.candidates[0].name)
     nprobe = min(settings.nprobe or build.promoted.nprobe, ours.nlist)
-    at, served = ours.at(nprobe=nprobe), report.served.at(nprobe) if report.served else None
     return dg.MaterializeResult(
         metadata={
+            "at_a_glance": dg.MetadataValue.md(glance.picture(report)),
+            "around_nprobe": dg.MetadataValue.md(glance.table(report, nprobe)),
             "recall": picture((root.report / "recall.png").read_bytes(), "recall against vectors scanned"),
             "tables": dg.MetadataValue.md(markdown(report)),
             "promoted": ours.name,
-            **({f"recall_at_{k}": interval.mean for k, interval in at.best.items()} if at else {}),
-            **({f"served_recall_at_{k}": interval.mean for k, interval in served.recall.items()} if served else {}),
+            "nprobe": nprobe,
+            **glance.numbers(report, nprobe),
             "queries": report.queries,
             "images": report.images,
             "seconds": round(watch.seconds, 2),

@@ -114,7 +114,7 @@ def _reads_back(build: "OpenBuild", shard: int) -> dg.AssetCheckResult:
 def index_manifest(context: dg.AssetExecutionContext, build: "OpenBuild", progress: Progress) -> dg.MaterializeResult:
     """One row a landed file: where its rows are, how many can be found, what was left out and why, what made its shard."""
     from paired_index_assets.files.tables import digest_of_table
-    from paired_index_assets.shards.manifest import MANIFEST_SCHEMA, write_manifest
+    from paired_index_assets.shards.manifest import MANIFEST_COLUMNS, MANIFEST_SCHEMA, write_manifest
     from paired_index_assets.shards.record import finished_shards
     from paired_index_assets.shards.state import shard_states
     from paired_index_assets.shards.sweeping import sweep
@@ -125,7 +125,7 @@ def index_manifest(context: dg.AssetExecutionContext, build: "OpenBuild", progre
     unfinished = [[shard_key(s.shard), s.state, s.why] for s in states if s.state != "current"]
     metadata = {
         "dagster/row_count": table.num_rows,
-        "dagster/column_schema": column_schema({f.name: (str(f.type), "") for f in MANIFEST_SCHEMA}),
+        "dagster/column_schema": column_schema({f.name: (str(f.type), MANIFEST_COLUMNS[f.name]) for f in MANIFEST_SCHEMA}),
         "shards": f"{len(states) - len(unfinished)} of {len(states)} current",
         "rows_indexed": sum(n or 0 for n in table["indexed"].to_pylist()),
         "rows_left_out": sum(n or 0 for n in table["left_out"].to_pylist()),
@@ -169,6 +169,7 @@ def index_automation(tick_seconds: int) -> dg.AutomationConditionSensorDefinitio
         minimum_interval_seconds=tick_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         use_user_code_server=True,  # where `MadeFromOtherData` is known
+        description="Builds the shards that have landed or are stale, as one backfill; then the manifest, the packed file and the report.",
     )
 
 
@@ -177,7 +178,12 @@ rebuild_shards = dg.define_asset_job(
 )
 
 
-@dg.schedule(job=rebuild_shards, cron_schedule="0 2 * * *", default_status=dg.DefaultScheduleStatus.RUNNING)
+@dg.schedule(
+    job=rebuild_shards,
+    cron_schedule="0 2 * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every night, the shards that the files on disk say are stale, and nothing else: what events and retries have missed.",
+)
 def nightly_rebuild(context: dg.ScheduleEvaluationContext, build: dg.ResourceParam[BuildResource]) -> list[dg.RunRequest] | dg.SkipReason:
     """Every night, the shards that the files on disk say are stale, and nothing else: what events and retries have missed.
 

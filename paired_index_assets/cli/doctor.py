@@ -199,13 +199,23 @@ def _generations(settings: Settings) -> str:
 
 
 def _shards(settings: Settings) -> str:
+    from paired_index_assets.builds.opened import OpenBuild
+    from paired_index_assets.builds.outlook import require_what_was_promised, waiting
     from paired_index_assets.search.sharded import ShardedIndex
     from paired_index_assets.shards.generations import served_generation
 
     if served_generation(settings.build_root) is None:
         return "none yet"
-    with ShardedIndex.open(settings.build_root, verify=True, packed=False) as index:
+    with ShardedIndex.open(settings.build_root, verify=True, packed=False, partial=True) as index:
+        missing, shards = index.missing, len(index.shards) + len(index.missing)
         found = f"{len(index.shards)} shards, {index.ntotal:,} vectors, every byte as recorded"
+    if missing:
+        waits = [one for one in waiting(OpenBuild(settings)) if one.shard in missing]
+        unexplained = missing.keys() - {one.shard for one in waits}
+        if unexplained:
+            raise DamagedArtifact("; ".join(missing[shard] for shard in sorted(unexplained)))
+        require_what_was_promised(waits, shards)
+        return f"{found}; {len(waits)} more wait for files that are known to be missing: " + "; ".join(one.why for one in waits)
     with ShardedIndex.open(settings.build_root, verify=True) as index:
         return f"{found}; packed layout: {index.packed}"
 

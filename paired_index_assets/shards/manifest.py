@@ -28,27 +28,50 @@ MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("file_id", pa.int32(), nullable=False),
-        pa.field("name", pa.string(), nullable=False),  # of the landed file
-        pa.field("offset", pa.int64(), nullable=False),  # first row of the slice inside it
-        pa.field("start_row", pa.int64(), nullable=False),  # global id of its first row
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("start_row", pa.int64(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
-        pa.field("indexed", pa.int64()),  # rows that can be found; null while the file is in no finished shard
-        pa.field("left_out", pa.int64()),  # rows - indexed, the sum of the next three
+        pa.field("indexed", pa.int64()),
+        pa.field("left_out", pa.int64()),
         pa.field("not_finite", pa.int64()),
         pa.field("zero", pa.int64()),
         pa.field("taken_down", pa.int64()),
-        pa.field("lossy", pa.bool_()),  # rebuilt from another index because the file itself is gone
+        pa.field("lossy", pa.bool_()),
         pa.field("file_bytes", pa.int64()),
-        pa.field("file_content", pa.string()),  # sha256 of the slice's rows
-        pa.field("trained", pa.string()),  # fingerprint of the trained index
+        pa.field("file_content", pa.string()),
+        pa.field("trained", pa.string()),
         pa.field("method", pa.string()),
-        pa.field("model", pa.string()),  # identity of the encoder
-        pa.field("shard_file", pa.string()),  # relative to the root
+        pa.field("model", pa.string()),
+        pa.field("shard_file", pa.string()),
         pa.field("shard_sha256", pa.string()),
         pa.field("shard_bytes", pa.int64()),
-        pa.field("problem", pa.string()),  # why the shard's last build could not use this file, or waits for it; else null
+        pa.field("problem", pa.string()),
     ]
 )
+MANIFEST_COLUMNS = {
+    "shard": "number of the shard that the file belongs to",
+    "file_id": "place of the file in the catalog",
+    "name": "of the landed file",
+    "offset": "first row of the slice inside the landed file",
+    "start_row": "global id of its first row",
+    "rows": "rows of the slice",
+    "indexed": "rows that can be found; null while the file is in no finished shard",
+    "left_out": "rows - indexed: the sum of not_finite, zero and taken_down",
+    "not_finite": "rows left out because a value of them is NaN or infinite",
+    "zero": "rows left out because all their values are zero",
+    "taken_down": "rows left out because they were taken down",
+    "lossy": "rebuilt from another index because the file itself is gone",
+    "file_bytes": "bytes of the landed file",
+    "file_content": "sha256 of the slice's rows",
+    "trained": "fingerprint of the trained index that the shard was made with",
+    "method": "which k-means trained it",
+    "model": "identity of the encoder",
+    "shard_file": "the shard's faiss file, relative to the root",
+    "shard_sha256": "sha256 of that file",
+    "shard_bytes": "bytes of that file",
+    "problem": "why the shard's last build could not use this file, or waits for it; else null",
+}
 NORMALIZED = b"paired_index.normalized"  # which features this project divided by their norms, as "images, captions"
 
 

@@ -23,14 +23,14 @@ SELECTOR = {"repositoryName": "__repository__", "repositoryLocationName": "paire
 
 
 class Ui:
-    """`paired-index ui` on a trained build with an empty landing folder."""
+    """`paired-index ui` on a trained build with an empty landing folder, whose sensors look every `tick_seconds`."""
 
-    def __init__(self, folder, built):
+    def __init__(self, folder, built, tick_seconds=3):
         self.root, self.landing, self.source = folder / "root", folder / "landing", built / "embeddings/img_emb"
         shutil.copytree(built, self.root, ignore=shutil.ignore_patterns("dagster", "shards", "generations", "report", "manifest.parquet"))
         self.landing.mkdir()
         settings = read_json(self.root / "settings.json")
-        (self.root / "settings.json").write_text(json.dumps(settings | {"landing": str(self.landing), "tick_seconds": 3}))
+        (self.root / "settings.json").write_text(json.dumps(settings | {"landing": str(self.landing), "tick_seconds": tick_seconds}))
         self.catalog = Catalog.load(self.root / "catalog.parquet")
         self.log = folder / "ui.log"
         self.process = None
@@ -133,10 +133,13 @@ class Ui:
         return answer["run"]["runId"]
 
     def train(self, **settings):
+        self.succeeds(self.start_training(**settings))
+
+    def start_training(self, **settings):
         asked = {one.name: {"config": {n: v for n, v in settings.items() if n in one.takes}} for one in (paired_centroids, trained_index)}
         config = {"ops": asked} if settings else {}
         selected = {"selector": SELECTOR | {"jobName": "train"}, "runConfigData": config}
-        self.succeeds(self.launch("launchRun(executionParams: $p)", "ExecutionParams", selected))
+        return self.launch("launchRun(executionParams: $p)", "ExecutionParams", selected)
 
     def succeeds(self, run):
         self.until(lambda: self.status(run) in ("SUCCESS", "FAILURE"), f"the end of run {run}")

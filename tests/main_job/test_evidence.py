@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import dagster as dg
 import faiss
@@ -203,6 +204,28 @@ def test_the_checks_of_the_report_fail_where_the_shards_find_less_or_stock_faiss
     ):
         publish_report(replace(report, served=served), copied / "report")
         assert tuple(asked(check, copied).passed for check in checks) == expected
+
+
+def test_doctor_names_the_files_that_shards_wait_for(copied, paired_index, tmp_path):
+    build = OpenBuild(load_settings(root=str(copied)))
+    landing = tmp_path / "landing"
+    shutil.copytree(copied / "embeddings/img_emb", landing)
+    generation = served_generation(build.root)
+    gone = [file.name for shard in (1, 4) for file in build.catalog.files(shard)]
+    for shard in (1, 4):
+        place = generation.shard("QT_4bit", shard)
+        for path in (place.record, place.file):
+            Path(path).unlink()
+    for name in gone:
+        (landing / name).unlink()
+    for segment in Path(generation.folder).rglob("*.segment"):
+        segment.unlink()
+    done = paired_index("doctor", "--root", copied, "--landing", landing, check=False, COLUMNS="400")
+    (line,) = [line for line in done.stdout.splitlines() if "FIX" in line and "shards" in line.split("FIX")[0]]
+    assert done.returncode == 1
+    assert "2 of 6 shards wait" in done.stdout
+    assert all(f"{name} has not landed" in done.stdout for name in gone)
+    assert "no such shard" not in done.stdout, line
 
 
 def conserved(root):

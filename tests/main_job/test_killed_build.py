@@ -120,3 +120,46 @@ def test_the_place_in_its_pool_of_a_run_that_was_killed_is_given_back(tmp_path):
         assert killed in lost_runs_sensor(dg.build_sensor_context(instance)).skip_message
         assert storage.claim_concurrency_slot("shards", alive, "shard_index").is_claimed
         assert free_left_places(instance) == []
+
+
+KILLED_AFTER_ITS_LAST_STEP = """
+import os, signal, sys
+import dagster as dg
+from paired_index_assets.assets.lost_runs import this_process
+
+@dg.success_hook
+def killed(_):
+    if {after!r} in ("one", _.op.name):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@dg.op
+def one():
+    pass
+
+@dg.op(ins={{"after": dg.In(dg.Nothing)}})
+def two():
+    pass
+
+@dg.job(hooks={{killed}})
+def some_job():
+    two(one())
+
+with dg.DagsterInstance.local_temp(sys.argv[1]) as instance:
+    some_job.execute_in_process(instance=instance, tags=this_process())
+"""
+
+
+@pytest.mark.parametrize(("after", "ends_as"), [("two", "SUCCESS"), ("one", "FAILURE")])
+@pytest.mark.parametrize("reported", [False, True], ids=["nobody saw it", "reported as failed"])
+def test_a_run_that_is_killed_after_its_last_step_is_not_left_red(after, ends_as, reported, tmp_path):
+    from paired_index_assets.assets.lost_runs import end_lost_runs
+
+    killed = subprocess.run([sys.executable, "-c", KILLED_AFTER_ITS_LAST_STEP.format(after=after), tmp_path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        (run,) = instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.STARTED
+        if reported:
+            instance.report_run_failed(run, "unexpectedly exited with code -9")
+        end_lost_runs(instance)
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus[ends_as]

@@ -64,6 +64,9 @@ def test_a_browser_shows_lineage_partitions_checks_and_the_recall_picture(ui, tm
             for word in words:
                 page.get_by_text(word).locator("visible=true").first.wait_for()
         page.goto(f"http://127.0.0.1:{ui.port}/assets/recall_report?view=overview", wait_until="domcontentloaded")
+        glance = page.locator("img[src^='data:image/svg+xml']").first  # in the overview, without a click
+        glance.wait_for()
+        assert glance.evaluate("image => image.naturalWidth") > 100
         page.get_by_text("[Show Markdown]").first.click()
         picture = page.locator("img[src^='data:image/png']").first
         picture.wait_for()
