@@ -114,7 +114,6 @@ def launch_backfill(cluster: LocalCluster, partitions: list[str], asset: str = "
 def wait_for(cluster: LocalCluster, backfill: str, patience_seconds: float = 3600) -> list[BuiltShard]:
     """The runs that succeeded, once the backfill has ended well; says each as it ends. Exits with the daemon's log where it ends otherwise."""
     import dagster as dg
-    from dagster._core.execution.backfill import BulkActionStatus
 
     os.environ.update(cluster.environment)  # the instance is found by DAGSTER_HOME
     built: dict[str, BuiltShard] = {}
@@ -123,7 +122,7 @@ def wait_for(cluster: LocalCluster, backfill: str, patience_seconds: float = 360
     with dg.DagsterInstance.get() as instance:
         while time.monotonic() < deadline:
             asked = instance.get_backfill(backfill)
-            status = asked.status if asked else None
+            status = asked.status.value if asked else None
             for record in instance.get_run_records(mine):
                 run, tags = record.dagster_run.run_id, record.dagster_run.tags
                 if run not in built:
@@ -131,9 +130,9 @@ def wait_for(cluster: LocalCluster, backfill: str, patience_seconds: float = 360
                         tags["dagster/partition"], worker_of(cluster, run), (record.end_time or 0) - (record.start_time or 0)
                     )
                     say(f"  {len(built):2d}  {built[run].partition}  {built[run].worker}  {built[run].seconds:.1f} s")
-            if status == BulkActionStatus.COMPLETED_SUCCESS:
+            if status == "COMPLETED_SUCCESS":
                 return sorted(built.values(), key=lambda shard: shard.partition)
-            if status == BulkActionStatus.COMPLETED_FAILED:
+            if status == "COMPLETED_FAILED":
                 break
             time.sleep(LOOK_SECONDS)
     raise SystemExit(f"the backfill is {status} with {len(built)} shards built; the daemon's last words:\n{cluster.log('daemon')[-3000:]}")

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what an Executor and a condition are handed has no public name
     from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
+    from dagster._core.execution.context.system import PlanOrchestrationContext as PlanOrchestrationContext
+    from dagster._core.execution.plan.plan import ExecutionPlan as ExecutionPlan
 
 EVALUATION_SECONDS = 24 * 3600.0  # Dagster's own limit, of 30 days, cannot be set; an evaluation of 58 shards takes some 90 kB
 CODE_VERSION_TAG = "dagster/code_version"

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 if TYPE_CHECKING:
-    from dagster._core.execution.context.system import PlanOrchestrationContext
-    from dagster._core.execution.plan.plan import ExecutionPlan
+    from paired_index_assets.assets.dagster_internals import ExecutionPlan, PlanOrchestrationContext
 
 RETRIES: Mapping[str, Any] = {"enabled": {}}
 STEPS_AT_ONCE = 2

@@ -43,6 +43,13 @@ def test_an_import_loads_what_it_needs_and_nothing_else(statement, never):
     assert not loaded_by(statement) & set(never)
 
 
+def test_one_module_imports_what_dagster_keeps_private():
+    """What moves there in a new release is mended in one place."""
+    private = re.compile(r"^\s*(?:from|import) dagster(?:\._|_\w+\._|_shared)", re.MULTILINE)
+    code = [path for folder in ("paired_index_assets", "dagster_project", "deploy", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert [path.name for path in code if private.search(path.read_text())] == ["dagster_internals.py"]
+
+
 @pytest.mark.parametrize(
     ("gone", "command", "said"),
     [
