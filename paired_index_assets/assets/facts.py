@@ -49,19 +49,19 @@ def column_schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:
 
 @contextmanager
 def failing_in_one_line() -> Iterator[None]:
-    """Around the body of an asset, op or check: an error of this project fails it with its one line.
+    """Around the body of an asset, op or check: an error of this project fails it with its one line, and no stack of ours.
 
     What is `Transient` is tried again where the asset has a retry policy; a mistake or damage is not: it will not get better by itself.
     """
     try:
         yield
     except PairedIndexError as error:
-        raise dg.Failure(description=str(error), allow_retries=isinstance(error, Transient)) from error
+        raise dg.Failure(description=str(error), allow_retries=isinstance(error, Transient)) from None
     except ImportError as error:
         if (missing := missing_extra(error)) is None:
             raise
-        raise dg.Failure(description=str(missing), allow_retries=False) from error
+        raise dg.Failure(description=str(missing), allow_retries=False) from None
     except OSError as error:
         if (named := of_the_system(error)) is None:
             raise
-        raise dg.Failure(description=str(named), allow_retries=isinstance(named, Transient)) from error
+        raise dg.Failure(description=str(named), allow_retries=isinstance(named, Transient)) from None

@@ -5,7 +5,8 @@
 
 import os
 import shutil
-from contextlib import contextmanager
+import signal
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,22 @@ def by_failure(ui, backfill):
     return ui.ask(asked, p={"parentRunId": backfill, "strategy": "FROM_FAILURE"})["reexecutePartitionBackfill"]["backfillId"]
 
 
+def asked_for(ui, *shards):
+    asked = "mutation($b: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $b) { ... on LaunchBackfillSuccess { backfillId } } }"
+    params = {"assetSelection": [{"path": ["shard_index"]}], "partitionNames": [shard_key(shard) for shard in shards]}
+    return ui.ask(asked, b=params)["launchPartitionBackfill"]["backfillId"]
+
+
+def processes_of(session):
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, of = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(of) == session and state != "Z":
+                found.append(stat.parent.name)
+    return found
+
+
 def test_a_backfill_of_all_shards_by_clicks_is_cancelled_midway_and_gone_on_with(ui):
     with browsing(ui) as page:
         page.goto("/assets/shard_index?view=partitions", wait_until="domcontentloaded")
@@ -119,9 +136,7 @@ def test_a_backfill_is_executed_again_from_its_failure(ui):
     whole = (ui.landing / name).read_bytes()
     np.save(ui.landing / ".arriving.npy", np.load(ui.source / name).view(np.int16))  # as long as the catalog says, and not float16
     os.replace(ui.landing / ".arriving.npy", ui.landing / name)
-    asked = "mutation($b: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $b) { ... on LaunchBackfillSuccess { backfillId } } }"
-    params = {"assetSelection": [{"path": ["shard_index"]}], "partitionNames": [shard_key(shard) for shard in (1, 2, 3)]}
-    backfill = ui.ask(asked, b=params)["launchPartitionBackfill"]["backfillId"]
+    backfill = asked_for(ui, 1, 2, 3)
     ui.until(lambda: ended(ui, backfill), "the end of a backfill with a bad file")
     assert status(ui, backfill) == "COMPLETED_FAILED"
     with browsing(ui) as page:
@@ -138,3 +153,14 @@ def test_a_backfill_is_executed_again_from_its_failure(ui):
     ui.until(lambda: ended(ui, again), "the retry")
     assert status(ui, again) == "COMPLETED_SUCCESS"
     assert len(ui.shard_runs()) == runs + 1  # of the shard that failed, alone
+
+
+def test_a_ui_that_is_stopped_leaves_no_process_and_starts_again_what_it_cut_off(ui):
+    session, backfill = ui.process.pid, asked_for(ui, *range(SHARDS))
+    ui.until(lambda: any(ui.is_running(shard) for shard in range(SHARDS)), "a run")
+    assert processes_of(session)
+    ui.kill(signal.SIGTERM)
+    assert processes_of(session) == []
+    ui.start()
+    ui.until(lambda: ended(ui, backfill), "the rest of the backfill")
+    assert status(ui, backfill) == "COMPLETED_SUCCESS"
