@@ -106,7 +106,7 @@ def test_a_backfill_of_all_shards_by_clicks_is_cancelled_midway_and_gone_on_with
         page.locator("[data-testid=backfill_actions_dropdown_toggle]").or_(page.get_by_role("button", name="expand_more")).last.click()
         page.get_by_role("menuitem", name="Cancel backfill").click()
         keep(page, "cancel")
-        page.get_by_role("dialog").get_by_role("button", name="Cancel backfill").click()
+        page.get_by_role("button", name="Cancel backfill").last.click()  # in the dialog that asks
         ui.until(lambda: ended(ui, backfill), "the end of what was cancelled")
         page.wait_for_timeout(4000)
         keep(page, "cancelled")
