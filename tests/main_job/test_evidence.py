@@ -220,7 +220,7 @@ def test_doctor_names_the_files_that_shards_wait_for(copied, paired_index, tmp_p
         (landing / name).unlink()
     for segment in Path(generation.folder).rglob("*.segment"):
         segment.unlink()
-    done = paired_index("doctor", "--root", copied, "--landing", landing, check=False, COLUMNS="400")
+    done = paired_index("doctor", "--root", copied, check=False, COLUMNS="400", PAIRED_INDEX_LANDING=str(landing))
     (line,) = [line for line in done.stdout.splitlines() if "FIX" in line and "shards" in line.split("FIX")[0]]
     assert done.returncode == 1
     assert "2 of 6 shards wait" in done.stdout
