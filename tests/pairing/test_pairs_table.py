@@ -9,6 +9,7 @@ import pytest
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.files.tables import digest_of_table
 from paired_index_assets.pairing.pairs import PAIRS_SCHEMA, MatchedImages, PairsSummary, Sides, read_pairs, write_block, write_pairs
 
 CAPTIONS, IMAGES, D, BLOCK = 2_300, 1_700, 16, 500
@@ -48,7 +49,7 @@ def test_every_caption_gets_its_nearest_image_in_one_file_a_block(tmp_path, side
     np.testing.assert_array_equal(table["caption_id"], ids)
     np.testing.assert_array_equal(table["image_id"], image)
     np.testing.assert_array_equal(table["similarity"], similarity)
-    assert summary == PairsSummary(CAPTIONS, len(np.unique(image)), pytest.approx(similarity.mean()), 5, 0)
+    assert summary == PairsSummary(CAPTIONS, len(np.unique(image)), pytest.approx(similarity.mean()), 5, 0, digest_of_table(table))
     assert sorted(files(tmp_path)) == [f"pairs-{number:05d}.parquet" for number in range(5)]
     assert [step[1] for step, _ in told] == sorted(step[1] for step, _ in told)
     assert {(step[0], step[2]) for step, _ in told} == {("pairing", CAPTIONS)}
