@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-if TYPE_CHECKING:  # what an Executor and a condition are handed has no public name
+if TYPE_CHECKING:  # what an Executor and a condition are handed, and what define_asset_job returns, has no public name
     from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition as UnresolvedAssetJobDefinition
     from dagster._core.execution.context.system import PlanOrchestrationContext as PlanOrchestrationContext
     from dagster._core.execution.plan.plan import ExecutionPlan as ExecutionPlan
 

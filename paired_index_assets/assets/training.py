@@ -14,8 +14,7 @@ from paired_index_assets.files.storage import read_json, write_json
 from paired_index_assets.progress import Progress
 
 if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
-    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-
+    from paired_index_assets.assets.dagster_internals import UnresolvedAssetJobDefinition
     from paired_index_assets.builds.opened import OpenBuild
     from paired_index_assets.clustering.clusters import Clustering
     from paired_index_assets.contest.contestants import Contestant
