@@ -4,7 +4,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from neighbor_cases import plain_neighbors, towers
 
 from paired_index_assets.neighbors.exact import exact_neighbors
 
-HERE = Path(__file__).parent
 
 IN_THE_INTERPRETER = """
 import numpy as np
@@ -37,7 +35,7 @@ for d, dtype, scale in ((7, np.float16, 1), (64, np.float32, 1), (100, np.float3
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed: `make test-kernel` runs this")
 def test_the_fused_kernel_finds_the_exact_neighbors_in_tritons_interpreter():
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", IN_THE_INTERPRETER], env=environment, check=True)
 
 
