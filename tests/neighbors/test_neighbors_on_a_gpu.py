@@ -12,7 +12,6 @@ from neighbor_cases import plain_neighbors, towers
 
 from paired_index_assets.neighbors.exact import exact_neighbors
 
-
 IN_THE_INTERPRETER = """
 import numpy as np
 from neighbor_cases import plain_neighbors, towers
