@@ -8,7 +8,7 @@ WORK   ?= data/laion-rehearsal
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install cluster demo cluster-demo ui test test-heavy test-cluster test-kernel laion-rehearsal laion-shard lint docs benchmarks clean
+.PHONY: help install cluster demo cluster-demo ui test test-ui test-heavy test-cluster test-kernel laion-rehearsal laion-shard lint docs benchmarks clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,10 @@ ui: install      ## the Dagster UI on the demo's build (ROOT=folder for another)
 	$(BIN)/paired-index ui --root $(ROOT)
 
 test: install    ## the test suite
-	$(BIN)/python -m pytest -m "not heavy and not cluster"
+	$(BIN)/python -m pytest -m "not heavy and not daemon and not cluster"
+
+test-ui: install  ## minutes: the web server, the daemon, a landing folder, a kill, a browser
+	$(BIN)/python -m pytest -m daemon
 
 test-heavy: install  ## minutes of work: fifty kills, ten thousand requests, the published clients
 	$(BIN)/python -m pytest -m "heavy and not cluster"

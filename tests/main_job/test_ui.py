@@ -5,6 +5,8 @@ import shutil
 import pytest
 from live_ui import Ui
 
+pytestmark = pytest.mark.daemon
+
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory, small_build):
