@@ -82,6 +82,17 @@ def same_threads_afterwards() -> Iterator[None]:
         faiss.omp_set_num_threads(threads[1])
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny trainings in faiss: threads on a busy machine only wait for each other."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def small_pairs(tmp_path_factory) -> Path:
     """The first pairs of the sample, pictures and all, as a Parquet of their own."""

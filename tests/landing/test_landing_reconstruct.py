@@ -19,18 +19,10 @@ from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import complete_shards, list_folder, read_block
 from paired_index_assets.landing.origin import read_origin
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 D = 16
 FIRST = 5_000_000_000  # beyond int32
 CUTS = (0, 1300, 2100, 3000)  # which rows lie in which of the three index files
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny trainings: threads on a busy machine only wait for each other."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

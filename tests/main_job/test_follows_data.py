@@ -16,10 +16,7 @@ def world(tmp_path, small_build):
     """Everything landed, everything built, automation at rest."""
     with dg.DagsterInstance.ephemeral() as instance:
         world = World(tmp_path, small_build, instance)
-        world.report_trained("a")
-        for shard in range(SHARDS):
-            world.land(shard)
-        world.tick(), world.tick()
+        world.land_everything()
         assert world.asked() == EVERY_SHARD
         assert world.build_all().success
         assert world.make(*FOLLOWING).success

@@ -18,10 +18,7 @@ def world(tmp_path, small_build):
     """Everything has landed, nothing is built."""
     with dg.DagsterInstance.ephemeral() as instance:
         world = World(tmp_path, small_build, instance)
-        world.report_trained("a")
-        for shard in range(SHARDS):
-            world.land(shard)
-        world.tick(), world.tick()
+        world.land_everything()
         yield world
 
 

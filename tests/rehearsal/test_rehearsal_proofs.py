@@ -23,6 +23,7 @@ from paired_index_assets.shards.removals import add_removed
 from paired_index_assets.shards.truth import TestCaptions
 from paired_index_assets.trained.artifact import TrainedIndex
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 K = 20
 
 
@@ -37,15 +38,6 @@ class World:
     @property
     def catalog(self):
         return self.plan.catalog
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny trainings: threads on a busy machine only wait for each other."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def loaded(tmp_path, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PAIRED_INDEX_", "DAGSTER_"))}
     done = subprocess.run(
         [sys.executable, "-c", LOAD],
-        env=clean | {"PAIRED_INDEX_ROOT": str(tmp_path / "root"), **environment},
+        env=clean | {"PAIRED_INDEX_ROOT": str(tmp_path / "build"), **environment},
         capture_output=True,
         text=True,
         check=True,
@@ -33,7 +33,7 @@ def test_without_a_home_one_line_says_what_is_missing_and_how_to_have_it(tmp_pat
     said = loaded(tmp_path)
     assert said.count("\n") == 1
     assert "DAGSTER_HOME is not set" in said
-    assert f"export DAGSTER_HOME={tmp_path}/root/dagster PAIRED_INDEX_ROOT={tmp_path}/root" in said
+    assert f"export DAGSTER_HOME={tmp_path}/build/dagster PAIRED_INDEX_ROOT={tmp_path}/build" in said
 
 
 def test_a_home_without_pools_and_retries_is_one_line_too(tmp_path):
@@ -44,7 +44,7 @@ def test_a_home_without_pools_and_retries_is_one_line_too(tmp_path):
 
 def test_with_the_home_of_the_ui_nothing_is_missing(tmp_path, monkeypatch):
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    home = dagster_home(load_settings(root=str(tmp_path / "root")))
+    home = dagster_home(load_settings(root=str(tmp_path / "build")))
     assert loaded(tmp_path, DAGSTER_HOME=str(home)) == ""
 
 
