@@ -26,8 +26,7 @@ from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, Int64, Rows, Selected
 
 LEAST_VALUES = 1 << 19  # of centroids (lists times dimensions): fewer are multiplied sooner than they are ruled out
-WORTH_PROBING = 1e12  # multiply-adds: some ten seconds of work
-WORTH_PROBING_KNOWN = 1e12  # the same where lists from before are known; for less, the probe was measured to cost more than it saves
+WORTH_PROBING = 1e12  # multiply-adds, some ten seconds of work: for less, the probe was measured to cost more than it saves
 PROBE_SHARE = 0.02  # of the rows are tried
 LEAST_PROBED, MOST_PROBED = 2048, 4096  # rows
 FEW, MOST_UNDECIDED = 64, 0.25  # of them, first: whether bounds rule anything out, for most rows
@@ -81,8 +80,7 @@ class Assigner:
         self._worked += float(len(vectors)) * centroids.size
         known = before is not None
         on_cpu = not torch.cuda.is_available() if device is None else device.startswith("cpu")
-        worth = WORTH_PROBING_KNOWN if known else WORTH_PROBING
-        if on_cpu and known not in self.ways and self._worked >= worth and len(vectors) >= LEAST_PROBED:
+        if on_cpu and known not in self.ways and self._worked >= WORTH_PROBING and len(vectors) >= LEAST_PROBED:
             self.decide(vectors, centroids, before)
         way = self.ways.get(known, DENSE)
         if way.dense or not on_cpu or len(vectors) < LEAST_PROBED:

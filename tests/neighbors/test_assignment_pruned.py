@@ -160,7 +160,7 @@ def test_the_way_is_chosen_by_measuring_once_the_work_is_worth_it(monkeypatch, k
     assigner = Assigner()
     assigner(images, centroids, before=before, device="cpu")
     assert not assigner.ways
-    monkeypatch.setattr(assigning, "WORTH_PROBING_KNOWN" if known else "WORTH_PROBING", 1.0)
+    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
     assigner(images, centroids, before=before, device="cpu")
     assert list(assigner.ways) == [known]
     assert len(assigner.costs) > 1
@@ -215,7 +215,6 @@ def test_training_with_bounds_makes_the_centroids_of_training_without(monkeypatc
 
     expected = trained().centroids
     monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
-    monkeypatch.setattr(assigning, "WORTH_PROBING_KNOWN", 1.0)
     monkeypatch.setattr(Assigner, "_fastest", lambda *_: Way(16, int8_levels()))
     np.testing.assert_array_equal(trained().centroids, expected)
 
@@ -234,7 +233,6 @@ def test_a_training_finds_its_directions_and_its_basis_once(monkeypatch):
     monkeypatch.setattr(assigning, "directions", counted)
     monkeypatch.setattr(assigning, "basis_of", kept)
     monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
-    monkeypatch.setattr(assigning, "WORTH_PROBING_KNOWN", 1.0)
     monkeypatch.setattr(Assigner, "_fastest", lambda *_: Way(16))
     train_kmeans(towers(5_000, 1, 64)[0], 1024, Training(niter=4))
     assert len(found) == len(bases) == 1
