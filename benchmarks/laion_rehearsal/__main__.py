@@ -71,7 +71,8 @@ def rehearsed(plan: Plan, patience_seconds: float, *, retrain: bool) -> str:
     said = [f"# LAION-2B rehearsed at {plan.share:g} of its rows", "", "**Made data**: " + _stated(plan), ""]
     forecast = Forecast.of_plan(plan)
     plan.catalog.save(plan.work / "catalog.parquet")
-    print(command("catalog", "plan", plan.work / "catalog.parquet", "--nlist", plan.lists, "--nodes", 1, "--root", plan.root), flush=True)
+    machine = ["--nlist", plan.lists, "--pairs", sum(file.rows for file in plan.sampled()), "--nodes", 1, "--root", plan.root]
+    print(command("catalog", "plan", plan.work / "catalog.parquet", *machine), flush=True)
     story = rehearse(plan, patience_seconds, retrain=retrain)
     try:
         work_s, proven = _prove(plan, story)
@@ -106,6 +107,8 @@ def _prove(plan: Plan, story: Story) -> tuple[float, list[str]]:
     watch, work_s = story.watch, 0.0
     with watch.stage("proof: every id once"):
         proven = [proofs.every_id_once(plan, catalog, removed), rows_are_conserved(build)]
+        if story.changed is not None:
+            proven.append(proofs.replaced_is_served(plan, story.changed))
     if faults := what_was_wrong(story.during):
         raise proofs.NotProven(f"while a generation was replaced: {'; '.join(faults[:3])} ({len(faults)} in all)")
     if took := story.during.get("took"):

@@ -28,7 +28,7 @@ from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.builds.opened import OpenBuild
 from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.settings import load_settings
-from paired_index_assets.shards.state import shard_states
+from paired_index_assets.shards.state import ShardState, shard_states
 
 HELD_OUT = 1_000  # test captions, for which truth is kept
 TICK_SECONDS = 5
@@ -48,6 +48,7 @@ class Story:
     said: list[str] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
     during: dict[str, Any] = field(default_factory=dict)
+    changed: CatalogFile | None = None  # got other rows once its shard was built
     landed_s: float = 0.0
     anew_s: float = 0.0  # from the promotion of the second trained index to its last shard that could be built
     anew_shards: int = 0
@@ -172,6 +173,7 @@ def _land_and_build(story: Story, chaos: Chaos) -> None:
     some = min(len(buildable), 10)
     chaos.until(lambda: ui.finished() >= some, f"{some} shards")
     story.tell(f"{time.monotonic() - began:.0f} s after the first byte {ui.finished()} shards are finished")
+    story.tell("paired-index status: " + command("status", "--root", plan.root).splitlines()[-1])
     _change_a_file(story)
     _take_down_by_id(story)
     _land(plan, "repair", [(file, 0, 1.0) for file in _files(plan, plan.mischief.truncated)]).wait()
@@ -180,13 +182,17 @@ def _land_and_build(story: Story, chaos: Chaos) -> None:
 
 
 def _change_a_file(story: Story) -> None:
-    """A file of a shard that is finished gets other rows, under its name, in one step."""
-    plan = story.plan
-    for file in _files(plan, plan.mischief.changed):
-        before = f"index{file.shard}.json"
-        finished = (story.ui.root / "shards" / ".." / "records" / before).exists()
-        _land(plan, "change", [(file, 1, 1.0)]).wait()
-        story.tell(f"{file.name} replaced; its shard {file.shard} was {'finished' if finished else 'not built yet'}")
+    """A file of a finished shard gets other rows, under its name, in one step."""
+    plan, states = story.plan, _states(story)
+    finished = {state.shard for state in states if state.state == "current"}
+    file = next((file for file in plan.arrival() if file.shard in finished and file.file_id not in plan.mischief.unusable), None)
+    if file is None:
+        raise SystemExit(
+            f"{plan.root}: no shard is current, so none can be changed after it was built; found {[s.why for s in states][:3]}"
+        )
+    _land(plan, "change", [(file, 1, 1.0)]).wait()
+    story.changed = file
+    story.tell(f"{file.name} replaced by other rows; its shard {file.shard} was finished")
 
 
 def _take_down_by_id(story: Story) -> None:
@@ -259,10 +265,13 @@ def catalog_of(plan: Plan) -> Catalog:
 
 def _not_current(story: Story, but: tuple[int, ...] = ()) -> list[int]:
     """Shards that a build would make or change now, or that wait; without those that wait for the files `but`."""
-    build = _build_of(story.plan)
-    states = shard_states(build.root, build.promoted.codec.name, build.promoted.fingerprint, build.catalog, build.listing)
     excused = _waiting_shards(story.plan, but)
-    return [state.shard for state in states if state.state != "current" and state.shard not in excused]
+    return [state.shard for state in _states(story) if state.state != "current" and state.shard not in excused]
+
+
+def _states(story: Story) -> list[ShardState]:
+    build = _build_of(story.plan)
+    return shard_states(build.root, build.promoted.codec.name, build.promoted.fingerprint, build.catalog, build.listing)
 
 
 def _all_current(story: Story, but: tuple[int, ...] = ()) -> None:
@@ -295,6 +304,10 @@ def _settle(story: Story) -> None:
         return fresh and ui.unfinished_runs() == 0
 
     ui.until(settled, "manifest, packed file and report of what is served")
+    shown, built = ui.shown_as_built(), {shard_key(shard) for shard in range(plan.catalog.shards)}
+    if shown != built:
+        raise SystemExit(f"{plan.root}: the UI shows {len(shown)} shards as built, {len(built)} are; {sorted(built ^ shown)[:5]}")
+    story.tell(f"the UI shows {len(shown)} shards as built, as the files are")
     story.tell(f"{ui.deaths} times the UI was found dead and started again")
 
 

@@ -101,6 +101,15 @@ class Operated(Ui):  # type: ignore[misc]
             raise SystemExit(f"launchPartitionBackfill: {made}")
         return str(made["backfillId"])
 
+    def shown_as_built(self) -> set[str]:
+        """The partitions of shard_index that the UI shows as materialized."""
+        found = self.ask(
+            "query($k: AssetKeyInput!) { assetNodeOrError(assetKey: $k) { ... on AssetNode { assetPartitionStatuses {"
+            " ... on DefaultPartitionStatuses { materializedPartitions } } } } }",
+            k={"path": ["shard_index"]},
+        )
+        return set(found["assetNodeOrError"]["assetPartitionStatuses"]["materializedPartitions"])
+
     def unfinished_runs(self) -> int:
         found = self.ask(
             "query($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs { results { id } } } }",

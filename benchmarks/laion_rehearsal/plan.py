@@ -12,7 +12,7 @@ from laion_rehearsal.geometry import Geometry
 from paired_index_assets.landing.catalog import LAION_HEADER_BYTES, Catalog, CatalogFile
 from paired_index_assets.nlist import flat_lists
 
-LATE, TRUNCATED, CHANGED, UNUSABLE = 6, 4, 1, 12  # files
+LATE, TRUNCATED, UNUSABLE = 6, 4, 12  # files
 MEMBERS = 16  # training pairs a list
 SAMPLE_SHARE = 20e6 / 2_170_337_258  # of the rows, that the paper trains on
 TAKEN_DOWN, LISTED_SHARDS = 1e-4, 3  # of the rows, by id and once more by md5
@@ -49,9 +49,9 @@ class Plan:
         rng = np.random.default_rng([self.seed, 4])
         others = [int(number) for number in rng.permutation(len(self.catalog)) if number not in known]
         some = max(1, len(self.catalog) // 400)  # fewer of each where there are fewer files
-        cuts = np.cumsum([min(most, some) for most in (LATE, TRUNCATED, CHANGED, UNUSABLE)])
-        late, truncated, changed, unusable = (part.tolist() for part in np.split(np.asarray(others[: cuts[-1]]), cuts[:-1]))
-        return Mischief(tuple(known), tuple(late), tuple(truncated), tuple(changed), tuple(unusable))
+        cuts = np.cumsum([min(most, some) for most in (LATE, TRUNCATED, UNUSABLE)])
+        late, truncated, unusable = (part.tolist() for part in np.split(np.asarray(others[: cuts[-1]]), cuts[:-1]))
+        return Mischief(tuple(known), tuple(late), tuple(truncated), tuple(unusable))
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -93,7 +93,7 @@ class Plan:
         chosen, rows = [], 0
         for number in np.random.default_rng([self.seed, 5]).permutation(len(catalog)):
             file = catalog.all_files[int(number)]
-            if rows < wanted and file.file_id not in (*self.mischief.missing, *self.mischief.unusable, *self.mischief.changed):
+            if rows < wanted and file.file_id not in (*self.mischief.missing, *self.mischief.unusable):
                 chosen.append(file)
                 rows += file.rows
         return sorted(chosen, key=lambda file: file.file_id)
@@ -117,13 +117,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Mischief:
-    """File ids: `missing` never land, `late` land last, `truncated` land cut and are repaired, `changed` get other rows once their shard is
-    built, `unusable` hold a zero row and one of NaN."""
+    """File ids: `missing` never land, `late` land last, `truncated` land cut and are repaired, `unusable` hold a zero row
+    and one of NaN."""
 
     missing: tuple[int, ...]
     late: tuple[int, ...]
     truncated: tuple[int, ...]
-    changed: tuple[int, ...]
     unusable: tuple[int, ...]
 
     def unusable_rows(self, file: CatalogFile) -> dict[str, int]:

@@ -5,6 +5,7 @@ They look at files, with stock faiss and numpy, and at what the plan knows that 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ import faiss
 import numpy as np
 
 from laion_rehearsal.geometry import Float32, Int64
+from laion_rehearsal.landing import rows_of
 from laion_rehearsal.plan import Plan
 from paired_index_assets.fetching.reconstruct import rebuild_file
 from paired_index_assets.files.storage import digest_of
-from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.landing.landed import Listing, list_folder, read_blocks
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import squared_norms, usable_squares
@@ -106,6 +108,19 @@ def same_bytes(plan: Plan, catalog: Catalog, folder: Path) -> str:
             raise NotProven(f"{pair[0]}: sha256 {sums[0]}, expected {sums[1]} of {pair[1]}")
         total += 0 if pair[0] is None else pair[0].stat().st_size
     return f"{catalog.shards} of {catalog.shards} shards, {total / 1e6:,.0f} MB, are byte for byte those of an undisturbed build"
+
+
+def replaced_is_served(plan: Plan, file: CatalogFile, version: int = 1) -> str:
+    """The rows that `file` got when its shard was finished are those that the served shard was made of."""
+    generation = served_generation(BuildRoot.at(plan.root))
+    record = finished_shards(generation).get(file.shard) if generation is not None else None
+    if record is None:
+        raise NotProven(f"{plan.root}: no record of shard {file.shard}; expected one made of the rows that {file.name} got")
+    found = next(one.content for one in record.files if one.file_id == file.file_id)
+    expected = hashlib.sha256(rows_of(plan, file, version).tobytes()).hexdigest()
+    if found != expected:
+        raise NotProven(f"shard {file.shard}: made of {file.name} with sha256 {found}; expected {expected}, of the rows that replaced them")
+    return f"{file.name}, replaced when its shard {file.shard} was finished, is served with its new rows"
 
 
 @dataclass(frozen=True)

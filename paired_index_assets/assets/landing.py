@@ -6,16 +6,20 @@ then a materialization with the same data version: staleness reads the first, au
 
 import json
 from collections.abc import Iterable
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import dagster as dg
 
 from paired_index_assets.assets.partitions import shard_key
 from paired_index_assets.assets.resources import BuildResource
-from paired_index_assets.errors import MissingInput
+from paired_index_assets.errors import MissingInput, PairedIndexError
+from paired_index_assets.files.storage import as_path
 from paired_index_assets.landing.catalog import Catalog
 from paired_index_assets.landing.landed import LandedFile, Listing, complete_shards, landed_by_shard, version_of
 from paired_index_assets.settings import Settings
+
+if TYPE_CHECKING:  # Dagster reads these modules in every process it starts: what is only worked with is imported by the work
+    from paired_index_assets.builds.opened import OpenBuild
 
 landed_embeddings = dg.AssetSpec(
     "landed_embeddings",
@@ -63,11 +67,24 @@ def report_quiet_shards(context: dg.SensorEvaluationContext, build: dg.ResourceP
             if changed
             else f"nothing new in {looked.settings.landing or looked.root.image_set}: {len(complete)} of {catalog.shards} shards are complete"
         )
-        return dg.SkipReason("; not appended: ".join([found, *appended.refused.values()]))
+        return dg.SkipReason("; not appended: ".join([found + _how_far(looked), *appended.refused.values()]))
     events = [event for shard, files in complete.items() if shard_key(shard) in settled for event in _report(shard, files)]
     # A tick that starts no run reads "skipped" whatever it did, so its reason says what it reported.
-    reported = f"reported {', '.join(sorted(settled))}; {len(complete)} of {catalog.shards} shards are complete"
+    reported = f"reported {', '.join(sorted(settled))}; {len(complete)} of {catalog.shards} shards are complete{_how_far(looked)}"
     return dg.SensorResult(asset_events=events, cursor=cursor, skip_reason=dg.SkipReason(reported))
+
+
+def _how_far(build: "OpenBuild") -> str:
+    """When the promoted trained index will have every row, for who looks at the sensor's page; nothing before there is one."""
+    from paired_index_assets.shards.pace import pace_of
+    from paired_index_assets.trained.promotion import read_promotion
+
+    try:
+        generation = build.root.generation(read_promotion(build.root).fingerprint)
+    except PairedIndexError:
+        return ""
+    landing = build.settings.landing
+    return f"; {pace_of(generation, build.catalog, as_path(landing) if landing else None).said()}"
 
 
 def landed_embeddings_sensor(tick_seconds: int) -> dg.SensorDefinition:

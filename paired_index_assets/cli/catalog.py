@@ -10,10 +10,10 @@ from paired_index_assets.cli.terminal import bars, say, table
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.storage import as_path, is_local, nearest_folder
 from paired_index_assets.landing.catalog import Catalog
+from paired_index_assets.progress import duration
 from paired_index_assets.settings import LAION_2B, Settings
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and plan catalogs of embedding files.")
-DAYS_FROM = 48 * 3600  # seconds
 NAMED = Annotated[str, typer.Argument(help=f"A catalog file, or `{LAION_2B}`.")]
 
 
@@ -120,7 +120,7 @@ def plan(
         [
             [
                 one.nodes,
-                *map(_time, (one.pairing_s, one.training_s, *map(one.seconds.__getitem__, resources), one.overhead_s, one.whole_s)),
+                *map(duration, (one.pairing_s, one.training_s, *map(one.seconds.__getitem__, resources), one.overhead_s, one.whole_s)),
                 one.binds,
             ]
             for one in scaled
@@ -145,9 +145,3 @@ def _bytes(count: float) -> str:
             return f"{count:,.3g} {unit}"
         count /= 1000
     return f"{count:,.3g} TB"
-
-
-def _time(seconds: float) -> str:
-    if seconds >= DAYS_FROM:
-        return f"{seconds / 86_400:,.1f} days"
-    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"

@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from paired_index_assets.cli import build, catalog, doctor, pack, report, search, serve, takedown, ui
+from paired_index_assets.cli import build, catalog, doctor, pack, report, search, serve, status, takedown, ui
 from paired_index_assets.cli.stopping import STATUS, stoppable
 from paired_index_assets.cli.terminal import errors, fail
 from paired_index_assets.errors import PairedIndexError, of_the_system
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(build.build)
 app.command()(search.search)
+app.command()(status.status)
 app.command()(report.report)
 app.command()(serve.serve)
 app.command()(pack.pack)

@@ -1,5 +1,6 @@
 """Progress bars, tables and one-line errors on a terminal. Everything that is printed goes through here, as text: data is no markup."""
 
+import os
 import sys
 import time
 import unicodedata
@@ -15,10 +16,11 @@ from rich.text import Text
 from paired_index_assets.progress import Progress as ProgressCallback
 
 SAY_EVERY_SECONDS = 5.0
+UNSEEN_WIDTH = 160  # columns, where the output is a file or a pipe: rich would fold tables to 80
 
 BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # reorder what stands around them
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else UNSEEN_WIDTH)
 errors = Console(stderr=True)
 
 

@@ -16,7 +16,7 @@ from fsspec.utils import glob_translate
 from upath import UPath
 
 from paired_index_assets.errors import BadInput, MissingInput
-from paired_index_assets.files.stamp import stamp_of_local, stamp_of_remote
+from paired_index_assets.files.stamp import modified_at, stamp_of_local, stamp_of_remote
 from paired_index_assets.files.storage import as_path, is_local
 
 LOOKS_AT_ONCE = 16
@@ -26,12 +26,14 @@ BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 @dataclass(frozen=True)
 class ListedFile:
-    """`name` is relative to the folder that was listed; `stamp` changes when the content does."""
+    """`name` is relative to the folder that was listed; `stamp` changes when the content does; `modified` is when it did, in seconds since
+    1970, None where that is not known."""
 
     url: str
     name: str
     size: int
     stamp: str
+    modified: float | None = None
 
     @property
     def suffix(self) -> str:
@@ -119,7 +121,7 @@ def _local_file(path: str, name: str) -> ListedFile | None:
         facts = os.stat(path)
     except OSError:
         return None
-    return ListedFile(path, name, facts.st_size, stamp_of_local(facts)) if S_ISREG(facts.st_mode) else None
+    return ListedFile(path, name, facts.st_size, stamp_of_local(facts), facts.st_mtime) if S_ISREG(facts.st_mode) else None
 
 
 def _remote_file(fs: Any, item: dict[str, Any], name: str | None = None) -> ListedFile:
@@ -127,7 +129,8 @@ def _remote_file(fs: Any, item: dict[str, Any], name: str | None = None) -> List
     if item["type"] != "file":
         raise FileNotFoundError(str(item["name"]))
     path = str(item["name"]).rstrip("/")
-    return ListedFile(fs.unstrip_protocol(path), name or path.rsplit("/", 1)[-1], int(item["size"] or 0), stamp_of_remote(item))
+    name = name or path.rsplit("/", 1)[-1]
+    return ListedFile(fs.unstrip_protocol(path), name, int(item["size"] or 0), stamp_of_remote(item), modified_at(item))
 
 
 def _one(spec: str) -> list[ListedFile]:

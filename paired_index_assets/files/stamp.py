@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,15 @@ def stamp_of_local(facts: os.stat_result) -> str:
 def stamp_of_remote(info: Mapping[str, Any]) -> str:
     """From what fsspec says of a file."""
     return next((str(info[key]) for key in (*VERSIONS, *DATES) if info.get(key)), str(info.get("size") or 0))
+
+
+def modified_at(info: Mapping[str, Any]) -> float | None:
+    """When a remote file was last written, in seconds since 1970, from what fsspec says of it; None where that is no date."""
+    found = next((info[key] for key in DATES if info.get(key)), None)
+    if isinstance(found, int | float):
+        return float(found)
+    try:
+        date = found if isinstance(found, datetime) else datetime.fromisoformat(str(found))
+    except ValueError:
+        return None
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

@@ -23,7 +23,7 @@ from paired_index_assets.landing.landed import LandedFile, Listing, digest_of_ro
 from paired_index_assets.layout import BuildRoot
 from paired_index_assets.rows import Bool, Float32, Int64, UInt8, usable_rows
 from paired_index_assets.shards.assemble import FaissFile, list_ids
-from paired_index_assets.shards.record import ShardRecord, finished_record, shard_file
+from paired_index_assets.shards.record import FileRecord, ShardRecord, finished_record, shard_file
 from paired_index_assets.shards.removals import read_removed, removed_version
 from paired_index_assets.trained.artifact import TrainedIndex
 
@@ -101,17 +101,18 @@ def account(
     gone = removed[slice(*np.searchsorted(removed, [first, stop]))] - first
     if record.removed == removed_version(removed, first, stop) and present[gone].any():
         raise DamagedArtifact(f"{name}: row {first + int(gone[present[gone]][0])} was taken down and is in a list; {CURE}")
-    compared, lost = 0, []
+    compared, lost, read = 0, [], list[tuple[FileRecord, CatalogFile, LandedFile, Int64, npt.NDArray[Any]]]()
     for file, mine, source in zip(files, record.files, landed, strict=True):
         rows = asked[(asked >= file.start_row - first) & (asked < file.stop_row - first)]
-        if not len(rows):
-            continue
-        vectors = _source_rows(file, source, rows - (file.start_row - first))
-        if vectors is None:
+        vectors = _source_rows(file, source, rows - (file.start_row - first)) if len(rows) else None
+        if source is not None and vectors is not None:
+            read.append((mine, file, source, rows, vectors))
+        elif len(rows):
             lost.append(file.name)
-            continue
-        fault = _fault(index, trained, vectors, present[rows], np.isin(rows, gone), [codes.get(int(row)) for row in rows])
-        if fault is not None and source is not None and digest_of_rows(file, source.path) != mine.content:
+    fresh = _coded_again(index, trained, [vectors for *_, vectors in read])
+    for (mine, file, source, rows, vectors), again in zip(read, fresh, strict=True):
+        fault = _fault(index, vectors, again, present[rows], np.isin(rows, gone), [codes.get(int(row)) for row in rows])
+        if fault is not None and digest_of_rows(file, source.path) != mine.content:
             lost.append(file.name)  # other rows landed since: the shard is stale, not wrong
             continue
         if fault is not None:
@@ -154,18 +155,32 @@ def _source_rows(file: CatalogFile, source: LandedFile | None, rows: Int64) -> n
         return None
 
 
+def _coded_again(index: FaissFile, trained: TrainedIndex, files: Sequence[npt.NDArray[Any]]) -> list[Float32]:
+    """The rows (n, d) of each file coded and decoded; of those that cannot be searched, zeros. All at once: a code a call costs a tile."""
+    if not files:
+        return []
+    vectors = np.concatenate(files)
+    usable = np.flatnonzero(usable_rows(vectors))
+    decoded = np.zeros(vectors.shape, np.float32)
+    if len(usable):
+        decoded[usable] = _decoded(index, trained.codec.encode(vectors[usable].astype(np.float32)))
+    return np.split(decoded, np.cumsum([len(rows) for rows in files])[:-1])
+
+
 def _fault(
-    index: FaissFile, trained: TrainedIndex, vectors: npt.NDArray[Any], present: Bool, gone: Bool, stored: list[UInt8 | None]
+    index: FaissFile, vectors: npt.NDArray[Any], again: Float32, present: Bool, gone: Bool, stored: list[UInt8 | None]
 ) -> tuple[int, str] | None:
-    """The first of the rows (n, d) that is where it should not be, or under which another vector's code is stored; and what is wrong."""
+    """The first of the rows (n, d) that is where it should not be, or under which another vector's code is stored; and what is wrong.
+
+    `again` (n, d): the rows coded anew, and decoded.
+    """
     usable = usable_rows(vectors)
     for row in np.flatnonzero(~gone & (present != usable)):
         return int(row), "in a list, but it cannot be searched" if present[row] else "in no list, and nothing says why"
     rows = np.flatnonzero(usable & present)
     if not len(rows):
         return None
-    exact = vectors[rows].astype(np.float32)
-    fresh = _decoded(index, trained.codec.encode(exact))
+    exact, fresh = vectors[rows].astype(np.float32), again[rows]
     mine = _decoded(index, np.stack([code for code in (stored[row] for row in rows) if code is not None]))
     away, error = np.linalg.norm(mine - fresh, axis=1), np.linalg.norm(fresh - exact, axis=1)
     for wrong in np.flatnonzero(away > error + ROUNDOFF * np.linalg.norm(exact, axis=1)):

@@ -131,6 +131,13 @@ def test_another_byte_is_found(world):
         proofs.same_bytes(world.plan, world.catalog, world.plan.work / "again")
 
 
+def test_a_shard_that_still_holds_the_rows_of_a_file_that_was_replaced_is_found(built):
+    file = next(file for file in built.catalog if file.file_id not in built.plan.mischief.missing)
+    assert f"{file.name}, replaced" in proofs.replaced_is_served(built.plan, file, version=0)
+    with pytest.raises(NotProven, match=rf"shard {file.shard}: made of {file.name} with sha256"):
+        proofs.replaced_is_served(built.plan, file)
+
+
 def test_a_truth_that_misses_a_row_is_found(built):
     """Brute force knows a row that truth was not told of: the same as a truth that lost it."""
     plan, catalog = built.plan, built.catalog
