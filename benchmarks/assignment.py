@@ -5,8 +5,8 @@
 Contenders: `faiss.IndexFlatIP.search`, the dense search (`neighbors.exact.assign`), every pruned way there is on this machine, and the way
 an `Assigner` chooses after its probe; pruned ways also with each row's list known, as in k-means. Without --data rows lie around the
 centroids of a stated model of CLIP's geometry (`towers_around`), which is not real data. One thread; CPU time, so that other work on the
-machine decides little. `--engine avx2` tells oneDNN, ATen and OpenBLAS to do without AVX-512 (it sets ONEDNN_MAX_CPU_ISA=AVX2,
-ATEN_CPU_CAPABILITY=avx2 and OPENBLAS_CORETYPE=Haswell and starts again): an emulation of older processors, for both sides.
+machine decides little. `--engine avx2` tells oneDNN, ATen, OpenBLAS and numba to do without AVX-512 (it sets `measuring.AVX2` in the
+environment and starts again): an emulation of older processors, for both sides.
 """
 
 from __future__ import annotations

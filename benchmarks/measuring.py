@@ -19,8 +19,11 @@ T = TypeVar("T")
 SAMPLE_SECONDS = 0.005
 
 
-# oneDNN, ATen and OpenBLAS (numpy's and faiss's) do without AVX-512, and so without VNNI and bfloat16
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OPENBLAS_CORETYPE": "Haswell", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+# oneDNN, ATen, OpenBLAS (numpy's and faiss's) and what is compiled here do without AVX-512, and so without VNNI and bfloat16
+AVX2 = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OPENBLAS_CORETYPE": "Haswell", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+bmi,+bmi2,+popcnt,+f16c,+lzcnt",
+}  # fmt: skip
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:

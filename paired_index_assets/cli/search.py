@@ -42,7 +42,7 @@ def search(
         raise BadInput("give one kind of query: --text, --image or --queries")
     from paired_index_assets.cli.results import show, stream
     from paired_index_assets.cli.terminal import bars, say
-    from paired_index_assets.search.compiling import is_compiled
+    from paired_index_assets.files.compiling import is_compiled
     from paired_index_assets.search.sharded import ShardedIndex
     from paired_index_assets.serving.beside import filter_of, originals_of
 
@@ -53,7 +53,7 @@ def search(
         if only is not None:
             say(f"{only.matching:,} of {index.ntotal:,} rows match")
         originals = originals_of(settings) if rerank else None
-        if not is_compiled():
+        if not is_compiled("search"):
             say("Compiling the search for this processor, once: some 15 s.")
         answer = partial_of(index.search, k=k, nprobe=settings.nprobe, where=only, rerank=rerank, originals=originals)
         if out is not None and out.suffix in STREAMED:

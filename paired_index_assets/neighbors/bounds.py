@@ -28,7 +28,6 @@ LEAST_LEFT = 1e-9  # of a second moment
 BALANCING = 3  # rounds in which the two residuals are weighed against each other
 MEAN_WEIGHT = 100.0  # of the direction of the mean row, which is long and must not be left to the residual
 MOST_COLUMNS = 16  # of the residual in int8
-BEYOND = 2e9  # no product of int8 is so large
 COLUMN_MULTIPLE = 8  # int8 GEMMs want the depth so
 SAFE_LEVELS = 127, 63  # with VNNI, and without
 PIECE = 4096  # centroids projected at a time
@@ -91,22 +90,9 @@ class ProjectedRows:
     unit: torch.Tensor  # (n,) float32
     margin: torch.Tensor  # (n,) float32
 
-    def of(self, rows: torch.Tensor) -> ProjectedRows:
+    def of(self, rows: torch.Tensor | slice) -> ProjectedRows:
         """Those of `rows` (int64) alone."""
         return ProjectedRows(*(part[rows] for part in (self.values, self.seeding, self.mean, self.unit, self.margin)))
-
-    def cut(self, low: torch.Tensor) -> torch.Tensor:
-        """(n,) in the type of products: the least product of a centroid whose score may reach `low` (n,) float32."""
-        cut = (low - self.mean - self.margin) / self.unit
-        if self.values.dtype == torch.int8:
-            return (torch.floor(cut) - 1).clamp(-BEYOND, BEYOND).to(torch.int32)
-        return cut
-
-    def upper(self, query: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
-        """The bound of each pair, from its product."""
-        if self.values.dtype == torch.int8:
-            product = product.float() + 1
-        return self.mean[query] + product * self.unit[query] + self.margin[query]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from paired_index_assets.files.compiling import compiled
 from paired_index_assets.rows import UInt8
-from paired_index_assets.search.compiling import compiled
 from paired_index_assets.search.dots import HAS_VNNI, bytes_at, declared, int8_at, load_within, pointer_to
 
 VECTORS, QUAD = 16, 4

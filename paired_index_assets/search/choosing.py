@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from paired_index_assets.files.compiling import compiled
 from paired_index_assets.search.blocks import MOST_BLOCKS, VECTORS, block_bytes, dot_blocks, lowest, within
-from paired_index_assets.search.compiling import compiled
 from paired_index_assets.search.dots import float32_at, float64_at, int64_at
 from paired_index_assets.search.ranking import NOTHING, lead, promising
 

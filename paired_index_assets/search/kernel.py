@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from paired_index_assets.files.compiling import compiled
 from paired_index_assets.search.blocks import MOST_BLOCKS, QUAD, VECTORS, aligned, block_bytes, dot_blocks, lay_out, level, lowest, within
 from paired_index_assets.search.choosing import SPARE, choose, transform, weigh
-from paired_index_assets.search.compiling import compiled
 from paired_index_assets.search.dots import CODE_PLANES, bytes_at, dot_bytes, dot_nibbles, float64_at, int64_at
 from paired_index_assets.search.ranking import NOTHING, in_order, promising
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from paired_index_assets.codes.formats import ivf_of
 from paired_index_assets.errors import DamagedArtifact
+from paired_index_assets.files.compiling import compiled
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, Int64
-from paired_index_assets.search.compiling import compiled
 from paired_index_assets.search.dots import bytes_at, int64_at
 from paired_index_assets.search.mapped import ID_BYTES, MappedLists, map_lists
 from paired_index_assets.search.plan import Plan

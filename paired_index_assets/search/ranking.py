@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from paired_index_assets.search.compiling import compiled
+from paired_index_assets.files.compiling import compiled
 
 NOTHING = np.iinfo(np.int32).min
 

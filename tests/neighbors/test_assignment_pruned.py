@@ -19,6 +19,7 @@ from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.neighbors.pruned import PrunedSearch
 from paired_index_assets.neighbors.workers import Workspace
 
+look = PrunedSearch._look
 LEVELS = [0, 63, *([127] if int8_levels() == 127 else [])]
 
 
@@ -97,6 +98,20 @@ def test_rows_with_a_crowd_of_candidates_are_handed_back(monkeypatch):
     rng = np.random.default_rng(5)
     vectors, centroids = spectrum(rng, 200, 24, "flat"), spectrum(rng, 500, 24, "flat")
     assert check(vectors, centroids, width=2, levels=0) > 100
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("room", [1, 3, 16])
+def test_rows_with_too_many_candidates_for_the_first_look_are_decided_in_the_second(monkeypatch, levels, room):
+    monkeypatch.setattr(pruned, "BLOCK", (150, 100))  # neither rows nor centroids fill their last block
+    monkeypatch.setattr(pruned, "ROOM", room)
+    looks = []
+    monkeypatch.setattr(PrunedSearch, "_look", lambda *arguments: looks.append(look(*arguments)) or looks[-1])
+    rng = np.random.default_rng(5)
+    vectors, centroids = spectrum(rng, 400, 24, "flat"), spectrum(rng, 1_030, 24, "duplicates")
+    assert check(vectors, centroids, width=12, levels=levels) == 0
+    assert sum(map(len, looks)) > 200  # rows that a first look gave up
+    assert len(looks[-1]) == 0
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import paired_index_assets
-from paired_index_assets.search import compiling
+from paired_index_assets.files import compiling
 from paired_index_assets.search.sharded import ShardedIndex
 
 SEARCH = """
@@ -24,8 +24,8 @@ print(sum(sum(f.stats.cache_hits.values()) for f in made), sum(sum(f.stats.cache
 SMALL = """
 import numpy as np
 from paired_index_assets.search.ranking import in_order
-from paired_index_assets.search import compiling
-before = compiling.is_compiled()
+from paired_index_assets.files import compiling
+before = compiling.is_compiled("search")
 in_order(np.ones(3, np.float32), np.arange(3), 3)
 print(before, sum(in_order.stats.cache_hits.values()), sum(in_order.stats.cache_misses.values()))
 """
@@ -40,7 +40,7 @@ def test_another_process_compiles_nothing_that_this_one_has(finished):
     with ShardedIndex.open(finished.root) as index:
         for n in (1, 70):
             index.search(finished.captions[:n], 3)
-    assert compiling.is_compiled()
+    assert compiling.is_compiled("search")
     hits, misses = map(int, run(SEARCH, str(finished.root.root)))
     assert hits >= 2
     assert misses == 0

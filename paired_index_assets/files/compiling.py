@@ -1,7 +1,8 @@
-"""How the functions of this room are compiled (numba), and where what was compiled is kept.
+"""How functions are compiled (numba), and where what was compiled is kept.
 
 numba looks at the file of a function only to see whether its kept machine code is old, not at the files of what it calls. So the folder is
-named by the content of all files with compiled functions: a change in one of them compiles all again (some ten seconds, once).
+named by the content of all files of the room with compiled functions: a change in one of them compiles all of that room again (some ten
+seconds, once).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,19 @@ SUMS_IN_ANY_ORDER = {"reassoc", "contract", "nsz"}  # one order a machine: the s
 
 def compiled(function: Callable[..., Any]) -> Any:
     """`function` as machine code that releases the GIL and is kept from one process to the next."""
-    before, _CONFIG.CACHE_DIR = _CONFIG.CACHE_DIR, str(_FOLDER)  # read by the decorator, and by it only
+    before, _CONFIG.CACHE_DIR = _CONFIG.CACHE_DIR, str(_folder(Path(function.__code__.co_filename).parent))  # read by the decorator only
     try:
         return njit(nogil=True, cache=True, fastmath=SUMS_IN_ANY_ORDER)(function)
     finally:
         _CONFIG.CACHE_DIR = before
 
 
-def _folder() -> Path:
+@cache
+def _folder(room: Path) -> Path:
     """In NUMBA_CACHE_DIR or else under the user's cache, never beside the installed package, which may be read-only; of this process alone
     where that cannot be written (what is kept is trusted: no folder that others may)."""
-    sources = sorted(file for file in Path(__file__).parent.glob("*.py") if b"@compiled" in file.read_bytes() or file.name == "dots.py")
-    name = digest_of_parts(*(file.read_bytes() for file in sources))[:16]
+    contents = [file.read_bytes() for file in sorted(room.glob("*.py"))]
+    name = digest_of_parts(*(content for content in contents if b"numba" in content or b"@compiled" in content))[:16]
     folder = (Path(_CONFIG.CACHE_DIR) if _CONFIG.CACHE_DIR else Path(CACHE_FOLDER).expanduser() / "compiled") / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,9 +49,6 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="paired-index-"))
 
 
-_FOLDER = _folder()
-
-
-def is_compiled() -> bool:
-    """Whether machine code for these sources is kept on this machine: else the first search takes some 15 s more."""
-    return next(_FOLDER.rglob("*.nbc"), None) is not None
+def is_compiled(room: str) -> bool:
+    """Whether machine code for these sources of a room of this package is kept on this machine: else the first use takes some 15 s more."""
+    return next(_folder(Path(__file__).parents[1] / room).rglob("*.nbc"), None) is not None
