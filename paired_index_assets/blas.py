@@ -1,7 +1,7 @@
 """numpy's BLAS on one thread, for work that is shared out among threads already.
 
-Left to itself OpenBLAS starts a thread a core in each of ours, and they wait for each other: encoding at d = 768 takes twice as long.
-It also sums in another order with other threads, so that codes would depend on the machine's cores.
+Left to itself OpenBLAS starts a thread a core in each of ours, and they wait for each other: with as many of them work takes twice as long.
+It also sums in another order with other threads, so that results would depend on the machine's cores.
 """
 
 from __future__ import annotations

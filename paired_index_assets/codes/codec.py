@@ -21,12 +21,11 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from paired_index_assets.blas import single_threaded_blas
 from paired_index_assets.codes.axes import QueryTransform
 from paired_index_assets.codes.formats import CODECS, CodeFormat
 from paired_index_assets.codes.grid import CodecWarning, LossOfRanking, ranges, spread_of
 from paired_index_assets.codes.metric import QueryMetric, fit_metric
-from paired_index_assets.codes.rounding import Rounding, feedback_matrix
+from paired_index_assets.codes.rounding import Rounding
 from paired_index_assets.errors import BadInput
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Float32, UInt8, usable_rows
@@ -34,11 +33,11 @@ from paired_index_assets.rows import Float32, UInt8, usable_rows
 __all__ = ["CODECS", "ROUNDINGS", "CodecWarning", "TrainedCodec", "train_codec"]
 
 ROUNDINGS = ("query", "nearest", "faiss")
-TILE = 4096  # rows coded together, always: in another shape BLAS may sum otherwise, and a code would depend on its batch
-MOST_TILES = 8  # at once; at d = 768 each takes 60 MB
+TILE = 1024  # rows that a thread codes before it takes others
+MOST_TILES = 8  # at once
 DESCENT_PASSES = 1  # a second one adds .001 of recall on icons and costs as much as all the rest
 
-SAMPLE_ROWS = TILE  # rows that the grid is chosen on
+SAMPLE_ROWS = 4096  # rows that the grid is chosen on
 WIDTHS = (1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 5.0, 6.0)  # half widths tried, in standard deviations
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # tried, in units of the mean of the second moments' diagonal
 WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0)  # of the expected query tried, the trace of the second moments being 1
@@ -107,7 +106,7 @@ class TrainedCodec:
         if vectors.ndim != 2 or vectors.shape[1] != self.d:
             raise BadInput(f"vectors to encode: expected shape (n, {self.d}), found {vectors.shape}; use the model the codec was made for")
         codes = np.empty((len(vectors), self.code_size), np.uint8)
-        rounding = self._rounding
+        levels_of = self._nearest if self._rounded is None else self._rounded
 
         def code_tile(start: int) -> None:
             tile = np.ascontiguousarray(vectors[start : start + TILE], dtype=np.float32)
@@ -117,14 +116,12 @@ class TrainedCodec:
             if self.rounding == "faiss":
                 codes[start : start + TILE] = self._quantizer.compute_codes(tile)
                 return
-            if rounding is not None and len(tile) < TILE:
-                tile = np.vstack([tile, np.zeros((TILE - len(tile), self.d), np.float32)])
-            levels = (self._nearest(tile) if rounding is None else rounding.levels(tile))[: len(vectors) - start]
+            levels = levels_of(tile)
             codes[start : start + TILE] = self.format.pack(levels if self.transform is None else self.transform.split(levels))
 
         starts = range(0, len(vectors), TILE)
-        if rounding is not None:
-            with single_threaded_blas(), ThreadPoolExecutor(max(1, min(len(starts), MOST_TILES, os.cpu_count() or 1))) as pool:
+        if self._rounded is not None and len(starts) > 1:
+            with ThreadPoolExecutor(min(len(starts), MOST_TILES, os.cpu_count() or 1)) as pool:
                 list(pool.map(code_tile, starts))
         else:
             for start in starts:
@@ -166,8 +163,8 @@ class TrainedCodec:
         return self.format.quantizer(self.vmin, self.vdiff)
 
     @cached_property
-    def _rounding(self) -> Rounding | None:
-        """In the unit of the widest step: data may be tiny or huge."""
+    def _rounded(self) -> Callable[[Float32], UInt8] | None:
+        """Rows to levels, in the unit of the widest step: data may be tiny or huge."""
         if self.metric is None:
             return None
         m, t, (step, first), o = self.metric, self.transform, self.steps, self.metric.order
@@ -181,16 +178,15 @@ class TrainedCodec:
         return Rounding(
             order=o,
             base=None if t is None else np.ascontiguousarray(t.base[o]),
-            first=first[o, None],
-            step=step[o, None],
-            tops=[float(self.format.top)] * self.columns if t is None else t.tops[o].tolist(),
-            feedback=feedback_matrix(weighed),
-            weighed=weighed.astype(np.float32),
+            first=first[o],
+            step=step[o],
+            tops=np.full(self.columns, self.format.top, np.float32) if t is None else t.tops[o],
+            metric=weighed,
             inward=np.ascontiguousarray(m.inward.T),
             outward=np.ascontiguousarray((onto * (step / unit)).T[o], dtype=np.float32),
             missed=missed,
             passes=m.passes,
-        )
+        ).prepared()
 
 
 def train_codec(name: str, rounding: str, images: Float32, captions: Float32, *, progress: Progress = silent) -> TrainedCodec:

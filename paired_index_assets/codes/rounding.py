@@ -5,39 +5,39 @@ H = diag(a) (S + ridge) diag(a), S = E[q q'] over captions, and, for the queries
 w (u' e)^2 with u the caption expected for x: scores matter most where x is in contention. Integer levels 0..top are chosen to lower it, of as many bits
 as the dimension has.
 
-- `error_feedback` visits the dimensions one by one and rounds each to the level that makes up best for the errors already made:
+- Error feedback visits the dimensions one by one and rounds each to the level that makes up best for the errors already made:
   LDLQ (Chee et al. 2307.13304), the rule of GPTQ (Frantar et al. 2210.17323), with queries where those have activations.
-- `coordinate_descent` revisits each dimension and takes its best level given all others; no step raises the loss.
+- Coordinate descent revisits each dimension and takes its best level given all others; no step raises the loss.
 
-Columns are rows of the data: arrays are (d, tile), so that a dimension is contiguous and a block of dimensions is one GEMM, in two sizes:
-a GEMM a BLOCK leaves the work inside it, which lies in the cache, to one a FEW. Cost a row: d^2/2 multiply-adds for feedback, d^2 a pass of
-descent. On the processor in any case: a GPU sums in another order, and at a near tie a row would get another code there.
+What feedback did not aim at, z = (I + F) e, is at hand when it ends, and H e = (I + F)' D z: slopes for descent cost a triangle of
+multiply-adds. Descent then moves one dimension in twenty, and only a move costs another row of H. A row costs d^2/2 multiply-adds for
+feedback, d^2/2 for slopes, and d for each move. On the processor in any case: a GPU sums in another order, and at a near tie a row would get another code there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from paired_index_assets.rows import Float32, Int64, UInt8
 
-TINY = float(np.finfo(np.float32).tiny)
-BLOCK = 64  # dimensions a GEMM; 16 to 96 were tried at d = 768
-FEW = 8  # of a block
+if TYPE_CHECKING:
+    from paired_index_assets.codes.kernel import Panels
 
 Float64 = npt.NDArray[np.float64]
+COMPILED_FOR: Any = ("C", "A", "W")  # for other arrays the same would be compiled once more
 
 
 @dataclass(frozen=True)
 class Rounding:
     """All that rounding a row needs; axes are in the order in which they are visited.
 
-    order (r,) their places in a code. base (r, d) puts a row on the axes, None where they are the row's own; first and step (r, 1) are the
-    grid, tops its highest levels. feedback and weighed (r, r) in the unit of the widest step. inward (m, d + 1), outward (r, m): a row to
+    order (r,) their places in a code. base (r, d) puts a row on the axes, None where they are the row's own; first, step and tops (r,) are
+    the grid and its highest levels. metric (r, r) is H in the unit of the widest step. inward (m, d + 1), outward (r, m): a row to
     sqrt(weight) times the caption expected for it, as steps of the axes meet it; missed (m, d + 1): what that caption misses of the row
     beyond the axes, None where they are all there.
     """
@@ -46,28 +46,53 @@ class Rounding:
     base: Float32 | None
     first: Float32
     step: Float32
-    tops: Sequence[float]
-    feedback: Float32
-    weighed: Float32
+    tops: Float32
+    metric: Float64
     inward: Float32
     outward: Float32
     missed: Float32 | None
     passes: int
 
-    def levels(self, rows: Float32) -> UInt8:
-        """(n, r) levels of `rows` (n, d), in the order of the code."""
-        columns = np.ascontiguousarray(rows.T)
-        targets = columns[self.order] if self.base is None else self.base @ columns
-        targets -= self.first
-        targets /= self.step
-        asked = self.inward[:, :-1] @ columns + self.inward[:, -1:]
-        asked /= np.sqrt((asked * asked).sum(0)).clip(TINY)  # the map outward keeps lengths
-        missed = None if self.missed is None else (asked * (self.missed[:, :-1] @ columns + self.missed[:, -1:])).sum(0)
-        levels, errors = error_feedback(targets, self.feedback, self.tops)
-        coordinate_descent(levels, errors, self.weighed, self.outward @ asked, self.tops, self.passes, missed)
-        coded = np.empty((len(rows), len(targets)), np.uint8)
-        coded[:, self.order] = levels.T
-        return coded
+    def prepared(self) -> Callable[[Float32], UInt8]:
+        """A function from rows (n, d) to their levels (n, r), in the order of the code. It releases the GIL, and threads may share it.
+
+        Raises numpy's LinAlgError if the metric is not positive definite.
+        """
+        from paired_index_assets.codes.kernel import round_rows  # who only reads codes needs no compiler
+
+        panels = self._panels()
+
+        def levels(rows: Float32) -> UInt8:
+            coded = np.empty((len(rows), len(self.order)), np.uint8)
+            round_rows(np.require(rows, np.float32, COMPILED_FOR), panels, self.passes, coded)
+            return coded
+
+        return levels
+
+    def _panels(self) -> Panels:
+        from paired_index_assets.codes.kernel import Panels, panels_of
+        from paired_index_assets.codes.products import COLUMNS, ROWS, STEPS
+
+        r, (rank, terms) = len(self.order), self.inward.shape
+        base = np.zeros((0, terms), np.float32) if self.base is None else np.pad(self.base, ((0, 0), (0, 1)))
+        feedback, pivots = feedback_matrix(self.metric)
+        rest = -r % STEPS
+        return Panels(
+            order=np.array(self.order, np.int64),
+            into=panels_of(np.vstack([base, self.inward] if self.missed is None else [base, self.inward, self.missed]), ROWS),
+            own=self.base is None,
+            rank=rank,
+            misses=self.missed is not None,
+            outward=panels_of(self.outward, ROWS),
+            feedback=panels_of(feedback, ROWS),
+            slopes=panels_of((feedback + np.eye(r, dtype=np.float32)).T, COLUMNS),
+            pivots=pivots,
+            metric=np.pad(self.metric.astype(np.float32), ((0, 0), (0, rest))),
+            diagonal=np.pad(np.diag(self.metric).astype(np.float32), (0, rest), constant_values=1),
+            tops=np.pad(np.asarray(self.tops, np.float32), (0, rest)),
+            first=np.array(self.first, np.float32),
+            step=np.array(self.step, np.float32),
+        )
 
 
 def visiting_order(metric: npt.NDArray[Any]) -> Int64:
@@ -91,81 +116,13 @@ def visiting_order(metric: npt.NDArray[Any]) -> Int64:
     return backwards[::-1].copy()
 
 
-def feedback_matrix(metric: npt.NDArray[Any]) -> Float32:
-    """(d, d) strictly lower F: dimension p, in the order visited, aims at y_p - sum_{p' < p} F[p, p'] e_p'.
+def feedback_matrix(metric: npt.NDArray[Any]) -> tuple[Float32, Float32]:
+    """(d, d) strictly lower F: dimension p, in the order visited, aims at y_p - sum_{p' < p} F[p, p'] e_p'; and the squared pivots D (d,).
 
-    With the dimensions reversed H = L L', and F is L with unit diagonal. Raises numpy's LinAlgError if `metric` is not positive definite.
+    With the dimensions reversed H = L L', and F is L with unit diagonal: H = (I + F)' D (I + F). Raises numpy's LinAlgError if `metric` is
+    not positive definite.
     """
     factor = np.linalg.cholesky(metric[::-1, ::-1].astype(np.float64))
-    unit = factor / np.diag(factor)
-    return np.ascontiguousarray(np.tril(unit[::-1, ::-1].T, -1), dtype=np.float32)
-
-
-def error_feedback(targets: Float32, feedback: Float32, tops: Sequence[float]) -> tuple[Float32, Float32]:
-    """Levels 0..tops and errors, (d, tile) each, of `targets` (d, tile) in units of grid steps."""
-    d = len(targets)
-    levels, errors = np.empty_like(targets), np.empty_like(targets)
-    for start in range(0, d, BLOCK):
-        stop = min(start + BLOCK, d)
-        aims = targets[start:stop] - feedback[start:stop, :start] @ errors[:start] if start else targets[start:stop].copy()
-        for first in range(start, stop, FEW):
-            last = min(first + FEW, stop)
-            if first > start:
-                aims[first - start : last - start] -= feedback[first:last, start:first] @ errors[start:first]
-            for p in range(first, last):
-                aim = aims[p - start]
-                if p > first:
-                    aim -= feedback[p, first:p] @ errors[first:p]
-                _nearest(aim, tops[p], levels[p])
-                np.subtract(levels[p], targets[p], out=errors[p])
-    return levels, errors
-
-
-def coordinate_descent(
-    levels: Float32,
-    errors: Float32,
-    metric: Float32,
-    expected: Float32,
-    tops: Sequence[float],
-    passes: int,
-    missed: Float32 | None = None,
-) -> None:
-    """Lower e' H e + (v' e + m)^2 in place, one dimension at a time.
-
-    `metric` is H (d, d) in the order of the rows of `levels`, as tops are; `expected` is v = sqrt(w) a u of each column, (d, tile);
-    `missed` is m (tile,), an error that no level can change and others may make up for.
-    """
-    d = len(levels)
-    along = (expected * errors).sum(0)
-    if missed is not None:
-        along += missed
-    spare = np.empty_like(along)
-    for _ in range(passes):
-        for start in range(0, d, BLOCK):
-            stop = min(start + BLOCK, d)
-            slopes = metric[start:stop] @ errors
-            moves = np.empty_like(slopes)
-            for first in range(start, stop, FEW):
-                last = min(first + FEW, stop)
-                if first > start:
-                    slopes[first - start : last - start] += metric[first:last, start:first] @ moves[: first - start]
-                for p in range(first, last):
-                    slope, move, v = slopes[p - start], moves[p - start], expected[p]
-                    if p > first:
-                        slope += metric[p, first:p] @ moves[first - start : p - start]
-                    slope += np.multiply(v, along, out=spare)
-                    np.multiply(v, v, out=spare)
-                    spare += metric[p, p]
-                    slope /= spare
-                    _nearest(np.subtract(levels[p], slope, out=slope), tops[p], slope)
-                    np.subtract(slope, levels[p], out=move)
-                    levels[p] = slope
-                    errors[p] += move
-                    along += np.multiply(v, move, out=spare)
-
-
-def _nearest(aims: Float32, top: float, levels: Float32) -> None:
-    """`levels` (tile,) become the levels 0..top nearest to `aims`, half to even; they may be one array."""
-    np.rint(aims, out=levels)
-    np.minimum(levels, top, out=levels)
-    np.maximum(levels, 0, out=levels)
+    pivots = np.diag(factor)
+    unit = (factor / pivots)[::-1, ::-1].T
+    return np.ascontiguousarray(np.tril(unit, -1), dtype=np.float32), np.ascontiguousarray(pivots[::-1] ** 2, dtype=np.float32)

@@ -49,7 +49,7 @@ def train_transformed(
     loss_of = LossOfRanking.of(judges, sample)
     tried: list[tuple[float, TrainedCodec]] = []
     for wide, narrow in allocations(columns, d):
-        codec = _codec(axes, images, fitted, wide, narrow)
+        codec = codec_on(axes, images, fitted, wide, narrow)
         decoded = codec.decode(codec.encode(sample))
         if np.isfinite(decoded).all():
             tried.append((loss_of(decoded - sample), codec))
@@ -76,7 +76,8 @@ def _unfit(images: Float32, captions: Float32) -> str:
     return ""
 
 
-def _codec(axes: QueryAxes, images: Float32, captions: Float32, wide: int, narrow: int) -> TrainedCodec:
+def codec_on(axes: QueryAxes, images: Float32, captions: Float32, wide: int, narrow: int) -> TrainedCodec:
+    """The codec of the first `wide` axes at 8 bits and the next `narrow` at 4, for rows like `images` (n, d) and unit `captions` (m, d)."""
     transform = transform_onto(axes, images, wide, narrow)
     coordinates = (images - transform.mean) @ transform.base.T
     widths = np.repeat(HALF_WIDTHS, [wide, narrow])

@@ -25,10 +25,19 @@ SUMS_IN_ANY_ORDER = {"reassoc", "contract", "nsz"}  # one order a machine: the s
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """`function` as machine code that releases the GIL and is kept from one process to the next."""
+    """`function` as machine code that releases the GIL and is kept from one process to the next. Sums may be in another order."""
+    return _kept(function, SUMS_IN_ANY_ORDER)
+
+
+def compiled_as_written(function: Callable[..., Any]) -> Any:
+    """The same with each operation of floating point as it is written, so that numbers are the same on every processor."""
+    return _kept(function, False)
+
+
+def _kept(function: Callable[..., Any], fastmath: Any) -> Any:
     before, _CONFIG.CACHE_DIR = _CONFIG.CACHE_DIR, str(_folder(Path(function.__code__.co_filename).parent))  # read by the decorator only
     try:
-        return njit(nogil=True, cache=True, fastmath=SUMS_IN_ANY_ORDER)(function)
+        return njit(nogil=True, cache=True, fastmath=fastmath)(function)
     finally:
         _CONFIG.CACHE_DIR = before
 

@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from paired_index_assets.codes.codec import RIDGE, WEIGHT, WIDTH, TrainedCodec
+from paired_index_assets.codes.axes import query_axes
+from paired_index_assets.codes.codec import DESCENT_PASSES, RIDGE, WEIGHT, WIDTH, TrainedCodec
 from paired_index_assets.codes.grid import ranges, spread_of
 from paired_index_assets.codes.metric import fit_metric
+from paired_index_assets.codes.transformed import FEWEST_DIMENSIONS, allocations, codec_on
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.storage import atomic_file
 from paired_index_assets.neighbors.assigning import Assigner
 from paired_index_assets.neighbors.exact import nearest
 from paired_index_assets.planning.made import towers_around
+from paired_index_assets.rows import Float32
 
-PROBE_ROWS, PROBE_LISTS = 16_384, 8_192
 ASSIGNED_ROWS, ASSIGNED_LISTS = 2_048, 8_192  # the more lists, the more bounds gain: a rate for more of them is a cautious one
 PROBE_BYTES = 256 << 20
 PROBE_CAPTIONS = 4_096
@@ -61,21 +63,17 @@ class Rates:
 def measure_rates(folder: Path, d: int) -> Rates:
     """Assignment, pairing and encoding at `d` dimensions, and writing to the disk of `folder`, each for seconds; the rest as assumed.
 
-    Assignment in the way that a probe chooses (`neighbors.assigning`) on made vectors, by CPU time; the others by the clock.
+    All on made vectors: assignment in the way that a probe chooses (`neighbors.assigning`), by CPU time; the others by the clock.
 
     Raises BadInput if `folder` cannot be written to, OutOfDisk.
     """
-    rng = np.random.default_rng(1)
-    images = rng.standard_normal((PROBE_ROWS, d), dtype=np.float32)
-    captions = rng.standard_normal((PROBE_CAPTIONS, d), dtype=np.float32)
-    captions /= np.linalg.norm(captions, axis=1, keepdims=True)
-    mean, spread = spread_of(images)
-    codec = TrainedCodec("QT_4bit", "query", *ranges(mean, spread, WIDTH), fit_metric(images, captions, spread, RIDGE, WEIGHT, 1))
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     rows, centroids = towers_around(ASSIGNED_ROWS, ASSIGNED_LISTS, d)
+    images = np.concatenate([centroids, rows])
+    codec = _codec_of_a_build(images)
     assigner = Assigner()
     way = assigner.decide(rows, centroids)
-    pairing = _seconds(lambda: nearest(images, images[:PROBE_LISTS]))
+    pairing = _seconds(lambda: nearest(images, centroids))
     encoding = _seconds(lambda: codec.encode(images))
     try:
         writing = _seconds(lambda: _write(folder / ".paired-index-probe"))
@@ -84,11 +82,24 @@ def measure_rates(folder: Path, d: int) -> Rates:
     return Rates(
         flops=2.0 * ASSIGNED_LISTS * d * torch.get_num_threads() / assigner.costs[way],
         assigned_by=str(way),
-        pairing_flops=2.0 * PROBE_ROWS * PROBE_LISTS * d / pairing,
-        encode_rows=PROBE_ROWS / encoding,
+        pairing_flops=2.0 * len(images) * len(centroids) * d / pairing,
+        encode_rows=len(images) / encoding,
         disk_bytes=PROBE_BYTES / writing,
         measured=frozenset({"flops", "pairing_flops", "encode_rows", "disk_bytes"}),
         load=load,
+    )
+
+
+def _codec_of_a_build(images: Float32) -> TrainedCodec:
+    """Of `images` (n, d) as if they were captions too, with many axes where there is a transform: a cautious one to time."""
+    d = images.shape[1]
+    captions = images[:PROBE_CAPTIONS]
+    axes = query_axes(images, captions) if d % 2 == 0 and d >= FEWEST_DIMENSIONS else None
+    if axes is not None:
+        return codec_on(axes, images, captions, *allocations(d, d)[:2][-1])
+    mean, spread = spread_of(images)
+    return TrainedCodec(
+        "QT_4bit", "query", *ranges(mean, spread, WIDTH), fit_metric(images, captions, spread, RIDGE, WEIGHT, DESCENT_PASSES)
     )
 
 
