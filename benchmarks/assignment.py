@@ -24,8 +24,9 @@ import torch
 from measuring import add_engine, measured, start_on
 
 from paired_index_assets.clustering.kmeans import Training, train_kmeans
-from paired_index_assets.neighbors.assigning import DENSE, Assigner, Way, ways
+from paired_index_assets.neighbors.assigning import Assigner
 from paired_index_assets.neighbors.exact import assign
+from paired_index_assets.neighbors.ways import DENSE, Way, ways
 from paired_index_assets.planning.made import towers_around
 
 

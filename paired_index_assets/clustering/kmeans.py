@@ -108,7 +108,7 @@ def _train(images: Rows, summed: Rows, nlist: int, training: Training) -> Cluste
     if state is None:
         start = first_centroids(images, nlist, seed)
         state = _State(start, [], start, -1)
-    assigner, lists = Assigner(("images", "centroids")), None
+    assigner, lists = Assigner(("images", "centroids"), passes=niter - len(state.history)), None
     for number in range(len(state.history), niter + (validation is not None)):
         began = perf_counter()
         lists = assigner(images, state.centroids, before=lists, device=device)

@@ -15,8 +15,9 @@ import torch
 
 from paired_index_assets.neighbors.arithmetic import gamma
 from paired_index_assets.neighbors.best import NOTHING, Candidates, exact_scores, float32_scores
-from paired_index_assets.neighbors.bounds import Bounds, ProjectedRows, multiply_int8
+from paired_index_assets.neighbors.bounds import Bounds, ProjectedRows, SeenRows, multiply_int8
 from paired_index_assets.neighbors.gemm import multiply
+from paired_index_assets.neighbors.grouping import Groups
 from paired_index_assets.neighbors.sifting import highest, narrow, sift
 from paired_index_assets.neighbors.workers import Workspace
 from paired_index_assets.rows import Float32, Int32, Int64
@@ -28,26 +29,6 @@ CROWD = 4096  # in the second, with a better start; more and the dense search is
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Centroids in groups around heads: `order` (k,) centroid numbers group by group, `starts` (G + 1,), `heads` (G, d) float32.
-
-    `found`: whether the groups are such as a near centroid is found by; else they only hold the centroids.
-    """
-
-    heads: torch.Tensor
-    order: torch.Tensor
-    starts: list[int]
-    found: bool = True
-
-
-def group_centroids(centroids: Float32, lists: Int64, heads: Float32, *, found: bool = True) -> Groups:
-    """`lists` (k,): the head of each centroid."""
-    order = np.argsort(lists, kind="stable").astype(np.int64)
-    starts = np.searchsorted(lists[order], np.arange(len(heads) + 1))
-    return Groups(torch.from_numpy(np.ascontiguousarray(heads, dtype=np.float32)), torch.from_numpy(order), starts.tolist(), found)
-
-
-@dataclass(frozen=True)
 class PrunedSearch:
     """All that is made once for a set of centroids; `bounds.values` stand in the order of `groups`."""
 
@@ -55,19 +36,15 @@ class PrunedSearch:
     bounds: Bounds
     groups: Groups
 
-    @classmethod
-    def of(cls, centroids: Float32, bounds: Bounds, groups: Groups) -> PrunedSearch:
-        return cls(torch.from_numpy(centroids), bounds, groups)
-
     def nearest(
-        self, rows: torch.Tensor, norms: torch.Tensor, before: torch.Tensor | None, space: Workspace
+        self, rows: torch.Tensor, norms: torch.Tensor, before: torch.Tensor | None, space: Workspace, seen: SeenRows | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(n,) int64 of rows (n, d) float32 with `norms` (n,); and the rows, ascending, for which the bounds rule out too little: theirs are
         guesses, and the dense search is to decide.
 
-        `before` (n,) int64: a centroid that is probably near.
+        `before` (n,) int64: a centroid that is probably near. `seen`: the rows as `bounds.frame` shows them, where that is known.
         """
-        projected = self.bounds.project(rows, norms)
+        projected = self.bounds.project(rows, norms) if seen is None else self.bounds.against(seen)
         slack = gamma(rows.shape[1]) * norms * self.bounds.norm
         ids = self._guess(rows, projected, space) if before is None else before.clone()
         pairs = Candidates(torch.arange(len(rows)), ids, torch.zeros(len(rows)))
@@ -93,7 +70,7 @@ class PrunedSearch:
 
     def _nothing(self, n: int) -> Float32 | Int32:
         """(n,) less than any product."""
-        return np.full(n, np.iinfo(np.int32).min, np.int32) if self.bounds.levels else np.full(n, NOTHING, np.float32)
+        return np.full(n, np.iinfo(np.int32).min, np.int32) if self.bounds.frame.levels else np.full(n, NOTHING, np.float32)
 
     def _guess(self, rows: torch.Tensor, projected: ProjectedRows, space: Workspace) -> torch.Tensor:
         """(n,) int64 a near centroid: the best, by its estimate, of the groups of the nearest heads."""
@@ -105,12 +82,12 @@ class PrunedSearch:
         order = torch.argsort(group, stable=True)
         row = order // probed
         ends = torch.cumsum(torch.bincount(group, minlength=len(heads)), 0).tolist()
-        best, place = self._nothing(n), np.zeros(n, np.int64)
+        best, place, estimates = self._nothing(n), np.zeros(n, np.int64), self.bounds.frame.without_rest(projected.values)
         for number, (first, last) in enumerate(zip([0, *ends], ends, strict=False)):
             start, stop = self.groups.starts[number], self.groups.starts[number + 1]
             if first < last and start < stop:
                 mine = row[first:last]
-                products = self._multiply(projected.seeding[mine], self.bounds.values[start:stop], space)
+                products = self._multiply(estimates[mine], self.bounds.values[start:stop], space)
                 highest(products.numpy(), start, mine.numpy(), best, place)
         return self.groups.order[torch.from_numpy(place)]
 
@@ -131,10 +108,10 @@ class PrunedSearch:
         values, n = self.bounds.values, len(rows)
         held = np.zeros(n, np.int64)
         found = space.tensor("found", (n, room), torch.int32).numpy()
-        value = space.tensor("value", (n, room), torch.int32 if self.bounds.levels else torch.float32).numpy()
+        value = space.tensor("value", (n, room), torch.int32 if self.bounds.frame.levels else torch.float32).numpy()
         known = (
             rows.numpy(), self.centroids.numpy(), self.groups.order.numpy(), projected.mean.numpy(), projected.margin.numpy(),
-            projected.unit.numpy(), slack.numpy(), self.bounds.levels > 0, low.numpy(),
+            projected.unit.numpy(), slack.numpy(), self.bounds.frame.levels > 0, low.numpy(),
         )  # fmt: skip
         top = self._nothing(n)
         for first in range(0, len(values), BLOCK[1]):

@@ -83,35 +83,32 @@ def sift(
         cut = products.dtype.type(cut_of(low[j], mean[j], margin[j], unit[j], whole))
         stop = 0
         while True:
-            start = next_reaching(mine, stop, cut if count <= room else max(cut, best))
+            gate = cut if count <= room else max(cut, best)
+            start = next_reaching(mine, stop, gate)
             if start >= m:
                 break
-            stop = min(start + STRIDE, m)
-            leader = start
+            stop, leader = min(start + STRIDE, m), -1
             for i in range(start, stop):
-                if mine[i] > mine[leader]:
-                    leader = i
-            if mine[leader] > best:
-                best = mine[leader]
+                if mine[i] < gate:
+                    continue
+                if mine[i] > best:
+                    best, leader = mine[i], i
+                if count == room:  # perhaps the cut has been raised since the first of them came
+                    count = 0
+                    for g in range(room):
+                        if value[j, g] >= cut:
+                            found[j, count], value[j, count] = found[j, g], value[j, g]
+                            count += 1
+                    if count >= room - room // 4:
+                        count = room + 1
+                if count < room:
+                    found[j, count], value[j, count] = first + i, mine[i]
+                    count += 1
+            if leader >= 0:
                 score = dot(rows[j], centroids[order[first + leader]]) - slack[j]
                 if score > low[j]:
                     low[j] = score
                     cut = products.dtype.type(cut_of(score, mean[j], margin[j], unit[j], whole))
-            if count > room or mine[leader] < cut:
-                continue
-            for i in range(start, stop):
-                if mine[i] >= cut:
-                    if count == room:  # perhaps the cut has been raised since the first of them came
-                        count = 0
-                        for g in range(room):
-                            if value[j, g] >= cut:
-                                found[j, count], value[j, count] = found[j, g], value[j, g]
-                                count += 1
-                        if count >= room - room // 4:
-                            count = room + 1
-                            break
-                    found[j, count], value[j, count] = first + i, mine[i]
-                    count += 1
         held[j], top[j] = count, best
 
 

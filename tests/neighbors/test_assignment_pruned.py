@@ -13,20 +13,27 @@ from neighbor_cases import plain_neighbors, towers
 from paired_index_assets.clustering.kmeans import Training, train_kmeans, train_paired_kmeans
 from paired_index_assets.neighbors import assigning, bounds, engine, pruned
 from paired_index_assets.neighbors.arithmetic import BFLOAT16
-from paired_index_assets.neighbors.assigning import DENSE, ROUNDS, Assigner, Way, grouped_by_heads, quickest, ungrouped
-from paired_index_assets.neighbors.bounds import Bounds, basis_of, directions, int8_levels
+from paired_index_assets.neighbors.assigning import Assigner
+from paired_index_assets.neighbors.bounds import Bounds, Frame, basis_of, directions, int8_levels
 from paired_index_assets.neighbors.exact import assign
+from paired_index_assets.neighbors.grouping import grouped_by_heads, ungrouped
 from paired_index_assets.neighbors.pruned import PrunedSearch
+from paired_index_assets.neighbors.ways import DENSE, MORE_ROUNDS, ROUNDS, Way, quickest
 from paired_index_assets.neighbors.workers import Workspace
 
-look = PrunedSearch._look
+look, see = PrunedSearch._look, Frame.see
 LEVELS = [0, 63, *([127] if int8_levels() == 127 else [])]
+
+
+def probe_at_once(monkeypatch):
+    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    monkeypatch.setattr(assigning, "ROWS_WORTH_PROBING", 1)
 
 
 def search_of(vectors, centroids, width, levels, grouped):
     groups = grouped_by_heads(centroids) if grouped else ungrouped(centroids)
-    basis = basis_of(directions(vectors, centroids), width, spread=levels > 0)
-    return PrunedSearch.of(centroids, Bounds.of(centroids, groups.order.numpy(), basis, levels), groups)
+    frame = Frame.of(centroids, basis_of(directions(vectors, centroids), width, spread=levels > 0), levels)
+    return PrunedSearch(torch.from_numpy(centroids), Bounds.of(centroids, groups.order.numpy(), frame), groups)
 
 
 def check(vectors, centroids, *, width, levels, before=None):
@@ -161,9 +168,32 @@ def test_a_moment_s_disturbance_decides_nothing():
 
 
 def test_what_is_far_behind_is_timed_once():
-    contenders, timed = scripted({DENSE: [100.0], Way(16): [10.0], Way(32): [1.0], Way(64): [1.1]})
+    contenders, timed = scripted({DENSE: [100.0], Way(16): [10.0], Way(32): [1.0], Way(64): [1.2]})
     assert quickest(contenders)[0] == Way(32)
     assert timed == {DENSE: 1, Way(16): 1, Way(32): ROUNDS, Way(64): ROUNDS}
+
+
+def test_what_is_close_is_timed_again():
+    contenders, timed = scripted({Way(16): [1.0] * 9, Way(32): [1.05] * 4 + [0.97], Way(64): [1.2]})
+    assert quickest(contenders)[0] == Way(32)
+    assert timed == {Way(16): ROUNDS + MORE_ROUNDS, Way(32): ROUNDS + MORE_ROUNDS, Way(64): ROUNDS}
+
+
+def test_rows_are_looked_at_once_a_training_as_far_as_there_is_memory(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Frame, "see", lambda *arguments: seen.append(len(arguments[1])) or see(*arguments))
+    images, _ = towers(9_000, 1, 64)
+    centroids = train_kmeans(images, 1024, Training(niter=1)).centroids
+    others = train_kmeans(images, 1024, Training(niter=2)).centroids
+    for room, times in ((1 << 30, 1), (100_000, 2)):
+        monkeypatch.setattr(assigning, "KEPT_BYTES", room)
+        assigner, before = Assigner(ways={True: Way(16, int8_levels())}), assign(images, centroids)
+        seen.clear()
+        for now in (centroids, others):
+            np.testing.assert_array_equal(assigner(images, now, before=before, device="cpu"), assign(images, now))
+        assert sum(seen) >= 9_000 * times - 5_000 * (times - 1)
+        assert sum(seen) <= 9_000 * times
+        assert assigner._kept.nbytes <= room
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -175,7 +205,7 @@ def test_the_way_is_chosen_by_measuring_once_the_work_is_worth_it(monkeypatch, k
     assigner = Assigner()
     assigner(images, centroids, before=before, device="cpu")
     assert not assigner.ways
-    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    probe_at_once(monkeypatch)
     assigner(images, centroids, before=before, device="cpu")
     assert list(assigner.ways) == [known]
     assert len(assigner.costs) > 1
@@ -185,7 +215,7 @@ def test_the_way_is_chosen_by_measuring_once_the_work_is_worth_it(monkeypatch, k
 def test_the_dense_search_is_timed_in_the_arithmetic_that_the_whole_work_would_have(monkeypatch):
     used = []
     monkeypatch.setattr(assigning, "LEAST_VALUES", 0)
-    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    probe_at_once(monkeypatch)
     monkeypatch.setattr(assigning, "ways", lambda d: [])
     monkeypatch.setattr(engine, "bfloat16_gain", lambda: 2.0)
     monkeypatch.setattr(engine, "WORTH_PROBING", 2.0**12 * 9_000)  # below the whole work, above a sample's
@@ -214,7 +244,7 @@ def test_lists_known_and_unknown_in_turn_keep_what_each_needs():
 
 
 def test_few_lists_are_never_ruled_out_one_by_one(monkeypatch):
-    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    probe_at_once(monkeypatch)
     images, _ = towers(4_000, 1, 32)
     assigner = Assigner()
     assigner(images, images[:100], device="cpu")
@@ -229,7 +259,7 @@ def test_training_with_bounds_makes_the_centroids_of_training_without(monkeypatc
         return train_paired_kmeans(images, captions, 1024, Training(niter=4)) if paired else train_kmeans(images, 1024, Training(niter=4))
 
     expected = trained().centroids
-    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    probe_at_once(monkeypatch)
     monkeypatch.setattr(Assigner, "_fastest", lambda *_: Way(16, int8_levels()))
     np.testing.assert_array_equal(trained().centroids, expected)
 
@@ -247,7 +277,7 @@ def test_a_training_finds_its_directions_and_its_basis_once(monkeypatch):
 
     monkeypatch.setattr(assigning, "directions", counted)
     monkeypatch.setattr(assigning, "basis_of", kept)
-    monkeypatch.setattr(assigning, "WORTH_PROBING", 1.0)
+    probe_at_once(monkeypatch)
     monkeypatch.setattr(Assigner, "_fastest", lambda *_: Way(16))
     train_kmeans(towers(5_000, 1, 64)[0], 1024, Training(niter=4))
     assert len(found) == len(bases) == 1
@@ -261,10 +291,10 @@ def test_int8_products_are_used_only_as_far_as_they_add_up_rightly(monkeypatch):
 
         return multiply
 
-    for largest, levels in ((2**31, 127), (2**15 - 1, 127), (2 * 63 * 63, 63), (100, 0)):
+    for largest, levels in ((2**31, 127), (2**15 - 1, 127), (2 * 127 * 63, 63), (2 * 63 * 63, 0), (100, 0)):
         monkeypatch.setattr(bounds, "multiply_int8", saturating(largest))
         int8_levels.cache_clear()
-        assert int8_levels() == (levels if largest != 2**15 - 1 else 127)
+        assert int8_levels() == levels
     monkeypatch.setattr(bounds, "multiply_int8", lambda *_: (_ for _ in ()).throw(AttributeError("_int_mm")))
     int8_levels.cache_clear()
     assert int8_levels() == 0

@@ -10,7 +10,8 @@ import torch
 
 from paired_index_assets.errors import BadInput
 from paired_index_assets.landing.catalog import Catalog
-from paired_index_assets.neighbors.assigning import DENSE, Assigner, Way
+from paired_index_assets.neighbors.assigning import Assigner
+from paired_index_assets.neighbors.ways import DENSE, Way
 from paired_index_assets.planning.plan import PAIRS, plan_build
 from paired_index_assets.planning.rates import ASSIGNED_LISTS, Rates, measure_rates
 from paired_index_assets.planning.scaling import scale
