@@ -23,7 +23,7 @@ from paired_index_assets.neighbors.workers import Workspace
 from paired_index_assets.rows import Float32, Int32, Int64
 
 BLOCK = 1024, 512  # rows and centroids whose products are made at a time: they are looked at while they are in cache
-PROBED_GROUPS = 4  # of heads; benchmarks/assignment.py
+PROBED_GROUPS = 8  # of heads; benchmarks/assignment.py
 ROOM = 512  # candidates of a row that are noted in the first look
 CROWD = 4096  # in the second, with a better start; more and the dense search is to decide
 
