@@ -2,6 +2,7 @@
 
     make laion-rehearsal SHARE=0.001 [WORK=data/laion-rehearsal]
     make laion-shard                     (one shard of full size, in pieces, from made segments: 65 GB of disk)
+    python -m laion_rehearsal --made-shards --share 0.01      (58 shards of 131,072 lists from made segments, searched: 60 GB)
 
 All vectors are made (geometry.py), no number is of real data. Ends with exit code 1 and one line where something is not proven.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from laion_rehearsal import full_shard, proofs
+from laion_rehearsal import made_shards, proofs
 from laion_rehearsal.drive import Story, catalog_of, rehearse, what_was_wrong
 from laion_rehearsal.forecast import Forecast, compared, projected
 from laion_rehearsal.operated import command
@@ -49,14 +50,18 @@ def main() -> None:
     parser.add_argument("--no-retrain", action="store_true")
     parser.add_argument("--keep", action="store_true", help="leave the work folder, which is deleted when everything is proven")
     parser.add_argument("--full-shard", action="store_true", help="instead: one shard of full size from made segments")
+    parser.add_argument("--made-shards", action="store_true", help="instead: all shards from made segments, and searches of them")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what was started is ended
     work = options.work.absolute()
     if work.exists():
         raise SystemExit(f"{work}: exists already; delete it, or choose another folder with WORK=")
     work.mkdir(parents=True)
-    if options.full_shard:
-        full_shard.run(work, options.files or full_shard.FILES, options.nlist or full_shard.LISTS)
+    if options.made_shards:
+        made_shards.run_all(work, options.share, options.files, options.nlist or made_shards.LISTS)
+        print("\n".join(["", *_search(work / "root", work / "queries.npy")]), flush=True)
+    elif options.full_shard:
+        made_shards.run(work, options.files or made_shards.FILES, options.nlist or made_shards.LISTS)
     else:
         plan = Plan(work, options.share, options.seed, options.files, options.nlist, options.sample_rows)
         report = rehearsed(plan, options.patience, retrain=not options.no_retrain)
@@ -76,7 +81,11 @@ def rehearsed(plan: Plan, patience_seconds: float, *, retrain: bool) -> str:
     story = rehearse(plan, patience_seconds, retrain=retrain)
     try:
         work_s, proven = _prove(plan, story)
-        searched = _search(plan, story)
+        queries = plan.work / "queries.npy"
+        if not queries.exists():
+            np.save(queries, np.concatenate([plan.geometry.captions(file.file_id, file.rows) for file in plan.sampled()[:4]]))
+        with story.watch.stage("search: shards and packed file, cold and warm"):
+            searched = _search(plan.root, queries)
     except proofs.NotProven as error:
         raise SystemExit(f"not proven: {error}") from error
     generation = plan.root / "generations" / story.ui.served()
@@ -136,16 +145,12 @@ def _prove(plan: Plan, story: Story) -> tuple[float, list[str]]:
     return work_s, proven
 
 
-def _search(plan: Plan, story: Story) -> list[str]:
+def _search(root: Path, queries: Path) -> list[str]:
     """A line each for the shards and the packed file, measured in processes of their own."""
-    queries = plan.work / "queries.npy"
-    if not queries.exists():
-        np.save(queries, np.concatenate([plan.geometry.captions(file.file_id, file.rows) for file in plan.sampled()[:4]]))
     rows: list[dict[str, Any]] = []
-    with story.watch.stage("search: shards and packed file, cold and warm"):
-        for packed in ("0", "1"):
-            asked = [sys.executable, "-m", "laion_rehearsal.searching", "measure", str(plan.root), str(queries), packed]
-            rows.append(json.loads(subprocess.run(asked, check=True, capture_output=True, text=True, env=os.environ).stdout))
+    for packed in ("0", "1"):
+        asked = [sys.executable, "-m", "laion_rehearsal.searching", "measure", str(root), str(queries), packed]
+        rows.append(json.loads(subprocess.run(asked, check=True, capture_output=True, text=True, env=os.environ).stdout))
     names = [name for name in rows[0] if name not in ("mb_on_disk",)]
     return [
         "| | shards | packed |",

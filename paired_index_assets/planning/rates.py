@@ -41,7 +41,7 @@ class Rates:
     encode_rows: float = 30_000
     gpu_flops: float = 5.0e14  # an H200 at 65 % of a measured bfloat16 GEMM; ours is not measured on one
     gpu_encode_rows: float = 1e6  # a guess: three passes of d^2 a row are nothing beside assignment
-    run_s: float = 15.0  # what Dagster adds to a shard's run: a process that starts and imports; see BENCHMARKS.md
+    run_s: float = 5.0  # what Dagster adds to a shard's run: a process that starts and imports; "What a run costs" in BENCHMARKS.md
     measured: frozenset[str] = frozenset()
     load: float = 0.0  # processes that ran beside, a core, when these were measured
 

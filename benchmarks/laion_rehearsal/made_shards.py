@@ -1,7 +1,8 @@
-"""One shard of full size, in pieces: shard 0 of LAION-2B, 37.5 million rows, from made segments.
+"""Shards of LAION's shape in pieces, from made segments: one of full size, 37.5 million rows; or all 58 at a share of their rows.
 
 Codes and list numbers are drawn at random, list numbers by sizes as uneven as a measured index's, so nothing is encoded and nothing is
-found; what is real is every byte written, read, merged, checked, packed and scanned: 14.4 GB of codes of 384 bytes in 131,072 lists.
+found; what is real is every byte written, read, merged, checked, packed and scanned: for one shard 14.4 GB of codes of 384 bytes in
+131,072 lists. The 58 are searched as well, whole and packed, by captions of geometry.py behind a coarse quantizer of two levels of its images.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from laion_rehearsal.geometry import Float32
+from laion_rehearsal.geometry import Float32, Geometry
+from laion_rehearsal.plan import scaled
 from laion_rehearsal.watching import size_of
 from paired_index_assets.codes.codec import TrainedCodec
 from paired_index_assets.landing.catalog import Catalog
@@ -25,11 +27,13 @@ from paired_index_assets.shards.encode import segment_path
 from paired_index_assets.shards.record import verify_shard
 from paired_index_assets.shards.segment import SegmentHeader, write_segment
 from paired_index_assets.trained.artifact import TrainedIndex
+from paired_index_assets.trained.coarse import Groups, group_lists
 from paired_index_assets.trained.promotion import Promotion, promote
 
 FILES, LISTS = 40, 131_072
 UNEVEN = 0.6  # spread of the logarithm of list sizes: imbalance 1.4, as image k-means has on real embeddings
 QUERIES, K = 200, 10
+OF_CENTROIDS = 1 << 20  # a file number that no catalog has
 
 
 def run(work: Path, files: int = FILES, lists: int = LISTS) -> list[str]:
@@ -38,19 +42,14 @@ def run(work: Path, files: int = FILES, lists: int = LISTS) -> list[str]:
     root, rng = BuildRoot.at(work / "root"), np.random.default_rng(3)
     steps = Steps()
     with steps("a trained index"):
-        trained = _trained(lists, catalog.dimensions, rng)
-        path = root.trained_index(trained.nlist, trained.codec.name, trained.method, trained.fingerprint)
-        trained.save(path)
-        promote(root, Promotion(path.name, trained.fingerprint))
-        catalog.save(root.catalog)
+        trained = _trained(_unit(rng.standard_normal((lists, catalog.dimensions), dtype=np.float32)), None)
+        _promote(root, trained, catalog)
     rows = catalog.total_rows
     print(
         f"{rows:,} rows, {rows * trained.codec.code_size / 1e9:.1f} GB of codes, {lists:,} lists; made segments, no real data\n", flush=True
     )
     with steps("write the segments"):
-        sizes = np.exp(UNEVEN * rng.standard_normal(lists))
-        for file in catalog:
-            _write_segment(root, trained, catalog, file.file_id, np.cumsum(sizes / sizes.sum()), rng)
+        _write_segments(root, trained, catalog, rng)
     with steps("assemble, read back, account: build_shard"):
         made = build_shard(root, trained, catalog, 0, {})
     with steps("verify every byte"):
@@ -64,6 +63,36 @@ def run(work: Path, files: int = FILES, lists: int = LISTS) -> list[str]:
     _search(steps, work / "root", queries, "the packed file", packed=True)
     print(f"\nshard {made.record.bytes / 1e9:.2f} GB, {made.record.indexed:,} vectors; on disk at the end {size_of(work) / 1e9:.1f} GB")
     return steps.lines
+
+
+def run_all(work: Path, share: float, files: int | None = None, lists: int = LISTS) -> list[str]:
+    """All shards at `share` of their rows (of the first `files` files), searched one by one and packed. Prints as it goes."""
+    catalog, geometry = scaled(share, files), Geometry(1)
+    root, rng = BuildRoot.at(work / "root"), np.random.default_rng(4)
+    steps = Steps()
+    with steps("a trained index of two levels"):
+        centroids = _unit(geometry.images(OF_CENTROIDS, lists).astype(np.float32))
+        trained = _trained(centroids, group_lists(centroids, seed=1))
+        _promote(root, trained, catalog)
+    print(f"{catalog.total_rows:,} rows, {catalog.shards} shards, {lists:,} lists; made segments, no real data\n", flush=True)
+    with steps("write the segments"):
+        _write_segments(root, trained, catalog, rng)
+    with steps(f"assemble, read back, account: {catalog.shards} shards"):
+        for shard in range(catalog.shards):
+            build_shard(root, trained, catalog, shard, {})
+            for file in catalog.files(shard):  # room for the next
+                segment_path(root, trained.fingerprint, file).unlink()
+    with steps("pack, read back, hold against the shards"):
+        pack(root)
+    np.save(work / "queries.npy", geometry.captions(0, QUERIES * 5))
+    return steps.lines
+
+
+def _promote(root: BuildRoot, trained: TrainedIndex, catalog: Catalog) -> None:
+    path = root.trained_index(trained.nlist, trained.codec.name, trained.method, trained.fingerprint)
+    trained.save(path)
+    promote(root, Promotion(path.name, trained.fingerprint))
+    catalog.save(root.catalog)
 
 
 class Steps:
@@ -87,10 +116,17 @@ class Steps:
         print(self.lines[-1], flush=True)
 
 
-def _trained(lists: int, d: int, rng: np.random.Generator) -> TrainedIndex:
+def _trained(centroids: Float32, groups: Groups | None) -> TrainedIndex:
+    lists, d = centroids.shape
     ones = np.ones(d, np.float32)
     codec = TrainedCodec("QT_4bit", "nearest", -0.1 * ones, 0.2 * ones, None)
-    return TrainedIndex("kmeans", lists, d, _unit(rng.standard_normal((lists, d), dtype=np.float32)), codec)
+    return TrainedIndex("kmeans", lists, d, centroids, codec, groups=groups)
+
+
+def _write_segments(root: BuildRoot, trained: TrainedIndex, catalog: Catalog, rng: np.random.Generator) -> None:
+    sizes = np.exp(UNEVEN * rng.standard_normal(trained.nlist))
+    for file in catalog:
+        _write_segment(root, trained, catalog, file.file_id, np.cumsum(sizes / sizes.sum()), rng)
 
 
 def _write_segment(root: BuildRoot, trained: TrainedIndex, catalog: Catalog, file_id: int, ends: Float32, rng: np.random.Generator) -> None:
