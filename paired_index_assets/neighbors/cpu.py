@@ -48,7 +48,7 @@ def scan(
             lone = torch.bincount(found.query, minlength=len(query))[found.query] == 1
             ids[found.query[lone], 0] = found.base[lone] + base.start
             found = found.where(~lone)
-        exact = exact_scores(query.vectors, base.vectors, found.query, found.base, space)
+        exact = exact_scores(query.vectors, base.vectors, found.query, found.base)
         merge(scores, ids, found.query, found.base + base.start, exact)
     crowded = search.crowded.nonzero()[:, 0]
     if len(crowded):

@@ -36,5 +36,5 @@ def scan(
         owner = column[start : start + step].repeat_interleave(GROUP)
         inside = rows < len(base.fast)
         rows, owner = rows[inside], owner[inside]
-        exact = exact_scores(query.vectors, base.vectors, owner, rows, space)
+        exact = exact_scores(query.vectors, base.vectors, owner, rows)
         merge(scores, ids, owner, rows + base.start, exact)

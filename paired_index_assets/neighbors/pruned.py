@@ -128,7 +128,7 @@ class PrunedSearch:
             return
         query = torch.from_numpy(np.repeat(several, held[several]))
         base = torch.from_numpy(np.concatenate([found[j, : held[j]] for j in several]).astype(np.int64))
-        exact = exact_scores(rows, self.centroids, query, base, space)
+        exact = exact_scores(rows, self.centroids, query, base)
         best = torch.full((len(rows),), NOTHING).scatter_reduce_(0, query, exact, "amax")
         winner = exact == best[query]
         ids.scatter_reduce_(0, query[winner], base[winner], "amin", include_self=False)
