@@ -106,6 +106,8 @@ def plan(
                 ("encoding on a GPU", "gpu_encode_rows", f"{rates.gpu_encode_rows:,.0f} rows/s"),
                 ("disk", "disk_bytes", f"{_bytes(rates.disk_bytes)}/s"),
                 ("line", "fetch_bytes", f"{_bytes(rates.fetch_bytes)}/s"),
+                ("putting a shard together", "assemble_bytes", f"{_bytes(rates.assemble_bytes)}/s"),
+                ("a small file, for good", "file_s", f"{1e3 * rates.file_s:.1f} ms"),
                 ("start of a run", "run_s", f"{rates.run_s:.0f} s"),
             )
         ],
@@ -116,11 +118,14 @@ def plan(
     resources = [name for name in scaled[0].seconds if any(one.seconds[name] for one in scaled)]
     table(
         f"projected from these rates, {gpus} GPUs a machine",
-        ["machines", "pairing", "training", *resources, "starts", "in all", "binds"],
+        ["machines", "pairing", "training", *resources, "assembly", "starts", "in all", "binds"],
         [
             [
                 one.nodes,
-                *map(duration, (one.pairing_s, one.training_s, *map(one.seconds.__getitem__, resources), one.overhead_s, one.whole_s)),
+                *map(
+                    duration,
+                    (one.pairing_s, one.training_s, *map(one.seconds.__getitem__, resources), one.assembly_s, one.overhead_s, one.whole_s),
+                ),
                 one.binds,
             ]
             for one in scaled

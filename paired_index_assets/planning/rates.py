@@ -41,6 +41,8 @@ class Rates:
     encode_rows: float = 30_000
     gpu_flops: float = 5.0e14  # an H200 at 65 % of a measured bfloat16 GEMM; ours is not measured on one
     gpu_encode_rows: float = 1e6  # a guess: three passes of d^2 a row are nothing beside assignment
+    assemble_bytes: float = 200e6  # of a shard: merged, hashed, written, read back, verified, on one core; a full shard in BENCHMARKS.md
+    file_s: float = 0.01  # to write a small file so that it outlives a crash
     run_s: float = 5.0  # what Dagster adds to a shard's run: a process that starts and imports; "What a run costs" in BENCHMARKS.md
     measured: frozenset[str] = frozenset()
     load: float = 0.0  # processes that ran beside, a core, when these were measured
@@ -76,7 +78,8 @@ def measure_rates(folder: Path, d: int) -> Rates:
     pairing = _seconds(lambda: nearest(images, centroids))
     encoding = _seconds(lambda: codec.encode(images))
     try:
-        writing = _seconds(lambda: _write(folder / ".paired-index-probe"))
+        writing = _seconds(lambda: _write(folder / ".paired-index-probe", PROBE_BYTES))
+        small = _seconds(lambda: _write(folder / ".paired-index-probe", 1))
     except OSError as error:
         raise BadInput(f"{folder}: cannot be written to ({error.strerror}); choose a root that can, or give --no-measure") from error
     return Rates(
@@ -85,7 +88,8 @@ def measure_rates(folder: Path, d: int) -> Rates:
         pairing_flops=2.0 * len(images) * len(centroids) * d / pairing,
         encode_rows=len(images) / encoding,
         disk_bytes=PROBE_BYTES / writing,
-        measured=frozenset({"flops", "pairing_flops", "encode_rows", "disk_bytes"}),
+        file_s=small,
+        measured=frozenset({"flops", "pairing_flops", "encode_rows", "disk_bytes", "file_s"}),
         load=load,
     )
 
@@ -113,9 +117,9 @@ def _seconds(work: Callable[[], object], tries: int = 3) -> float:
     return min(took[1:])
 
 
-def _write(path: Path) -> None:
+def _write(path: Path, size: int) -> None:
     block = os.urandom(1 << 20)  # not zeros: file systems may keep those nowhere
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
-        for _ in range(PROBE_BYTES // len(block)):
-            stream.write(block)
+        for start in range(0, size, len(block)):
+            stream.write(block[: size - start])
     path.unlink()

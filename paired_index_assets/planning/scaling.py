@@ -1,7 +1,8 @@
 """The same build on more machines: which resource binds, and how long the whole takes.
 
 A shard is a run, and a run is on one node: N nodes take ceil(shards / N) turns, so that 64 nodes are no faster than 58 at 58 shards.
-Within a node fetching, the disk, assignment and encoding overlap, so its time is that of the slowest, and what each run takes to start.
+Within a node fetching, the disk, assignment and encoding overlap, so its time is that of the slowest; and then what each run takes to start, to
+write its files for good and to put its shard together.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 from paired_index_assets.planning.plan import Plan
 from paired_index_assets.planning.rates import Rates
+
+FILES_KEPT = 2  # of each landed file: its segment, and the truth of its rows
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Scaled:
     gpus_per_node: int
     seconds: dict[str, float]
     overhead_s: float
+    assembly_s: float
     pairing_s: float
     training_s: float
 
@@ -29,7 +33,7 @@ class Scaled:
 
     @property
     def total_s(self) -> float:
-        return self.seconds[self.binds] + self.overhead_s
+        return self.seconds[self.binds] + self.assembly_s + self.overhead_s
 
     @property
     def whole_s(self) -> float:
@@ -51,4 +55,5 @@ def scale(plan: Plan, rates: Rates, nodes: int, gpus_per_node: int = 0) -> Scale
     }
     on = (rates.gpu_flops, rates.gpu_flops) if gpus_per_node else (rates.pairing_flops, rates.flops)
     before = plan.pairing_flops / on[0], plan.training_flops / on[1]
-    return Scaled(nodes, gpus_per_node, seconds, turns * rates.run_s, *before)
+    assembly = busiest_worker * (plan.shard_bytes / rates.assemble_bytes + FILES_KEPT * plan.files * rates.file_s)
+    return Scaled(nodes, gpus_per_node, seconds, turns * rates.run_s, assembly, *before)

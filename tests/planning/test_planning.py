@@ -52,12 +52,12 @@ def test_the_slowest_resource_binds():
 
 def test_given_rates_are_not_called_measured(tmp_path):
     rates = measure_rates(tmp_path, 16)
-    assert rates.measured == {"flops", "pairing_flops", "encode_rows", "disk_bytes"}
-    assert min(rates.flops, rates.pairing_flops, rates.encode_rows, rates.disk_bytes) > 0
+    assert rates.measured == {"flops", "pairing_flops", "encode_rows", "disk_bytes", "file_s"}
+    assert min(rates.flops, rates.pairing_flops, rates.encode_rows, rates.disk_bytes, rates.file_s) > 0
     assert list(tmp_path.iterdir()) == []
     given = rates.with_given(disk_gbps=8)
     assert given.disk_bytes == 1e9
-    assert given.measured == {"flops", "pairing_flops", "encode_rows"}
+    assert given.measured == {"flops", "pairing_flops", "encode_rows", "file_s"}
 
 
 def test_the_rate_of_assignment_is_that_of_the_way_a_probe_chooses(monkeypatch, tmp_path):
@@ -88,6 +88,13 @@ def test_pairs_and_training_are_done_once_before_the_shards_and_count_in_the_who
         scaled = scale(LAION, rates, nodes)
         assert scaled.pairing_s == LAION.pairing_flops / rates.pairing_flops
         assert scaled.whole_s == scaled.pairing_s + scaled.training_s + scaled.total_s
+
+
+def test_putting_shards_together_comes_after_what_overlaps_and_grows_with_bytes_and_files():
+    alone = scale(LAION, Rates(), 1)
+    assert alone.total_s == alone.seconds["processor"] + alone.assembly_s + 58 * Rates().run_s
+    assert alone.assembly_s == pytest.approx(LAION.shard_bytes / Rates().assemble_bytes + 2 * 2314 * Rates().file_s)
+    assert scale(LAION, Rates(), 58).assembly_s == pytest.approx(alone.assembly_s / 58)
 
 
 def test_every_number_of_lists_that_is_trained_costs_its_iterations_on_no_more_rows_than_it_takes():
