@@ -11,7 +11,8 @@ as the dimension has.
 
 What feedback did not aim at, z = (I + F) e, is at hand when it ends, and H e = (I + F)' D z: slopes for descent cost a triangle of
 multiply-adds. Descent then moves one dimension in twenty, and only a move costs another row of H. A row costs d^2/2 multiply-adds for
-feedback, d^2/2 for slopes, and d for each move. On the processor in any case: a GPU sums in another order, and at a near tie a row would get another code there.
+feedback, d^2/2 for slopes, and d for each move. On the processor in any case: a GPU sums in another order, and at a near tie a row would
+get another code there.
 """
 
 from __future__ import annotations

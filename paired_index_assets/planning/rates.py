@@ -38,7 +38,7 @@ class Rates:
     flops: float = 200e9  # of assignment, as if all were multiplied: where bounds rule lists out it is above the GEMM's
     assigned_by: str = ""  # what the probe chose
     pairing_flops: float = 200e9  # float32 GEMM of 2 recent cores
-    encode_rows: float = 30_000
+    encode_rows: float = 60_000  # d = 768 on 2 recent cores
     gpu_flops: float = 5.0e14  # an H200 at 65 % of a measured bfloat16 GEMM; ours is not measured on one
     gpu_encode_rows: float = 1e6  # a guess: three passes of d^2 a row are nothing beside assignment
     assemble_bytes: float = 200e6  # of a shard: merged, hashed, written, read back, verified, on one core; a full shard in BENCHMARKS.md

@@ -156,7 +156,7 @@ def _source_rows(file: CatalogFile, source: LandedFile | None, rows: Int64) -> n
 
 
 def _coded_again(index: FaissFile, trained: TrainedIndex, files: Sequence[npt.NDArray[Any]]) -> list[Float32]:
-    """The rows (n, d) of each file coded and decoded; of those that cannot be searched, zeros. All at once: a code a call costs a tile."""
+    """The rows (n, d) of each file coded and decoded; of those that cannot be searched, zeros. All at once."""
     if not files:
         return []
     vectors = np.concatenate(files)
