@@ -72,7 +72,10 @@ class Assigner:
         search = self._prepared(vectors, centroids, way, grouped=not known)
         if known and (self._kept is None or not self._kept.holds(vectors, way)):
             self._kept = _Kept(vectors, way)
-        return self._pruned(search, vectors, centroids, before, progress, self._kept if known else None)
+        lists, left = self._by_bounds(search, vectors, before, progress, self._kept if known else None)
+        if len(left):
+            lists[left] = assign(Selected(vectors, left), centroids, device="cpu", names=self.names)
+        return lists
 
     def _worth_probing(self, n: int, centroids: Float32, known: bool) -> bool:
         rows = max(self._rows[known], n * self.passes if known else 0)
@@ -91,9 +94,15 @@ class Assigner:
         guess = None if before is None else before[chosen]
         whole = choose("cpu", 1, len(centroids), float(len(vectors)) * centroids.size, MEMORY_BYTES)
 
+        dense = partial(cpu_seconds, partial(assign, sample, centroids, engine=whole))
+        dense_row = dense() / len(sample)
+
         def cost(search: PrunedSearch, rows: int) -> float:
+            """Of `rows` rows; those left undecided cost what they cost among many, where centroids are read once for all of them."""
+            left: list[Int64] = []
             some = None if guess is None else guess[:rows]
-            return cpu_seconds(partial(self._pruned, search, sample[:rows], centroids, some, silent))
+            seconds = cpu_seconds(lambda: left.append(self._by_bounds(search, sample[:rows], some, silent)[1]))
+            return seconds + len(left[0]) * dense_row
 
         def decides(search: PrunedSearch) -> bool:
             rows = torch.from_numpy(sample[:FEW])
@@ -106,9 +115,9 @@ class Assigner:
             search = self._prepared(sample, centroids, way, grouped=before is None)
             if decides(search):
                 likely.append((min(cost(search, SOME) for _ in range(TRIES)), way, search))
-                likely = [one for one in sorted(likely, key=lambda one: one[0])[:FINALISTS] if one[0] <= SOME_REACH * likely[0][0]]
+                likely.sort(key=lambda one: one[0])
+                likely = [one for one in likely[:FINALISTS] if one[0] <= SOME_REACH * likely[0][0]]  # a loser's table is let go
         contenders = [(way, partial(cost, search, len(sample))) for _, way, search in likely]
-        dense = partial(cpu_seconds, partial(assign, sample, centroids, engine=whole))
         way, seconds = quickest([(DENSE, dense), *contenders])
         self.costs = {way: spent / len(sample) for way, spent in seconds.items()}
         return way
@@ -135,9 +144,10 @@ class Assigner:
             self._frames[way] = Frame.of(some, basis_of(self._directions, way.width, spread=way.levels > 0), way.levels)
         return self._frames[way]
 
-    def _pruned(
-        self, search: PrunedSearch, vectors: Rows, centroids: Float32, before: Int64 | None, progress: Progress, kept: _Kept | None = None
-    ) -> Int64:
+    def _by_bounds(
+        self, search: PrunedSearch, vectors: Rows, before: Int64 | None, progress: Progress, kept: _Kept | None = None
+    ) -> tuple[Int64, Int64]:
+        """(n,) the lists, and the rows that are left to the dense search."""
         lists = np.empty(len(vectors), np.int64)
         spaces = threading.local()
 
@@ -156,10 +166,7 @@ class Assigner:
             for stop, left in pool.map(tile, cuts[:-1], cuts[1:]):
                 undecided.append(left)
                 progress("neighbors", stop, len(vectors))
-        rows = np.concatenate(undecided)
-        if len(rows):
-            lists[rows] = assign(Selected(vectors, rows), centroids, device="cpu", names=self.names)
-        return lists
+        return lists, np.concatenate(undecided)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from paired_index_assets.rows import Float32, Int32, Int64
 BLOCK = 1024, 512  # rows and centroids whose products are made at a time: they are looked at while they are in cache
 PROBED_GROUPS = 8  # of heads; benchmarks/assignment.py
 ROOM = 512  # candidates of a row that are noted in the first look
-CROWD = 4096  # in the second, with a better start; more and the dense search is to decide
+CROWD, AGAIN = 4096, 512  # in the second, with a better start, of so many rows; more and the dense search is to decide
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,15 @@ class PrunedSearch:
             self._look(rows[part], projected.of(part), low[part], slack[part], ids[part], min(ROOM, CROWD), space) + part.start
             for part in (slice(start, start + BLOCK[0]) for start in range(0, len(rows), BLOCK[0]))
         ]
-        again = torch.cat(crowded)  # by now the score of their best bound is known, which is a better start
-        if not len(again):
-            return ids, again
-        left = ids[again]
-        still = self._look(rows[again], projected.of(again), low[again], slack[again], left, CROWD, space)
-        ids[again] = left
-        return ids, again[still]
+        again = torch.cat(crowded)
+        undecided = [again[:0]]
+        for start in range(0, len(again), AGAIN):  # by now the score of their best bound is known, which is a better start
+            part = again[start : start + AGAIN]
+            left = ids[part]
+            still = self._look(rows[part], projected.of(part), low[part], slack[part], left, CROWD, space)
+            ids[part] = left
+            undecided.append(part[still])
+        return ids, torch.cat(undecided)
 
     def _multiply(self, rows: torch.Tensor, values: torch.Tensor, space: Workspace) -> torch.Tensor:
         """(len(rows), len(values)) products, in memory that the next call takes."""

@@ -110,6 +110,7 @@ def test_rows_with_a_crowd_of_candidates_are_handed_back(monkeypatch):
 @pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("room", [1, 3, 16])
 def test_rows_with_too_many_candidates_for_the_first_look_are_decided_in_the_second(monkeypatch, levels, room):
+    monkeypatch.setattr(pruned, "AGAIN", 70)
     monkeypatch.setattr(pruned, "BLOCK", (150, 100))  # neither rows nor centroids fill their last block
     monkeypatch.setattr(pruned, "ROOM", room)
     looks = []
@@ -299,3 +300,23 @@ def test_int8_products_are_used_only_as_far_as_they_add_up_rightly(monkeypatch):
     int8_levels.cache_clear()
     assert int8_levels() == 0
     int8_levels.cache_clear()
+
+
+def test_rows_that_a_way_leaves_undecided_are_counted_as_if_they_were_assigned_among_many(monkeypatch):
+    """A few rows alone pay for reading all centroids: that would speak against narrow bounds, which are best for many rows."""
+    images, _ = towers(10_000, 1, 64)
+    centroids = train_kmeans(images, 2048, Training(niter=1)).centroids
+    handed, way, undecided = [], Way(32, int8_levels()), np.arange(100)
+
+    def counted(vectors, centroids, **settings):
+        handed.append(len(vectors))
+        return assign(vectors, centroids, **settings)
+
+    monkeypatch.setattr(assigning, "assign", counted)
+    monkeypatch.setattr(assigning, "cpu_seconds", lambda work: (work(), 1.0)[1])
+    monkeypatch.setattr(assigning, "ways", lambda d: [way])
+    monkeypatch.setattr(Assigner, "_by_bounds", lambda self, search, vectors, *_: (np.zeros(len(vectors), np.int64), undecided))
+    assigner = Assigner()
+    assigner.decide(images, centroids)
+    (rows,) = set(handed)  # no undecided row is assigned by itself
+    assert assigner.costs[way] == pytest.approx((1 + len(undecided) / rows) / rows)
