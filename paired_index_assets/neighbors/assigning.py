@@ -34,7 +34,7 @@ LEAST_ROWS = 2048  # fewer are assigned densely
 PROBED = 4e9  # multiply-adds of the rows that are tried
 LEAST_PROBED, MOST_PROBED = 1024, 8192  # rows
 FEW, MOST_UNDECIDED = 64, 0.25  # of them, first: whether bounds rule anything out, for most rows
-SOME, TRIES, SOME_REACH, FINALISTS = 512, 2, 1.25, 3  # of them, then: which ways are near the best
+SOME, TRIES, SOME_REACH, FINALISTS = 0.25, 3, 1.25, 3  # of them, then: which ways are near the best
 TILE = 4096  # rows a worker takes at a time
 DIRECTION_ROWS = 8_192  # and centroids: a sample of either tells the directions
 KEPT_BYTES = 512 << 20  # of rows as a frame shows them, between iterations: a tenth or so of the rows themselves
@@ -114,7 +114,7 @@ class Assigner:
         for way in () if few else ways(sample.shape[1]):
             search = self._prepared(sample, centroids, way, grouped=before is None)
             if decides(search):
-                likely.append((min(cost(search, SOME) for _ in range(TRIES)), way, search))
+                likely.append((min(cost(search, int(SOME * count)) for _ in range(TRIES)), way, search))
                 likely.sort(key=lambda one: one[0])
                 likely = [one for one in likely[:FINALISTS] if one[0] <= SOME_REACH * likely[0][0]]  # a loser's table is let go
         contenders = [(way, partial(cost, search, len(sample))) for _, way, search in likely]
