@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from paired_index_assets.blas import single_threaded_blas
+from paired_index_assets.errors import BadInput
 from paired_index_assets.neighbors.arithmetic import FLOAT32
 from paired_index_assets.neighbors.blocks import Block, check_matrix, check_same_width, read_block
 from paired_index_assets.neighbors.bounds import Bounds, Frame, SeenRows, basis_of, directions
@@ -46,7 +47,7 @@ class Assigner:
 
     names: tuple[str, str] = ("vectors", "centroids")
     ways: dict[bool, Way] = field(default_factory=dict)  # with and without lists from before: what was chosen, once the work was worth it
-    passes: int = 1  # over the same rows that are to come, with lists from before
+    passes: int = 1  # that are to come over as many rows, with lists from before
     costs: dict[Way, float] = field(default_factory=dict)  # CPU seconds a row, of each way that was tried
     _rows: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})  # assigned so far
     _directions: Float32 | None = None
@@ -63,8 +64,9 @@ class Assigner:
         check_same_width(vectors, self.names[0], centroids, self.names[1])
         known = before is not None
         self._rows[known] += len(vectors)
-        on_cpu = not torch.cuda.is_available() if device is None else device.startswith("cpu")
-        if on_cpu and known not in self.ways and self._worth_probing(len(vectors), centroids, known):
+        on_cpu = _on_cpu(device)
+        rows = max(self._rows[known], len(vectors) * self.passes if known else 0)
+        if on_cpu and known not in self.ways and self._worth(len(vectors), rows, centroids):
             self.decide(vectors, centroids, before)
         way = self.ways.get(known, DENSE)
         if way.dense or not on_cpu or len(vectors) < LEAST_ROWS:
@@ -77,13 +79,27 @@ class Assigner:
             lists[left] = assign(Selected(vectors, left), centroids, device="cpu", names=self.names)
         return lists
 
-    def _worth_probing(self, n: int, centroids: Float32, known: bool) -> bool:
-        rows = max(self._rows[known], n * self.passes if known else 0)
-        return n >= LEAST_ROWS and rows >= ROWS_WORTH_PROBING and float(rows) * centroids.size >= WORTH_PROBING
+    def worth_probing(self, vectors: Rows, centroids: Rows, *, device: str | None = None) -> bool:
+        """Whether, for `passes` assignments of so many rows to so many centroids, measuring is worth it, or has been done."""
+        return _on_cpu(device) and (False in self.ways or self._worth(len(vectors), len(vectors) * self.passes, centroids))
+
+    def prunes(self, vectors: Rows, centroids: Float32) -> bool:
+        """Whether bounds are the way for such rows and centroids whose lists are unknown; measured once."""
+        if False not in self.ways:
+            self.decide(vectors, centroids)
+        return not self.ways[False].dense
+
+    def _worth(self, n: int, rows: int, centroids: Rows) -> bool:
+        values = float(centroids.shape[0]) * centroids.shape[1]
+        return n >= LEAST_ROWS and rows >= ROWS_WORTH_PROBING and rows * values >= WORTH_PROBING
 
     def decide(self, vectors: Rows, centroids: Float32, before: Int64 | None = None) -> Way:
         """Measure now which way is quickest for such rows, with or without lists from before; `ways` and `costs` keep it."""
-        self.ways[before is not None] = way = self._fastest(vectors, centroids, before)
+        try:
+            way = self._fastest(vectors, centroids, before)
+        except BadInput:  # of the sample: the dense search of all rows will say which it is
+            way = DENSE
+        self.ways[before is not None] = way
         return way
 
     def _fastest(self, vectors: Rows, centroids: Float32, before: Int64 | None) -> Way:
@@ -190,6 +206,10 @@ class _Kept:
             self.blocks[place] = seen
             self.nbytes += seen.nbytes
         return seen
+
+
+def _on_cpu(device: str | None) -> bool:
+    return not torch.cuda.is_available() if device is None else device.startswith("cpu")
 
 
 def spread_rows(rows: int, count: int) -> Int64:

@@ -18,7 +18,7 @@ from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.files.storage import as_path, digest_of_parts
 from paired_index_assets.files.tables import digest_of_table, read_table, write_table
 from paired_index_assets.neighbors.blocks import check_matrix, check_same_width
-from paired_index_assets.neighbors.exact import nearest
+from paired_index_assets.neighbors.bounded import BoundedNeighbors
 from paired_index_assets.neighbors.fingerprint import fingerprint_of
 from paired_index_assets.progress import Progress, silent
 from paired_index_assets.rows import Bool, Int64, Rows, Selected
@@ -129,19 +129,32 @@ def write_pairs(folder: UPath, sides: Sides, *, device: str | None = None, progr
 def write_blocks(folder: UPath, numbers: Sequence[int], sides: Sides, *, device: str | None = None, progress: Progress = silent) -> int:
     """Write some blocks of the table, such as every eighth where eight runs share them; returns how many were not there already."""
     written, done = 0, 0
-    spans = [sides.span(number) for number in numbers]
+    spans, search = [sides.span(number) for number in numbers], search_of(sides, len(numbers))
     total = sum(span.stop - span.start for span in spans)
     for number, span in zip(numbers, spans, strict=True):
-        written += write_block(folder, number, sides, device=device, progress=_shifted(progress, done, total))
+        written += write_block(folder, number, sides, search, device=device, progress=_shifted(progress, done, total))
         done += span.stop - span.start
         progress("pairing", done, total, written=written)
     return written
 
 
-def write_block(folder: UPath, number: int, sides: Sides, *, device: str | None = None, progress: Progress = silent) -> bool:
+def search_of(sides: Sides, blocks: int = 1) -> BoundedNeighbors:
+    """Of the images, for so many blocks of captions."""
+    return BoundedNeighbors(sides.images.rows, names=("captions", "images"), calls=blocks)
+
+
+def write_block(
+    folder: UPath,
+    number: int,
+    sides: Sides,
+    search: BoundedNeighbors | None = None,
+    *,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> bool:
     """Write block `number` of the table, or leave the file that is there if it was made from the same. True if written.
 
-    Needs nothing of the other blocks. Its captions (block_rows, d) are in memory while it runs.
+    Needs nothing of the other blocks. Its captions (block_rows, d) are in memory while it runs. `search`: of the images, for one block after another.
     """
     span, images = sides.span(number), sides.images
     block, ids = sides.captions[span], np.ascontiguousarray(sides.caption_ids[span], dtype=np.int64)
@@ -152,7 +165,7 @@ def write_block(folder: UPath, number: int, sides: Sides, *, device: str | None 
     path = as_path(folder) / f"pairs-{number:05d}.parquet"
     if _is_whole(path, metadata):
         return False
-    similarity, image = nearest(block, images.rows, device=device, progress=progress, names=("captions", "images"))
+    similarity, image = (search or search_of(sides)).nearest(block, device=device, progress=progress)
     image = image if images.ids is None else images.ids[image]
     table = pa.table([ids, image, similarity], schema=PAIRS_SCHEMA.with_metadata(metadata))
     write_table(path, table)
