@@ -59,7 +59,7 @@ test-kernel: install  ## the GPU kernel: on the GPU, or in Triton's interpreter,
 laion-rehearsal: install  ## LAION-2B's shape at SHARE=0.001 of its rows, all of them made: landing, kills, a retraining, and proofs (WORK=folder)
 	PYTHONPATH=$(CURDIR)/benchmarks $(BIN)/python -m laion_rehearsal --share $(SHARE) --work $(WORK)
 
-laion-shard: install  ## one shard of LAION-2B's size from made segments: 65 GB of disk (WORK=folder)
+laion-shard: install  ## one shard of LAION-2B's size from made segments: 35 GB of disk (WORK=folder)
 	PYTHONPATH=$(CURDIR)/benchmarks $(BIN)/python -m laion_rehearsal --full-shard --work $(WORK)
 
 lint: install    ## ruff, the floors of docs/architecture.md, mypy

@@ -1,7 +1,7 @@
 """`python -m laion_rehearsal --share 0.001`: everything from the forecast to the proofs, and a report in the work folder.
 
     make laion-rehearsal SHARE=0.001 [WORK=data/laion-rehearsal]
-    make laion-shard                     (one shard of full size, in pieces, from made segments: 65 GB of disk)
+    make laion-shard                     (one shard of full size, in pieces, from made segments: 35 GB of disk)
     python -m laion_rehearsal --made-shards --share 0.01      (58 shards of 131,072 lists from made segments, searched: 60 GB)
 
 All vectors are made (geometry.py), no number is of real data. Ends with exit code 1 and one line where something is not proven.
