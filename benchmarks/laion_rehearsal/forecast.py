@@ -36,7 +36,7 @@ class Forecast:
     @classmethod
     def of_plan(cls, plan: Plan) -> Forecast:
         plan.work.mkdir(parents=True, exist_ok=True)
-        return cls.of(plan.catalog, plan.lists, measure_rates(plan.work, plan.geometry.d))
+        return cls.of(plan.catalog, plan.lists, measure_rates(plan.work, plan.geometry.d, plan.lists))
 
 
 def compared(plan: Plan, forecast: Forecast, generation: Path, work_s: float, total_s: float, memory_mb: float) -> list[str]:

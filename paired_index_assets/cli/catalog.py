@@ -55,7 +55,7 @@ def plan(
     ] = None,
     net_gbps: Annotated[float, typer.Option("--net-gbps", help="Gigabits a second of a machine's line.", min=0.001)] = 1.0,
     pairs: Annotated[int, typer.Option(help="Captions that will train, each matched among as many images.", min=1)] = 20_000_000,
-    measure: Annotated[bool, typer.Option(help="Measure this machine's rates first: some twenty seconds.")] = True,
+    measure: Annotated[bool, typer.Option(help="Measure this machine's rates first: some thirty seconds.")] = True,
 ) -> None:
     """Print bytes, memory and time before anything runs, on one machine and on more."""
     from paired_index_assets.planning.plan import plan_build
@@ -71,7 +71,7 @@ def plan(
     made = plan_build(found, nlist=fine or flat, pairs=pairs, trained=sorted({flat, fine or flat}))
     root = settings.build_root.root
     disk = nearest_folder(root if is_local(root) else as_path(settings.build_root.cache.folder))
-    rates = (measure_rates(disk, made.dimensions) if measure else Rates()).with_given(disk_gbps=disk_gbps, net_gbps=net_gbps)
+    rates = (measure_rates(disk, made.dimensions, made.nlist) if measure else Rates()).with_given(disk_gbps=disk_gbps, net_gbps=net_gbps)
     rows: list[list[Any]] = [
         ["files, shards", f"{made.files:,}, {made.shards}"],
         ["rows, dimensions", f"{made.rows:,}, {made.dimensions}"],

@@ -23,7 +23,8 @@ from paired_index_assets.neighbors.exact import nearest
 from paired_index_assets.planning.made import towers_around
 from paired_index_assets.rows import Float32
 
-ASSIGNED_ROWS, ASSIGNED_LISTS = 2_048, 8_192  # the more lists, the more bounds gain: a rate for more of them is a cautious one
+ASSIGNED_ROWS, ASSIGNED_LISTS = 2_048, 8_192
+MOST_LISTS = 32_768  # the more lists, the more bounds gain: a rate for more of them than this is a cautious one
 PROBE_BYTES = 256 << 20
 PROBE_CAPTIONS = 4_096
 BUSY = 0.3  # processes beside, a core
@@ -62,20 +63,23 @@ class Rates:
         return given
 
 
-def measure_rates(folder: Path, d: int) -> Rates:
-    """Assignment, pairing and encoding at `d` dimensions, and writing to the disk of `folder`, each for seconds; the rest as assumed.
+def measure_rates(folder: Path, d: int, nlist: int = ASSIGNED_LISTS) -> Rates:
+    """Assignment to `nlist` lists (MOST_LISTS of more), pairing and encoding at `d` dimensions, and writing to the disk of `folder`, each for
+    seconds; the rest as assumed.
 
     All on made vectors: assignment in the way that a probe chooses (`neighbors.assigning`), by CPU time; the others by the clock.
 
     Raises BadInput if `folder` cannot be written to, OutOfDisk.
     """
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
-    rows, centroids = towers_around(ASSIGNED_ROWS, ASSIGNED_LISTS, d)
-    images = np.concatenate([centroids, rows])
+    lists = min(nlist, MOST_LISTS)
+    rows, centroids = towers_around(ASSIGNED_ROWS, lists, d)
+    some = centroids[:ASSIGNED_LISTS]
+    images = np.concatenate([some, rows])
     codec = _codec_of_a_build(images)
     assigner = Assigner()
     way = assigner.decide(rows, centroids)
-    pairing = _seconds(lambda: nearest(images, centroids))
+    pairing = _seconds(lambda: nearest(images, some))
     encoding = _seconds(lambda: codec.encode(images))
     try:
         writing = _seconds(lambda: _write(folder / ".paired-index-probe", PROBE_BYTES))
@@ -83,9 +87,9 @@ def measure_rates(folder: Path, d: int) -> Rates:
     except OSError as error:
         raise BadInput(f"{folder}: cannot be written to ({error.strerror}); choose a root that can, or give --no-measure") from error
     return Rates(
-        flops=2.0 * ASSIGNED_LISTS * d * torch.get_num_threads() / assigner.costs[way],
+        flops=2.0 * lists * d * torch.get_num_threads() / assigner.costs[way],
         assigned_by=str(way),
-        pairing_flops=2.0 * len(images) * len(centroids) * d / pairing,
+        pairing_flops=2.0 * len(images) * len(some) * d / pairing,
         encode_rows=len(images) / encoding,
         disk_bytes=PROBE_BYTES / writing,
         file_s=small,
