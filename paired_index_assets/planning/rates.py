@@ -50,7 +50,7 @@ class Rates:
 
     @property
     def busy(self) -> bool:
-        """Whether other work took so much of the machine that rates measured by the clock are too low."""
+        """Whether other work took so much of the machine that the rate of its disk, measured by the clock, is too low."""
         return self.load > BUSY
 
     def with_given(self, *, disk_gbps: float | None = None, net_gbps: float | None = None) -> Rates:
@@ -67,7 +67,7 @@ def measure_rates(folder: Path, d: int, nlist: int = ASSIGNED_LISTS) -> Rates:
     """Assignment to `nlist` lists (MOST_LISTS of more), pairing and encoding at `d` dimensions, and writing to the disk of `folder`, each for
     seconds; the rest as assumed.
 
-    All on made vectors: assignment in the way that a probe chooses (`neighbors.assigning`), by CPU time; the others by the clock.
+    All on made vectors, by CPU time: assignment in the way that a probe chooses (`neighbors.assigning`). The disk by the clock.
 
     Raises BadInput if `folder` cannot be written to, OutOfDisk.
     """
@@ -79,8 +79,8 @@ def measure_rates(folder: Path, d: int, nlist: int = ASSIGNED_LISTS) -> Rates:
     codec = _codec_of_a_build(images)
     assigner = Assigner()
     way = assigner.decide(rows, centroids)
-    pairing = _seconds(lambda: nearest(images, some))
-    encoding = _seconds(lambda: codec.encode(images))
+    pairing = _core_seconds(lambda: nearest(images, some)) / torch.get_num_threads()
+    encoding = _core_seconds(lambda: codec.encode(images)) / torch.get_num_threads()
     try:
         writing = _seconds(lambda: _write(folder / ".paired-index-probe", PROBE_BYTES))
         small = _seconds(lambda: _write(folder / ".paired-index-probe", 1))
@@ -111,13 +111,18 @@ def _codec_of_a_build(images: Float32) -> TrainedCodec:
     )
 
 
-def _seconds(work: Callable[[], object], tries: int = 3) -> float:
+def _core_seconds(work: Callable[[], object]) -> float:
+    """Of all threads of this process, so that what else the machine does decides little."""
+    return _seconds(work, time.process_time)
+
+
+def _seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter, tries: int = 3) -> float:
     """Of the quickest of some tries, after one that warms up."""
     took = []
     for _ in range(tries + 1):
-        began = time.perf_counter()
+        began = clock()
         work()
-        took.append(time.perf_counter() - began)
+        took.append(clock() - began)
     return min(took[1:])
 
 
