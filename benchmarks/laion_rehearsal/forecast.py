@@ -44,7 +44,7 @@ def compared(plan: Plan, forecast: Forecast, generation: Path, work_s: float, to
     rows = [
         ("segments, MB", forecast.segment_bytes / 1e6, size_of(generation / "segments") / 1e6),
         ("shards, MB", forecast.shard_bytes / 1e6, size_of(generation / "shards") / 1e6),
-        ("memory of the largest process, at most, MB", forecast.memory_bytes / 1e6, memory_mb),
+        ("memory of the largest process that builds shards, at most, MB", forecast.memory_bytes / 1e6, memory_mb),
         ("assignment and encoding of all rows, s", forecast.work_s, work_s),
         ("all shards through Dagster, one generation, s", forecast.total_s, total_s),
     ]

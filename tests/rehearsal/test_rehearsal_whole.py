@@ -1,4 +1,4 @@
-"""The rehearsal itself, at a thousandth of LAION's rows: half an hour on two cores."""
+"""The rehearsal itself, at a thousandth of LAION's rows: half an hour on two idle cores, more on busy ones."""
 
 import os
 import subprocess
