@@ -23,7 +23,7 @@ class Forecast:
     segment_bytes: int
     shard_bytes: int
     memory_bytes: int
-    work_s: float  # assignment and encoding
+    work_s: float  # assignment and encoding, and putting shards together
     total_s: float  # with the starts of its runs
     rates: Rates
 
@@ -31,7 +31,14 @@ class Forecast:
     def of(cls, catalog: Catalog, nlist: int, rates: Rates) -> Forecast:
         made, landed = plan_build(catalog, nlist=nlist), [file.name for file in catalog]
         alone = scale(plan_build(catalog, nlist=nlist, landed=landed), rates, 1)
-        return cls(made.segment_bytes, made.shard_bytes, made.build_memory_bytes, alone.seconds["processor"], alone.total_s, rates)
+        return cls(
+            made.segment_bytes,
+            made.shard_bytes,
+            made.build_memory_bytes,
+            alone.seconds["processor"] + alone.assembly_s,
+            alone.total_s,
+            rates,
+        )
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Forecast:
@@ -45,7 +52,7 @@ def compared(plan: Plan, forecast: Forecast, generation: Path, work_s: float, to
         ("segments, MB", forecast.segment_bytes / 1e6, size_of(generation / "segments") / 1e6),
         ("shards, MB", forecast.shard_bytes / 1e6, size_of(generation / "shards") / 1e6),
         ("memory of the largest process that builds shards, at most, MB", forecast.memory_bytes / 1e6, memory_mb),
-        ("assignment and encoding of all rows, s", forecast.work_s, work_s),
+        ("assignment, encoding and assembly of all rows, s", forecast.work_s, work_s),
         ("all shards through Dagster, one generation, s", forecast.total_s, total_s),
     ]
     table = ["| quantity | forecast | measured | measured / forecast | within 25 % |", "|---|---|---|---|---|"]
@@ -63,6 +70,6 @@ def projected(forecast: Forecast, work_ratio: float, start_s: float) -> list[str
     work = whole.work_s * work_ratio
     return [
         f"projected to 2,170,337,258 rows and {LAION_LISTS:,} lists on one such machine: {whole.segment_bytes / 1e12:.2f} TB of segments, "
-        f"{whole.shard_bytes / 1e12:.2f} TB of shards (arithmetic); {work / 3600:,.0f} h of assignment and encoding "
+        f"{whole.shard_bytes / 1e12:.2f} TB of shards (arithmetic); {work / 3600:,.0f} h of assignment, encoding and assembly "
         f"(the planner's {whole.work_s / 3600:,.0f} h times {work_ratio:.2f}), {58 * start_s / 60:,.0f} min of starts ({start_s:.1f} s each)",
     ]
