@@ -45,7 +45,10 @@ class Candidates:
 
 
 def exact_scores(queries: torch.Tensor, base: torch.Tensor, query: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    """<queries[query[i]], base[row[i]]> summed in float64, rounded once to float32: the score this package defines."""
+    """(n,) float32 of <queries[query[i]], base[row[i]]>, summed in float64 and rounded once: the score this package defines.
+
+    queries (nq, d) and base (nb, d) float32; query and row (n,) int64.
+    """
     out = torch.empty(len(query), dtype=torch.float32, device=queries.device)
     if queries.device.type == "cpu":
         score_pairs(*(each.numpy() for each in (queries, base, query, row, out)))

@@ -45,7 +45,6 @@ class BoundedNeighbors:
         for start, block in self._blocks():
             if start == 0 and not assigner.prunes(vectors, block):
                 return nearest(vectors, base, names=names, device=device, progress=progress)
-
             found = assigner(vectors, block, device="cpu", progress=_of_whole(progress, start, len(block), len(base)))
             score = _scores(vectors, block, found)
             better = score > scores  # an equal score loses: its id is higher

@@ -120,10 +120,10 @@ class PrunedSearch:
             products = self._multiply(projected.values, values[first : first + BLOCK[1]], space)
             sift(products.numpy(), first, *known, top, held, found, value)
         narrow(*known, held, found, value, ids.numpy())
-        self._decide(rows, held, found, ids, space)
+        self._decide(rows, held, found, ids)
         return torch.from_numpy(np.flatnonzero(held > room))
 
-    def _decide(self, rows: torch.Tensor, held: Int64, found: Int32, ids: torch.Tensor, space: Workspace) -> None:
+    def _decide(self, rows: torch.Tensor, held: Int64, found: Int32, ids: torch.Tensor) -> None:
         """Write to `ids` the best of several that are equal within rounding."""
         several = np.flatnonzero((held > 1) & (held <= found.shape[1]))
         if not len(several):

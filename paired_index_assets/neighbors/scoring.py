@@ -11,7 +11,7 @@ from paired_index_assets.files.compiling import compiled
 
 @compiled
 def score_pairs(queries: Any, base: Any, query: Any, row: Any, scores: Any) -> None:
-    """scores[i] = <queries[query[i]], base[row[i]]>, float32 products summed in float64 and rounded once."""
+    """scores (n,) float32 of the pairs query, row (n,) int64 of queries (nq, d) and base (nb, d) float32: summed in float64, rounded once."""
     for i in range(len(query)):
         a, b, total = queries[query[i]], base[row[i]], 0.0
         for j in range(len(a)):
