@@ -33,7 +33,7 @@ from paired_index_assets.rows import Float32, Int64, Rows, Selected
 ITERATIONS = 10  # as in the paper and in faiss's IVF training
 SEED = 1234  # faiss's ClusteringParameters.seed
 MAX_POINTS_PER_CENTROID = 256  # faiss's ClusteringParameters.max_points_per_centroid
-SPLIT = 1 / 1024  # faiss's EPS in Clustering.cpp: how far the two halves of a split list are moved apart
+SPLIT = 1 / 1024  # faiss's EPS in Clustering.cpp: how far each half of a split list is moved, of its length
 PIECE_MEMBERS = 16  # of a list, on average, added in float32: as exact as the centroids, which are float32
 LEAST_PIECE, MOST_PIECE = 1024, 16_384  # rows
 
@@ -118,7 +118,7 @@ def _train(images: Rows, summed: Rows, nlist: int, training: Training) -> Cluste
         if number == niter:
             break
         sums = segment_sums(summed, lists, nlist)
-        centroids, split = _updated(sums, sizes, state.centroids, seed + number)
+        centroids, split = updated_centroids(sums, sizes, state.centroids, seed + number)
         iteration = Iteration(
             objective=float(np.einsum("ij,ij", sums, state.centroids)) / len(summed),
             imbalance=nlist * float(np.square(sizes / len(images)).sum()),
@@ -180,8 +180,9 @@ def segment_sums(rows: Rows, lists: Int64, nlist: int, name: str = "captions") -
     return sums.numpy()
 
 
-def _updated(sums: npt.NDArray[np.float64], sizes: Int64, old: Float32, seed: int) -> tuple[Float32, int]:
-    """New unit centroids, and how many lists were empty and got half of another."""
+def updated_centroids(sums: npt.NDArray[np.float64], sizes: Int64, old: Float32, seed: int) -> tuple[Float32, int]:
+    """New unit centroids (nlist, d) of the sums (nlist, d) and sizes (nlist,) of lists, and how many were empty and got half of another;
+    the `old` ones where all are empty."""
     norms = np.linalg.norm(sums, axis=1)
     empty = np.flatnonzero(norms == 0)  # no members, or members that cancel out
     centroids = np.divide(sums, norms[:, None], out=np.zeros_like(sums), where=norms[:, None] > 0)
@@ -192,14 +193,19 @@ def _updated(sums: npt.NDArray[np.float64], sizes: Int64, old: Float32, seed: in
 
 
 def _split(centroids: npt.NDArray[np.float64], sizes: Int64, empty: Int64, rng: np.random.Generator) -> None:
-    """Give each empty list half of one drawn by size - 1, the two moved apart symmetrically (faiss's split_clusters), in place."""
+    """Give each empty list half of one drawn by size - 1, the two moved apart symmetrically (as faiss's split_clusters), in place.
+
+    Each pair in a direction of its own: along one direction for all, as in faiss, the halves of two halves meet again, (1 + e)(1 - e) of
+    where they were, and lists with the same centroid are what nobody asked for. That takes a large list that is drawn three times.
+    """
     sizes = sizes.copy()
-    sign = np.where(np.arange(centroids.shape[1]) % 2 == 0, 1.0, -1.0)
     for gap in empty:
         weights = np.cumsum(np.maximum(sizes - 1, 0)) if sizes.max() > 1 else np.cumsum(sizes)
         full = int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))
-        centroids[gap] = centroids[full] * (1 + SPLIT * sign)
-        centroids[full] *= 1 - SPLIT * sign
+        apart = rng.standard_normal(centroids.shape[1])
+        apart *= SPLIT / np.linalg.norm(apart)
+        centroids[gap] = centroids[full] + apart
+        centroids[full] -= apart
         sizes[gap] = sizes[full] // 2
         sizes[full] -= sizes[gap]
         for half in (gap, full):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from unit_vectors import unit
 
 from paired_index_assets.clustering.clusters import Clustering
-from paired_index_assets.clustering.kmeans import Training, first_centroids, segment_sums, train_kmeans, train_paired_kmeans
+from paired_index_assets.clustering.kmeans import Training, first_centroids, segment_sums, train_kmeans, train_paired_kmeans, updated_centroids
 from paired_index_assets.clustering.validation import Validation, coverage
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.neighbors.exact import nearest
@@ -90,8 +90,21 @@ def test_empty_lists_get_half_of_another_and_every_centroid_ends_as_a_different_
     assert sum(step.split for step in found.history) > 0
     np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=1e-6)
     assert np.isfinite(found.centroids).all()
+    assert len(np.unique(found.centroids, axis=0)) == 64
     again = train_paired_kmeans(images, captions, 64, Training(niter=4))
     np.testing.assert_array_equal(found.centroids, again.centroids)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 3), st.integers(2, 300), st.integers(0, 2**32 - 1))
+def test_however_often_a_list_is_halved_its_parts_have_different_centroids(d, full, empty, seed):
+    rng = np.random.default_rng(seed)
+    sums = np.concatenate([unit(rng.standard_normal((full, d))), np.zeros((empty, d))]).astype(np.float64)
+    sizes = np.concatenate([np.full(full, 1_000), np.zeros(empty, np.int64)])
+    centroids, split = updated_centroids(sums, sizes, np.zeros((full + empty, d), np.float32), seed)
+    assert split == empty
+    assert len(np.unique(centroids, axis=0)) == full + empty
+    np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-6)
 
 
 def test_members_that_cancel_out_count_as_an_empty_list():
