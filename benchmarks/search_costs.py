@@ -165,11 +165,12 @@ def overhead(work: Path) -> None:
     """A single query through `ShardedIndex.search`, and the compiled function alone, in turns."""
     import numpy as np
 
+    from paired_index_assets.search.ahead import now
     from paired_index_assets.search.kernel import search_each
     from paired_index_assets.search.scanning import ALL, NO_IDS
     from paired_index_assets.search.sharded import ShardedIndex
 
-    queries, scores, ids = np.load(work / "queries.npy"), np.empty((1, K), np.float32), np.empty((1, K), np.int64)
+    moment, queries, scores, ids = now(), np.load(work / "queries.npy"), np.empty((1, K), np.float32), np.empty((1, K), np.int64)
     print("| layout | nprobe | single query, us | of which Python |\n|---|---|---|---|")
     for packed in (True, False):
         with ShardedIndex.open(work / "build", packed=packed) as index:
@@ -178,11 +179,11 @@ def overhead(work: Path) -> None:
                 whole, compiled = [], []
                 for row in range(2000):
                     one = queries[row : row + 1]
-                    search_each(plan, one, K, nprobe, NO_IDS, ALL, scores, ids)  # so that both find what they read in the caches
+                    search_each(plan, one, K, nprobe, NO_IDS, ALL, moment, scores, ids)  # so that both find what they read in the caches
                     began = time.perf_counter()
                     index.search(one, K, nprobe=nprobe)
                     between = time.perf_counter()
-                    search_each(plan, one, K, nprobe, NO_IDS, ALL, scores, ids)
+                    search_each(plan, one, K, nprobe, NO_IDS, ALL, moment, scores, ids)
                     whole.append(between - began)
                     compiled.append(time.perf_counter() - between)
                 both, alone = 1e6 * statistics.median(whole), 1e6 * statistics.median(compiled)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from paired_index_assets.files.compiling import compiled
+from paired_index_assets.search.ahead import IN_FRONT, ask
 from paired_index_assets.search.blocks import MOST_BLOCKS, QUAD, VECTORS, aligned, block_bytes, dot_blocks, lay_out, level, lowest, within
 from paired_index_assets.search.choosing import SPARE, choose, transform, weigh
 from paired_index_assets.search.dots import CODE_PLANES, bytes_at, dot_bytes, dot_nibbles, float64_at, int64_at
@@ -128,8 +129,8 @@ def _planes(bits: int) -> Any:
 
 
 @compiled
-def search_each(plan: Any, queries: Any, k: int, nprobe: int, removed: Any, allowed: Any, found: Any, labels: Any) -> Any:
-    """The best k of each of `queries` (n, d), one after the other; returns the first row that is not finite, or -1."""
+def search_each(plan: Any, queries: Any, k: int, nprobe: int, removed: Any, allowed: Any, moment: int, found: Any, labels: Any) -> Any:
+    """The best k of each of `queries` (n, d), one after the other; returns the first row that is not finite, or -1. `moment`: `ahead.now`."""
     room, plan = 2 * k + SPARE, plan[0]
     marks, places, ids = np.empty(room, np.int32), np.empty(room, np.int64), np.empty(room, np.int64)
     seen, facts, lists = np.empty(plan.width, np.float32), np.empty(plan.width), np.empty(nprobe, np.int64)
@@ -140,6 +141,9 @@ def search_each(plan: Any, queries: Any, k: int, nprobe: int, removed: Any, allo
         if not transform(plan, queries[row], seen):
             return row
         choose(plan, seen, nprobe, quick, sums, facts, lists)
+        for number in lists:
+            if number >= 0:
+                ask(plan, number, moment)
         slack = weigh(seen, plan.step, top, _planes(plan.bits), 0.0, weights, facts)
         count, threshold = 0, np.int64(NOTHING)
         for number in lists:
@@ -202,19 +206,26 @@ def raise_thresholds(plan: Any, asked: Any, found: Any, k: int) -> None:
 
 @compiled
 def scan_lists(
-    plan: Any, first: int, stop: int, bounds: Any, queries: Any, asked: Any, found: Any, k: int, removed: Any, allowed: Any
+    plan: Any, first: int, stop: int, bounds: Any, queries: Any, asked: Any, found: Any, k: int, removed: Any, allowed: Any, moment: int
 ) -> None:
     """Each of the lists from `first` to `stop`, for all queries that look in it. `asked`: seen, facts, weights and slack of each query;
-    `found`: marks, places and ids of its candidates, how many it has, and its threshold."""
+    `found`: marks, places and ids of its candidates, how many it has, and its threshold; `moment`: `ahead.now`."""
     plan = plan[0]
     starts, sizes, size, span = int64_at(plan.starts), int64_at(plan.sizes), plan.code_size, block_bytes(plan.width)
     room = max(1, LAID_OUT // (span * MOST_BLOCKS)) * MOST_BLOCKS * VECTORS  # vectors
     here, rows, levels = np.empty(room, np.int64), np.empty(room, np.int64), aligned(room // VECTORS * span)
     levels[:] = 0
+    coming, in_front = first, 0
     for number in range(first, stop):
+        while coming < stop and in_front < IN_FRONT:
+            if bounds[coming] < bounds[coming + 1]:
+                ask(plan, coming, moment)
+                in_front += 1
+            coming += 1
         looking, filled = queries[bounds[number] : bounds[number + 1]], 0
         if len(looking) == 0:
             continue
+        in_front -= 1
         for piece in range(number * plan.pieces, (number + 1) * plan.pieces):
             start, vectors = starts[piece], sizes[piece]
             rows_at = int64_at(start + vectors * size)

@@ -40,6 +40,7 @@ PLAN = np.dtype(
             "pieces",  # of a list: one a shard
             "starts",  # int64 (nlist, pieces): where the codes of a list are, its ids behind them
             "sizes",  # int64 (nlist, pieces): vectors
+            "asked",  # int32 (nlist,): the moment at which each list was last asked of the disk, see `ahead`
             "code_size",
             "bits",  # of a level
             "stride",  # bytes of a plane of weights
@@ -126,6 +127,7 @@ class Plan:
         starts = np.ascontiguousarray(np.stack([shard.starts for shard in shards], axis=1))
         sizes = np.ascontiguousarray(np.stack([shard.sizes for shard in shards], axis=1))
         self._set(pieces=len(shards), starts=self._array(starts), sizes=self._array(sizes))
+        self._set(asked=self._array(np.zeros(self.nlist, np.int32)))
 
 
 def _bits(ivf: faiss.IndexIVFScalarQuantizer) -> int:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from paired_index_assets.errors import BadInput
 from paired_index_assets.rows import Float32, Int64, UInt8
 from paired_index_assets.search import kernel
+from paired_index_assets.search.ahead import now
 from paired_index_assets.search.blocks import PLANES, weights_stride
 from paired_index_assets.search.choosing import SPARE
 from paired_index_assets.search.plan import Plan
@@ -43,7 +44,7 @@ class Scan:
         n = len(queries)
         scores, ids = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
         if n < BATCH:
-            self._refuse(kernel.search_each(self._plan.record, queries, k, nprobe, removed, allowed, scores, ids), 0)
+            self._refuse(kernel.search_each(self._plan.record, queries, k, nprobe, removed, allowed, now(), scores, ids), 0)
             return scores, ids
         for rows in ranges(n, -(-n * self._bytes_a_query(k, nprobe) // BLOCK_BYTES)):
             self._block(queries[rows], rows.start, nprobe, removed, allowed, scores[rows], ids[rows])
@@ -58,6 +59,7 @@ class Scan:
         is of no interest in the others is known from the start."""
         n, k = scores.shape
         plan, tasks, threads, room = self._plan.record, ranges(n, 4 * cores()), cores(), 2 * k + SPARE
+        moment = now()
         seen, facts, lists = np.empty((n, self._width), np.float32), np.empty((n, self._width)), np.empty((n, nprobe), np.int64)
         weights, slacks = np.zeros((n, PLANES, weights_stride(self._width)), np.int8), np.empty(n, np.int64)
         asked = (seen, facts, weights, slacks)
@@ -74,7 +76,7 @@ class Scan:
 
             def some(thread: int) -> None:
                 mine = tuple(array[thread] for array in found)
-                kernel.scan_lists(plan, *cuts[thread : thread + 2].tolist(), bounds, looking, asked, mine, k, removed, allowed)
+                kernel.scan_lists(plan, *cuts[thread : thread + 2].tolist(), bounds, looking, asked, mine, k, removed, allowed, moment)
 
             list(self._workers.run(some, range(threads)))
 
