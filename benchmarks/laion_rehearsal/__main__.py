@@ -23,7 +23,7 @@ import numpy as np
 
 from laion_rehearsal import made_shards, proofs
 from laion_rehearsal.drive import Story, catalog_of, rehearse, what_was_wrong
-from laion_rehearsal.forecast import Forecast, compared, projected
+from laion_rehearsal.forecast import Forecast, Took, compared, projected
 from laion_rehearsal.operated import command
 from laion_rehearsal.plan import Plan
 from laion_rehearsal.records import Records
@@ -92,14 +92,15 @@ def rehearsed(plan: Plan, patience_seconds: float, *, retrain: bool) -> str:
     generation = plan.root / "generations" / story.ui.served()
     records = Records.of(plan.root / "dagster")
     total_s = story.anew_s / max(1, story.anew_shards) * plan.catalog.shards
-    memory = max(stage.largest_mb for stage in story.watch.stages if stage.name.startswith(BUILDING))
+    cpu_s = story.first_cpu_s / max(1, story.first_shards) * plan.catalog.shards
+    memory_mb = max(stage.largest_mb for stage in story.watch.stages if stage.name.startswith(BUILDING))
     said += ["## What happened", "", *(f"- {line}" for line in story.said), "", "## Proven", "", *(f"- {line}" for line in proven), ""]
     said += ["## Where time, memory and bytes went", "", *story.watch.table(), ""]
     said += ["## Dagster", "", *(f"- {line}" for line in records.report()), ""]
     said += ["## Search", "", *searched, "", "## Forecast and measured", ""]
+    said += [*compared(forecast, generation, Took(memory_mb, work_s, total_s, cpu_s)), ""]
     if work_s and story.anew_shards:
         start_s = max(0.0, total_s - work_s) / plan.catalog.shards
-        said += [*compared(plan, forecast, generation, work_s, total_s, memory), ""]
         said += [*projected(forecast, work_s / forecast.work_s, start_s), ""]
     return "\n".join(said)
 

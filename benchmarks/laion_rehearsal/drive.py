@@ -50,6 +50,9 @@ class Story:
     during: dict[str, Any] = field(default_factory=dict)
     changed: CatalogFile | None = None  # got other rows once its shard was built
     landed_s: float = 0.0
+    landing_cpu_s: float = 0.0  # of the processes that made the files which land
+    first_cpu_s: float = 0.0  # of all processes, from the first byte until all that landed was built
+    first_shards: int = 0
     anew_s: float = 0.0  # from the promotion of the second trained index to its last shard that could be built
     anew_shards: int = 0
 
@@ -70,14 +73,16 @@ def rehearse(plan: Plan, patience_seconds: float, *, retrain: bool = True, seed:
             _train(plan)
         with watch.stage("the UI starts"):
             ui.start()
-        with watch.stage("land in random order, build what is complete"):
+        with watch.stage("land in random order, build what is complete") as landing:
             _land_and_build(story, chaos)
         if retrain:
             with watch.stage("train again, build all shards anew beside the served ones"):
                 _retrain(story, chaos)
-        with watch.stage("late files"):
-            _land(plan, "late", [(file, 0, 1.0) for file in _files(plan, plan.mischief.late)]).wait()
+        with watch.stage("late files") as late:
+            _landed(story, "late", [(file, 0, 1.0) for file in _files(plan, plan.mischief.late)])
             _all_current(story, but=plan.mischief.missing)
+        if not retrain:
+            story.first_cpu_s, story.first_shards = landing.cpu + late.cpu - story.landing_cpu_s, ui.finished()
         with watch.stage("missing files, rebuilt lossily"):
             _rebuild_missing(story)
         with watch.stage("take down again, rebuild those shards"):
@@ -146,6 +151,13 @@ def _land(plan: Plan, name: str, files: list[tuple[CatalogFile, int, float]]) ->
     return subprocess.Popen([sys.executable, "-m", "laion_rehearsal.landing", str(write_order(plan, name, files))])
 
 
+def _landed(story: Story, name: str, files: list[tuple[CatalogFile, int, float]]) -> None:
+    """The same, waited for."""
+    download = _land(story.plan, name, files)
+    download.wait()
+    story.landing_cpu_s += story.watch.cpu_of(download.pid)
+
+
 def _files(plan: Plan, numbers: tuple[int, ...]) -> list[CatalogFile]:
     return [plan.catalog.all_files[number] for number in numbers]
 
@@ -163,10 +175,11 @@ def _land_and_build(story: Story, chaos: Chaos) -> None:
     ui.until(lambda: len(list(plan.landing.glob("*.npy"))) > len(order) // 2, "half of the files")
     download.kill()
     download.wait()
+    story.landing_cpu_s += story.watch.cpu_of(download.pid)
     story.kills["download"] = 1
     download = _land(plan, "download", order)
     chaos.until(lambda: download.poll() is not None, "the download")
-    story.landed_s = time.monotonic() - began
+    story.landed_s, story.landing_cpu_s = time.monotonic() - began, story.landing_cpu_s + story.watch.cpu_of(download.pid)
     waiting = _waiting_shards(plan, plan.mischief.missing, plan.mischief.late)
     cut_shards = _waiting_shards(plan, plan.mischief.truncated)
     buildable = set(range(plan.catalog.shards)) - waiting - cut_shards
@@ -176,7 +189,7 @@ def _land_and_build(story: Story, chaos: Chaos) -> None:
     story.tell("paired-index status: " + command("status", "--root", plan.root).splitlines()[-1])
     _change_a_file(story)
     _take_down_by_id(story)
-    _land(plan, "repair", [(file, 0, 1.0) for file in _files(plan, plan.mischief.truncated)]).wait()
+    _landed(story, "repair", [(file, 0, 1.0) for file in _files(plan, plan.mischief.truncated)])
     if not _waiting_shards(plan, plan.mischief.truncated) <= waiting:
         chaos.until(lambda: ui.finished() > some, "shards after the repair")
 
@@ -190,7 +203,7 @@ def _change_a_file(story: Story) -> None:
         raise SystemExit(
             f"{plan.root}: no shard is current, so none can be changed after it was built; found {[s.why for s in states][:3]}"
         )
-    _land(plan, "change", [(file, 1, 1.0)]).wait()
+    _landed(story, "change", [(file, 1, 1.0)])
     story.changed = file
     story.tell(f"{file.name} replaced by other rows; its shard {file.shard} was finished")
 

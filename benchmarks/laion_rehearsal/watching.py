@@ -56,6 +56,10 @@ class Watch:
             self.stages.append(stage)
             print(f"   {stage.seconds:.0f} s, {stage.cpu:.0f} s of CPU, {stage.peak_mb:,.0f} MB", flush=True)
 
+    def cpu_of(self, process: int) -> float:
+        """Seconds of CPU of a process that a stage has seen, up to its last half second."""
+        return self._cpu.get(process, 0.0)
+
     def _sample(self, stage: Stage) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
             self._cpu_so_far(stage)
