@@ -121,7 +121,16 @@ def pairs_are_whole(build: "OpenBuild") -> dg.AssetCheckResult:
     same_captions = np.array_equal(np.sort(pairs["caption_id"].to_numpy()), split.train)
     known_images = pairs.num_rows > 0 and pc.min(pairs["image_id"]).as_py() >= 0 and pc.max(pairs["image_id"]).as_py() < images
     finite = pc.all(pc.is_finite(pairs["similarity"])).as_py()
+    expected = {
+        f"each of the {len(split.train):,} training captions once": same_captions,
+        f"ids of the {images:,} images": known_images,
+        "finite similarities": finite,
+    }
+    lacking = ", ".join(what for what, there in expected.items() if not there)
     return dg.AssetCheckResult(
-        passed=bool(same_captions and known_images and finite),
+        passed=not lacking,
+        description=f"{build.root.pairs}: expected {lacking}; materialise caption_image_pairs again"
+        if lacking
+        else f"{pairs.num_rows:,} pairs",
         metadata={"every_caption_once": bool(same_captions), "images_exist": bool(known_images), "similarities_finite": bool(finite)},
     )

@@ -41,6 +41,15 @@ class Clustering:
     history: list[Iteration]
     best_iteration: int
 
+    @property
+    def faults(self) -> list[str]:
+        """What keeps these centroids from making lists, in words: rows that are no unit vectors, rows that are equal to another."""
+        nlist = len(self.centroids)
+        off = int((~np.isclose(np.linalg.norm(self.centroids, axis=1), 1, atol=1e-4)).sum())
+        equal = nlist - len(np.unique(self.centroids, axis=0))
+        found = [(off, "are not unit vectors"), (equal, "are equal to another")]
+        return [f"{count:,} of {nlist:,} centroids {what}" for count, what in found if count]
+
     def save(self, path: UPath | Path) -> None:
         write_bytes(path, packed(centroids=self.centroids, best_iteration=np.int64(self.best_iteration), **history_arrays(self.history)))
 

@@ -202,7 +202,7 @@ def _split(centroids: npt.NDArray[np.float64], sizes: Int64, empty: Int64, rng: 
     for gap in empty:
         weights = np.cumsum(np.maximum(sizes - 1, 0)) if sizes.max() > 1 else np.cumsum(sizes)
         full = int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))
-        apart = rng.standard_normal(centroids.shape[1])
+        apart = rng.standard_normal(centroids.shape[1:])
         apart *= SPLIT / np.linalg.norm(apart)
         centroids[gap] = centroids[full] + apart
         centroids[full] -= apart

@@ -58,9 +58,15 @@ def test_centroids_that_repeat_or_are_not_unit_do_not_pass(settings, rows):
     write_catalog(OpenBuild(load_settings(**settings.model_dump() | {"shards": 2})), lambda catalog: None)
     twice = rows.copy()
     twice[3] = twice[7]
-    for centroids, expected in ((rows, True), (twice, False), (rows * 1.1, False)):
+    for centroids, fault in (
+        (rows, ""),
+        (twice, "1 of {} centroids are equal to another"),
+        (rows * 1.1, "{0} of {0} centroids are not unit"),
+    ):
         Clustering(centroids, [], 0).save(settings.build_root.clusters("kmeans"))
-        assert passed(centroids_are_unit_and_distinct, settings) is expected
+        found = centroids_are_unit_and_distinct.judge(OpenBuild(settings))
+        assert found.passed is (not fault)
+        assert fault.format(ROWS) in found.description
 
 
 def test_pairs_that_leave_a_caption_out_or_name_an_image_that_is_not_there_do_not_pass(settings, rows):
@@ -69,7 +75,9 @@ def test_pairs_that_leave_a_caption_out_or_name_an_image_that_is_not_there_do_no
     Split(ids, ids[:0], ids[:0], ROWS).save(settings.build_root.split)
     for captions, images, expected in ((ROWS, rows[:30], True), (ROWS - 1, rows[:30], False), (ROWS, rows, False)):
         write_pairs(settings.build_root.pairs, Sides(rows[:captions], ids[:captions], MatchedImages.of(images)))
-        assert passed(pairs_are_whole, settings) is expected
+        found = pairs_are_whole.judge(OpenBuild(settings))
+        assert found.passed is expected
+        assert ("materialise caption_image_pairs again" in found.description) is not expected
 
 
 def test_an_index_worse_than_the_baseline_passes_only_where_that_is_allowed(settings):

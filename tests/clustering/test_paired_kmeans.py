@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from unit_vectors import unit
 
 from paired_index_assets.clustering.clusters import Clustering
-from paired_index_assets.clustering.kmeans import Training, first_centroids, segment_sums, train_kmeans, train_paired_kmeans, updated_centroids
+from paired_index_assets.clustering.kmeans import (
+    Training,
+    first_centroids,
+    segment_sums,
+    train_kmeans,
+    train_paired_kmeans,
+    updated_centroids,
+)
 from paired_index_assets.clustering.validation import Validation, coverage
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
 from paired_index_assets.neighbors.exact import nearest
