@@ -14,7 +14,7 @@ from paired_index_assets.clustering.clusters import Clustering
 from paired_index_assets.codes.codec import TrainedCodec, train_codec
 from paired_index_assets.codes.transformed import train_transformed
 from paired_index_assets.contest.measuring import Contest, EvaluationData, Verdict, choose, fair_share
-from paired_index_assets.contest.probing import default_nprobe
+from paired_index_assets.contest.probing import default_nprobe, with_fewest_groups
 from paired_index_assets.errors import BadInput
 from paired_index_assets.neighbors.exact import exact_neighbors
 from paired_index_assets.pairing.split import Split
@@ -144,9 +144,11 @@ def make_and_judge(
         evidence = {"build_seconds": round(seconds, 2)}
         plain = TrainedIndex(contestant.method, nlist, d, clustering.centroids, codecs[0], model, evidence, groups)
         lists = contest.lists_of(contestant.method, clustering.centroids)
-        taught = None
+        fewest = partial(with_fewest_groups, list_of_image=lists, queries=contest.queries, truth=contest.truth, share=share)
+        plain, taught = fewest(plain), None
         if lesson is not None and contestant.may_win:
             taught = with_routing(plain, lists, lesson, judges, seed=seed, device=data.device, progress=data.progress)
+            taught = taught if taught is None else fewest(taught)
         for routed in (plain, taught) if taught is not None else (plain,):
             for code in codecs:
                 trained = replace(routed, codec=code)

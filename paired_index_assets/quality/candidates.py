@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import faiss
@@ -80,7 +81,7 @@ class Trained(Protocol):
     def coarse_dots(self) -> int: ...
     @property
     def nprobe(self) -> int: ...
-    def probe(self, queries: Float32, nprobe: int, /) -> tuple[Float32, Int64]: ...
+    def probe(self, queries: Float32, nprobe: int, /, *, widen: bool = True) -> tuple[Float32, Int64]: ...
     def empty_index(self) -> Any: ...
 
 
@@ -99,7 +100,7 @@ def candidate_from(
         codec=codec,
         nlist=trained.nlist,
         list_of_image=lists,
-        probe=trained.probe,
+        probe=partial(trained.probe, widen=False),  # the widest setting must not decide what the others look in
         scan=None if codes is None else faiss_scan(filled(ivf_of(trained.empty_index()), lists, codes), trained.codec.transform_queries),
         bytes_per_vector=trained.codec.code_size,
         build_seconds=build_seconds,

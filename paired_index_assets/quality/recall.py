@@ -251,7 +251,7 @@ def _probe_order(
                 f"({len(queries)}, {width}) of lists below {candidate.nlist}"
             )
         cumulated = np.cumsum(np.where(lists >= 0, sizes[lists], 0), 1)
-        if width == candidate.nlist or cumulated[:, -1].min() > budget:
+        if width == candidate.nlist or ((cumulated[:, -1] > budget) | (lists[:, -1] < 0)).all():
             return coarse, lists, cumulated
         width = min(candidate.nlist, 2 * width)
 

@@ -106,9 +106,10 @@ class TrainedIndex:
         """Centroids that a query is compared with."""
         return self.nlist if self.groups is None else self.groups.dots
 
-    def probe(self, queries: Float32, nprobe: int) -> tuple[Float32, Int64]:
-        """Scores (nq, nprobe), descending, and lists to look in for `queries` (nq, d); list -1 where there are no more."""
-        return probe(self._quantizer, self.codec.transform_queries(queries), min(nprobe, self.nlist))
+    def probe(self, queries: Float32, nprobe: int, *, widen: bool = True) -> tuple[Float32, Int64]:
+        """Scores (nq, nprobe), descending, and lists to look in for `queries` (nq, d); list -1 where there are no more. In all groups of lists
+        for a large `nprobe`, as a search; without `widen`, for every list only: so the first lists of many are those of a few."""
+        return probe(self._quantizer, self.codec.transform_queries(queries), min(nprobe, self.nlist), widen=widen)
 
     @cached_property
     def _quantizer(self) -> faiss.Index:

@@ -1,7 +1,7 @@
 """The coarse quantizer: which lists a query looks in, by one level of centroids or by two.
 
-One level is faiss's IndexFlatIP over the centroids. Two levels are an IndexIVFFlat over them: some sqrt(nlist) groups, found by k-means of
-the centroids, of which a query looks in `nprobe`; only the centroids in those are compared with it. Lists are filled by exact
+One level is faiss's IndexFlatIP over the centroids. Two levels are an IndexIVFFlat over them: groups of some GROUP_MEMBERS lists, found by
+k-means of the centroids, of which a query looks in `nprobe`; only the centroids in those are compared with it. Lists are filled by exact
 assignment to the centroids in either case: the levels decide what a query sees, never where a vector is. So do places that captions
 taught (the room `routing`), which may stand for those of centroids and groups.
 """
@@ -21,7 +21,9 @@ from paired_index_assets.errors import BadInput
 from paired_index_assets.rows import Float32, Int64
 
 GROUP_ITERATIONS = 20
-GROUPS_PROBED = 1 / 2  # of all; icons: .4 costs .004 of coverage at an equal scan, .5 costs .001
+GROUP_MEMBERS = 32  # two blocks of the search's kernel; small groups are what a query can choose well among
+MOST_GROUPS = 8  # times sqrt(nlist): a query is compared with each of them
+GROUPS_PROBED = 1 / 2  # of all, where nobody measured how many it takes (contest.probing)
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,13 @@ class Groups:
 
 
 def group_lists(centroids: Float32, *, seed: int, probed: float = GROUPS_PROBED) -> Groups:
-    """Groups of the lists of `centroids` (nlist, d): the power of two nearest sqrt(nlist), `probed` of them looked in."""
+    """Groups of the lists of `centroids` (nlist, d), `probed` of them looked in; a power of two of them."""
     from paired_index_assets.clustering.kmeans import Training, train_kmeans  # brings torch, of which a search has no need
     from paired_index_assets.neighbors.exact import assign
 
-    count = 2 ** round(math.log2(len(centroids)) / 2)
+    nlist = len(centroids)
+    root = math.sqrt(nlist)
+    count = 2 ** round(math.log2(max(root, min(nlist / GROUP_MEMBERS, MOST_GROUPS * root))))
     groups = train_kmeans(centroids, count, Training(GROUP_ITERATIONS, seed)).centroids
     return Groups(groups, assign(centroids, groups), max(1, math.ceil(probed * count)))
 
@@ -73,15 +77,16 @@ def quantizer_of(places: Float32, groups: Groups | None, group_places: Float32 |
     return quantizer
 
 
-def probe(quantizer: faiss.Index, queries: Float32, nprobe: int) -> tuple[Float32, Int64]:
+def probe(quantizer: faiss.Index, queries: Float32, nprobe: int, *, widen: bool = True) -> tuple[Float32, Int64]:
     """Scores (nq, nprobe), descending, and lists, -1 where there are no more, for transformed `queries` (nq, columns).
 
     As many groups as the quantizer says, which is what a stock reader looks in; all of them for an `nprobe` above half the lists that
-    those hold on average, so that asking for every list gives every list.
+    those hold on average, so that asking for every list gives every list. Without `widen` only where every list is asked for.
     """
     quantizer = faiss.downcast_index(quantizer)
     parameters = None
-    if isinstance(quantizer, faiss.IndexIVF) and 2 * nprobe * quantizer.nlist > quantizer.nprobe * quantizer.ntotal:
+    much = 2 * nprobe * quantizer.nlist > quantizer.nprobe * quantizer.ntotal if isinstance(quantizer, faiss.IndexIVF) else False
+    if much and (widen or nprobe >= quantizer.ntotal):
         parameters = faiss.SearchParametersIVF(nprobe=quantizer.nlist)
     scores, lists = quantizer.search(np.ascontiguousarray(queries), min(nprobe, quantizer.ntotal), params=parameters)
     return scores, lists

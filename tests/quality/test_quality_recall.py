@@ -175,7 +175,10 @@ class OwnTrained:
         transform_queries = staticmethod(np.asarray)
 
     def __init__(self, world: World):
-        self.nlist, self.probe, self.world = world.nlist, world.probe, world
+        self.nlist, self.world = world.nlist, world
+
+    def probe(self, queries, nprobe, *, widen=True):
+        return self.world.probe(queries, nprobe)
 
     def empty_index(self) -> faiss.IndexIVFScalarQuantizer:
         index = self.world.scalar()
