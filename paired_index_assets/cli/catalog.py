@@ -80,11 +80,13 @@ def plan(
         ["known missing", f"{made.missing_files} files, {made.missing_rows:,} rows, {made.waiting_shards} shards wait for them"],
         ["input", f"{_bytes(made.input_bytes)}, largest file {_bytes(made.largest_file_bytes)}"],
         ["segments, shards", f"{_bytes(made.segment_bytes)}, {_bytes(made.shard_bytes)} (largest {_bytes(made.largest_shard_bytes)})"],
-        ["disk in all", f"{_bytes(made.disk_bytes)}, the input among it"],
+        ["packed file", f"{_bytes(made.packed_bytes)}, the shards once more; --no-packed does without"],
+        ["disk in all", f"{_bytes(made.disk_bytes)}, the input and the packed file among it"],
         [
             "disk for a new trained index",
             f"{_bytes(made.retrain_bytes)} with the shards served meanwhile, {_bytes(made.segment_bytes + made.shard_bytes)} --in-place",
         ],
+        ["memory to train", _bytes(made.train_memory_bytes)],
         ["memory to build a shard", _bytes(made.build_memory_bytes)],
         ["memory to search", _bytes(made.search_memory_bytes)],
     ]
@@ -101,6 +103,7 @@ def plan(
                     f"{rates.flops / 1e9:,.0f} GFLOP/s{f', {rates.assigned_by}' * bool(rates.assigned_by)}",
                 ),
                 ("pairing on its processor", "pairing_flops", f"{rates.pairing_flops / 1e9:,.0f} GFLOP/s"),
+                ("learning on its processor", "gemm_flops", f"{rates.gemm_flops / 1e9:,.0f} GFLOP/s"),
                 ("assignment on a GPU", "gpu_flops", f"{rates.gpu_flops / 1e12:,.0f} TFLOP/s"),
                 ("encoding on its processor", "encode_rows", f"{rates.encode_rows:,.0f} rows/s"),
                 ("encoding on a GPU", "gpu_encode_rows", f"{rates.gpu_encode_rows:,.0f} rows/s"),

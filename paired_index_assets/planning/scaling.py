@@ -53,7 +53,9 @@ def scale(plan: Plan, rates: Rates, nodes: int, gpus_per_node: int = 0) -> Scale
         "processor": busiest_node * (0 if gpus_per_node else plan.assign_flops / rates.flops + plan.rows / rates.encode_rows),
         "GPU": busiest_worker * (plan.assign_flops / rates.gpu_flops + plan.rows / rates.gpu_encode_rows if gpus_per_node else 0),
     }
-    on = (rates.gpu_flops, rates.gpu_flops) if gpus_per_node else (rates.pairing_flops, rates.flops)
-    before = plan.pairing_flops / on[0], plan.training_flops / on[1]
+    gpu = rates.gpu_flops if gpus_per_node else 0.0
+    pairing, assignment, learning = gpu or rates.pairing_flops, gpu or rates.flops, gpu or rates.gemm_flops
+    contest = plan.truth_flops / pairing + plan.routing_flops / learning + plan.trial_rows / rates.encode_rows
+    before = plan.pairing_flops / pairing, plan.training_flops / assignment + contest
     assembly = busiest_worker * (plan.shard_bytes / rates.assemble_bytes + FILES_KEPT * plan.files * rates.file_s)
     return Scaled(nodes, gpus_per_node, seconds, turns * rates.run_s, assembly, *before)
