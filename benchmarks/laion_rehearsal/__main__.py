@@ -78,6 +78,7 @@ def rehearsed(plan: Plan, patience_seconds: float, *, retrain: bool) -> str:
     forecast = Forecast.of_plan(plan)
     plan.catalog.save(plan.work / "catalog.parquet")
     machine = ["--nlist", plan.lists, "--pairs", sum(file.rows for file in plan.sampled()), "--nodes", 1, "--root", plan.root]
+    machine += ["--test-captions", plan.held_out]
     print(command("catalog", "plan", plan.work / "catalog.parquet", *machine), flush=True)
     story = rehearse(plan, patience_seconds, retrain=retrain)
     try:
@@ -128,15 +129,14 @@ def _prove(plan: Plan, story: Story) -> tuple[float, list[str]]:
             f"{len(took):,} queries during the retraining, none of less than was served before: p50 {p50:.1f} ms, p99 {p99:.1f} ms"
         )
     if plan.share <= MOST_COMPARED:
-        served = trained_of(build.root.generation(story.ui.served()))
+        served, captions = trained_of(build.root.generation(story.ui.served())), captions_reported_on(build)
+        if captions is None:
+            raise proofs.NotProven(f"{plan.root}: no test captions to hold the truth against")
         with watch.stage("proof: an undisturbed build of the same files") as stage:
-            listing = proofs.build_undisturbed(plan, catalog, served, removed, plan.work / "again")
+            listing = proofs.build_undisturbed(plan, catalog, served, removed, plan.work / "again", captions)
         work_s = stage.seconds
         with watch.stage("proof: the same bytes, brute force, recall"):
             proven.append(proofs.same_bytes(plan, catalog, plan.work / "again"))
-            captions = captions_reported_on(build)
-            if captions is None:
-                raise proofs.NotProven(f"{plan.root}: no test captions to hold the truth against")
             exact = proofs.by_brute_force(captions.vectors, catalog, listing, removed, DEEPEST_K)
             proven.append(proofs.truth_is_exact(plan, catalog, captions, removed, exact))
             curve = proofs.recall_over_all(plan, captions.vectors, exact, NPROBES)

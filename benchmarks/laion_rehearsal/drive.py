@@ -30,7 +30,6 @@ from paired_index_assets.landing.catalog import Catalog, CatalogFile
 from paired_index_assets.settings import load_settings
 from paired_index_assets.shards.state import ShardState, shard_states
 
-HELD_OUT = 1_000  # test captions, for which truth is kept
 TICK_SECONDS = 5
 QUIET_TICKS = 12
 MOST_QUERIES = 10_000
@@ -141,8 +140,7 @@ def _train(plan: Plan) -> None:
     folders = ["--image-features", plan.sample / "img_emb", "--caption-features", plan.sample / "text_emb"]
     where = ["--root", plan.root, "--catalog", plan.work / "catalog.parquet", "--landing", plan.landing, "--shards", plan.catalog.shards]
     lists = ["--nlist", plan.nlist] if plan.nlist else []
-    held_out = min(HELD_OUT, max(20, sum(file.rows for file in plan.sampled()) // 20))
-    judged = ["--validation-captions", held_out, "--test-captions", held_out, "--niter", NITER, "--tick-seconds", TICK_SECONDS]
+    judged = ["--validation-captions", plan.held_out, "--test-captions", plan.held_out, "--niter", NITER, "--tick-seconds", TICK_SECONDS]
     command("build", *where, *folders, *lists, *judged, waits=True)
 
 

@@ -47,7 +47,9 @@ class Forecast:
     @classmethod
     def of_plan(cls, plan: Plan) -> Forecast:
         plan.work.mkdir(parents=True, exist_ok=True)
-        return cls.of(plan.catalog, plan.lists, measure_rates(plan.work, plan.geometry.d, plan.lists))
+        file_rows = plan.catalog.total_rows // len(plan.catalog)
+        rates = measure_rates(plan.work, plan.geometry.d, plan.lists, file_rows=file_rows, captions=plan.held_out)
+        return cls.of(plan.catalog, plan.lists, rates)
 
 
 @dataclass(frozen=True)

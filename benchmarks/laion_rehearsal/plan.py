@@ -14,6 +14,7 @@ from paired_index_assets.nlist import flat_lists
 
 LATE, TRUNCATED, UNUSABLE = 6, 4, 12  # files
 MEMBERS = 16  # training pairs a list
+HELD_OUT = 1_000  # test captions, for which truth is kept
 SAMPLE_SHARE = 20e6 / 2_170_337_258  # of the rows, that the paper trains on
 TAKEN_DOWN, LISTED_SHARDS = 1e-4, 3  # of the rows, by id and once more by md5
 
@@ -85,6 +86,11 @@ class Plan:
     @property
     def lists(self) -> int:
         return self.nlist or flat_lists(self.catalog.total_rows)
+
+    @cached_property
+    def held_out(self) -> int:
+        """Captions to choose by, and as many to report on."""
+        return min(HELD_OUT, max(20, sum(file.rows for file in self.sampled()) // 20))
 
     def sampled(self) -> list[CatalogFile]:
         """Whole files to train on: the paper's share of the rows, or MEMBERS pairs a list if those are more."""

@@ -81,9 +81,11 @@ def _ids_of(path: Path) -> Int64:
     return np.concatenate([np.empty(0, np.int64), *found])
 
 
-def build_undisturbed(plan: Plan, catalog: Catalog, trained: TrainedIndex, removed: Int64, folder: Path) -> Listing:
-    """All shards once more in `folder`/root, from the same files, in one process without Dagster and without a kill; what they were
-    made from, the missing files rebuilt anew among them."""
+def build_undisturbed(
+    plan: Plan, catalog: Catalog, trained: TrainedIndex, removed: Int64, folder: Path, captions: TestCaptions | None = None
+) -> Listing:
+    """All shards once more in `folder`/root, and the truth of `captions`, from the same files, in one process without Dagster and without a
+    kill; what they were made from, the missing files rebuilt anew among them."""
     rebuilt = folder / "rebuilt"
     rebuilt.mkdir(parents=True, exist_ok=True)
     for file in catalog:
@@ -91,7 +93,7 @@ def build_undisturbed(plan: Plan, catalog: Catalog, trained: TrainedIndex, remov
             rebuild_file(file, plan.published, rebuilt)
     listing = list_folder(plan.landing) | list_folder(rebuilt)
     for shard in range(catalog.shards):
-        build_shard(BuildRoot.at(folder / "root"), trained, catalog, shard, listing, removed=removed)
+        build_shard(BuildRoot.at(folder / "root"), trained, catalog, shard, listing, removed=removed, captions=captions)
     return listing
 
 

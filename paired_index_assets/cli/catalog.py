@@ -43,7 +43,7 @@ def show(catalog: NAMED = LAION_2B) -> None:
 
 
 @app.command()
-@takes_settings(also=("nlist",))
+@takes_settings(also=("nlist", "test_captions"))
 def plan(
     settings: Settings,
     catalog: NAMED = LAION_2B,
@@ -71,7 +71,9 @@ def plan(
     made = plan_build(found, nlist=fine or flat, pairs=pairs, trained=sorted({flat, fine or flat}))
     root = settings.build_root.root
     disk = nearest_folder(root if is_local(root) else as_path(settings.build_root.cache.folder))
-    rates = (measure_rates(disk, made.dimensions, made.nlist) if measure else Rates()).with_given(disk_gbps=disk_gbps, net_gbps=net_gbps)
+    shape: dict[str, int] = {"file_rows": made.rows // made.files, "captions": settings.test_captions}
+    rates = measure_rates(disk, made.dimensions, made.nlist, **shape) if measure else Rates()
+    rates = rates.with_given(disk_gbps=disk_gbps, net_gbps=net_gbps)
     rows: list[list[Any]] = [
         ["files, shards", f"{made.files:,}, {made.shards}"],
         ["rows, dimensions", f"{made.rows:,}, {made.dimensions}"],
@@ -106,12 +108,14 @@ def plan(
                 ("learning on its processor", "gemm_flops", f"{rates.gemm_flops / 1e9:,.0f} GFLOP/s"),
                 ("assignment on a GPU", "gpu_flops", f"{rates.gpu_flops / 1e12:,.0f} TFLOP/s"),
                 ("encoding on its processor", "encode_rows", f"{rates.encode_rows:,.0f} rows/s"),
+                ("truth on its processor", "truth_rows", f"{rates.truth_rows:,.0f} rows/s, {settings.test_captions:,} captions"),
                 ("encoding on a GPU", "gpu_encode_rows", f"{rates.gpu_encode_rows:,.0f} rows/s"),
                 ("disk", "disk_bytes", f"{_bytes(rates.disk_bytes)}/s"),
                 ("line", "fetch_bytes", f"{_bytes(rates.fetch_bytes)}/s"),
                 ("putting a shard together", "assemble_bytes", f"{_bytes(rates.assemble_bytes)}/s"),
                 ("a small file, for good", "file_s", f"{1e3 * rates.file_s:.1f} ms"),
                 ("start of a run", "run_s", f"{rates.run_s:.0f} s"),
+                ("a run's choice of how to assign", "probe_s", f"{rates.probe_s:.1f} s"),
             )
         ],
     )

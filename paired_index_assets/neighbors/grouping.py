@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from paired_index_assets.neighbors.exact import assign
 from paired_index_assets.rows import Float32, Int64
 
 HEADS_ROUNDS, HEADS_SAMPLE = 5, 16_384
+SUMMED_ROWS = 2_048  # at a time: they are widened to be added
 SEED = 1234
 
 
@@ -42,11 +44,19 @@ def grouped_by_heads(centroids: Float32) -> Groups:
     heads = sample[rng.choice(len(sample), max(1, int(np.sqrt(k) / 2)), replace=False)]
     for _ in range(HEADS_ROUNDS):
         lists = assign(sample, heads)
-        sums = np.zeros_like(heads, dtype=np.float64)
-        np.add.at(sums, lists, sample)
+        sums = _sums(sample, lists, len(heads))
         norms = np.linalg.norm(sums, axis=1, keepdims=True)
         heads = np.where(norms > 0, sums / np.maximum(norms, 1e-30), heads).astype(np.float32)
     return group_centroids(centroids, assign(centroids, heads), heads)
+
+
+def _sums(rows: Float32, lists: Int64, count: int) -> npt.NDArray[np.float64]:
+    """(count, d) the rows of each list added up, in their order."""
+    sums = torch.zeros((count, rows.shape[1]), dtype=torch.float64)
+    for start in range(0, len(rows), SUMMED_ROWS):
+        some = slice(start, start + SUMMED_ROWS)
+        sums.index_add_(0, torch.from_numpy(lists[some]), torch.from_numpy(rows[some]).double())
+    return sums.numpy()
 
 
 def ungrouped(centroids: Float32) -> Groups:

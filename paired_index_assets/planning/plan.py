@@ -54,7 +54,7 @@ class Plan:
     pairs: int
     pairing_flops: float  # 2 pairs pairs d
     training_flops: float  # of every clustering: 2 iterations rows nlist d
-    truth_flops: float  # what routing is taught: the best images of its captions
+    lesson_flops: float  # of what routing learns: the best images of its captions
     routing_flops: float  # LEARNING captions nlist d an epoch, of every clustering
     trial_rows: float  # as many rows encoded take as long as finding the codes
 
@@ -116,7 +116,7 @@ def plan_build(
         pairs=pairs,
         pairing_flops=2.0 * pairs * pairs * d,
         training_flops=sum(2.0 * METHODS * ITERATIONS * min(pairs, MAX_POINTS_PER_CENTROID * n) * n * d for n in lists),
-        truth_flops=2.0 * taught * min(pairs, JUDGED_IMAGES) * d,
+        lesson_flops=2.0 * taught * min(pairs, JUDGED_IMAGES) * d,
         routing_flops=float(LEARNING * EPOCHS * METHODS * taught * sum(lists) * d),
         trial_rows=float(CODE_TRIALS * coded[0]),
     )

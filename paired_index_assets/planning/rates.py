@@ -19,14 +19,16 @@ from paired_index_assets.codes.transformed import FEWEST_DIMENSIONS, allocations
 from paired_index_assets.errors import BadInput
 from paired_index_assets.files.storage import atomic_file
 from paired_index_assets.neighbors.assigning import Assigner
-from paired_index_assets.neighbors.exact import nearest
+from paired_index_assets.neighbors.exact import RunningNeighbors, nearest
 from paired_index_assets.planning.made import towers_around
 from paired_index_assets.rows import Float32
+from paired_index_assets.shards.truth import DEPTH
 
 ASSIGNED_ROWS, ASSIGNED_LISTS = 2_048, 8_192
 MOST_LISTS = 32_768  # the more lists, the more bounds gain: a rate for more of them than this is a cautious one
 PROBE_BYTES = 256 << 20
 PROBE_CAPTIONS = GEMM_ROWS = 4_096
+TRUTH_ROWS, TRUTH_CAPTIONS = 65_536, 1_000
 BUSY = 0.3  # processes beside, a core
 
 
@@ -41,6 +43,8 @@ class Rates:
     pairing_flops: float = 200e9  # of the dense search; float32 GEMM of 2 recent cores
     gemm_flops: float = 200e9  # float32, of which learning where captions look is made
     encode_rows: float = 60_000  # d = 768 on 2 recent cores
+    truth_rows: float = 60_000  # rows held against all test captions, whose best they may be: of 1,000, d = 768, on 2 recent cores
+    probe_s: float = 5.0  # what a run takes to find out how to assign; more where there are more lists
     gpu_flops: float = 5.0e14  # an H200 at 65 % of a measured bfloat16 GEMM; ours is not measured on one
     gpu_encode_rows: float = 1e6  # a guess: three passes of d^2 a row are nothing beside assignment
     assemble_bytes: float = 200e6  # of a shard: merged, hashed, written, read back, verified, on one core; a full shard in BENCHMARKS.md
@@ -64,9 +68,11 @@ class Rates:
         return given
 
 
-def measure_rates(folder: Path, d: int, nlist: int = ASSIGNED_LISTS) -> Rates:
-    """Assignment to `nlist` lists (MOST_LISTS of more), pairing and encoding at `d` dimensions, and writing to the disk of `folder`, each for
-    seconds; the rest as assumed.
+def measure_rates(
+    folder: Path, d: int, nlist: int = ASSIGNED_LISTS, *, file_rows: int = TRUTH_ROWS, captions: int = TRUTH_CAPTIONS
+) -> Rates:
+    """Assignment to `nlist` lists (MOST_LISTS of more), pairing, encoding and the truth of `captions` (in files of `file_rows` rows, or
+    TRUTH_ROWS if those are fewer) at `d` dimensions, and writing to the disk of `folder`, each for seconds; the rest as assumed.
 
     All on made vectors, by CPU time: assignment in the way that a probe chooses (`neighbors.assigning`). The disk by the clock.
 
@@ -79,11 +85,15 @@ def measure_rates(folder: Path, d: int, nlist: int = ASSIGNED_LISTS) -> Rates:
     images = np.concatenate([some, rows])
     codec = _codec_of_a_build(images)
     assigner = Assigner()
+    began = time.process_time()
     way = assigner.decide(rows, centroids)
+    probed = time.process_time() - began
     pairing = _core_seconds(lambda: nearest(images, some)) / torch.get_num_threads()
     some_rows = torch.from_numpy(images[:GEMM_ROWS])
     product = _core_seconds(lambda: some_rows @ some_rows.T) / torch.get_num_threads()
     encoding = _core_seconds(lambda: codec.encode(images)) / torch.get_num_threads()
+    file, asked = np.resize(images, (max(1, min(file_rows, TRUTH_ROWS)), d)), np.resize(rows, (captions, d))
+    truth = _core_seconds(lambda: RunningNeighbors(asked, DEPTH).add(file)) / torch.get_num_threads()
     try:
         writing = _seconds(lambda: _write(folder / ".paired-index-probe", PROBE_BYTES))
         small = _seconds(lambda: _write(folder / ".paired-index-probe", 1))
@@ -95,9 +105,11 @@ def measure_rates(folder: Path, d: int, nlist: int = ASSIGNED_LISTS) -> Rates:
         pairing_flops=2.0 * len(images) * len(some) * d / pairing,
         gemm_flops=2.0 * len(some_rows) ** 2 * d / product,
         encode_rows=len(images) / encoding,
+        truth_rows=len(file) / truth,
+        probe_s=probed * nlist / lists,
         disk_bytes=PROBE_BYTES / writing,
         file_s=small,
-        measured=frozenset({"flops", "pairing_flops", "gemm_flops", "encode_rows", "disk_bytes", "file_s"}),
+        measured=frozenset({"flops", "pairing_flops", "gemm_flops", "encode_rows", "truth_rows", "probe_s", "disk_bytes", "file_s"}),
         load=load,
     )
 

@@ -47,15 +47,17 @@ def scale(plan: Plan, rates: Rates, nodes: int, gpus_per_node: int = 0) -> Scale
     busiest_worker = turns / plan.shards
     busiest_node = min(1.0, -(-plan.shards // nodes) / plan.shards)
     disk = plan.fetch_bytes + plan.input_bytes + 2 * plan.segment_bytes + plan.shard_bytes  # segments are written, then read
+    on_cores = plan.assign_flops / rates.flops + plan.rows / rates.encode_rows + plan.rows / rates.truth_rows
     seconds = {
         "network": busiest_node * plan.fetch_bytes / rates.fetch_bytes,
         "disk": busiest_node * disk / rates.disk_bytes,
-        "processor": busiest_node * (0 if gpus_per_node else plan.assign_flops / rates.flops + plan.rows / rates.encode_rows),
+        "processor": 0 if gpus_per_node else busiest_node * on_cores,
         "GPU": busiest_worker * (plan.assign_flops / rates.gpu_flops + plan.rows / rates.gpu_encode_rows if gpus_per_node else 0),
     }
     gpu = rates.gpu_flops if gpus_per_node else 0.0
     pairing, assignment, learning = gpu or rates.pairing_flops, gpu or rates.flops, gpu or rates.gemm_flops
-    contest = plan.truth_flops / pairing + plan.routing_flops / learning + plan.trial_rows / rates.encode_rows
+    contest = plan.lesson_flops / pairing + plan.routing_flops / learning + plan.trial_rows / rates.encode_rows
     before = plan.pairing_flops / pairing, plan.training_flops / assignment + contest
     assembly = busiest_worker * (plan.shard_bytes / rates.assemble_bytes + FILES_KEPT * plan.files * rates.file_s)
-    return Scaled(nodes, gpus_per_node, seconds, turns * rates.run_s, assembly, *before)
+    starts = turns * (rates.run_s + (0 if gpus_per_node else rates.probe_s))
+    return Scaled(nodes, gpus_per_node, seconds, starts, assembly, *before)

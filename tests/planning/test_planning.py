@@ -52,12 +52,12 @@ def test_the_slowest_resource_binds():
 
 def test_given_rates_are_not_called_measured(tmp_path):
     rates = measure_rates(tmp_path, 16)
-    assert rates.measured == {"flops", "pairing_flops", "gemm_flops", "encode_rows", "disk_bytes", "file_s"}
+    assert rates.measured == {"flops", "pairing_flops", "gemm_flops", "encode_rows", "truth_rows", "probe_s", "disk_bytes", "file_s"}
     assert min(rates.flops, rates.pairing_flops, rates.gemm_flops, rates.encode_rows, rates.disk_bytes, rates.file_s) > 0
     assert list(tmp_path.iterdir()) == []
     given = rates.with_given(disk_gbps=8)
     assert given.disk_bytes == 1e9
-    assert given.measured == {"flops", "pairing_flops", "gemm_flops", "encode_rows", "file_s"}
+    assert given.measured == {"flops", "pairing_flops", "gemm_flops", "encode_rows", "truth_rows", "probe_s", "file_s"}
 
 
 def test_the_rate_of_assignment_is_that_of_the_way_a_probe_chooses(monkeypatch, tmp_path):
@@ -87,14 +87,14 @@ def test_pairs_and_training_are_done_once_before_the_shards_and_count_in_the_who
     for nodes in (1, 58):
         scaled = scale(LAION, rates, nodes)
         assert scaled.pairing_s == LAION.pairing_flops / rates.pairing_flops
-        contest = LAION.truth_flops / rates.pairing_flops + LAION.routing_flops / rates.gemm_flops + LAION.trial_rows / rates.encode_rows
+        contest = LAION.lesson_flops / rates.pairing_flops + LAION.routing_flops / rates.gemm_flops + LAION.trial_rows / rates.encode_rows
         assert scaled.training_s == LAION.training_flops / rates.flops + contest
         assert scaled.whole_s == scaled.pairing_s + scaled.training_s + scaled.total_s
 
 
 def test_putting_shards_together_comes_after_what_overlaps_and_grows_with_bytes_and_files():
     alone = scale(LAION, Rates(), 1)
-    assert alone.total_s == alone.seconds["processor"] + alone.assembly_s + 58 * Rates().run_s
+    assert alone.total_s == alone.seconds["processor"] + alone.assembly_s + 58 * (Rates().run_s + Rates().probe_s)
     assert alone.assembly_s == pytest.approx(LAION.shard_bytes / Rates().assemble_bytes + 2 * 2314 * Rates().file_s)
     assert scale(LAION, Rates(), 58).assembly_s == pytest.approx(alone.assembly_s / 58)
 
@@ -109,7 +109,7 @@ def test_every_number_of_lists_that_is_trained_costs_its_iterations_on_no_more_r
 
 def test_few_pairs_take_less_of_the_contest_and_less_memory_than_many():
     few, many = (plan_build(Catalog.laion2b(), nlist=4096, pairs=pairs) for pairs in (65_681, 262_673))
-    assert (few.trial_rows, few.truth_flops) == (many.trial_rows, 2 * 65_681**2 * 768)
+    assert (few.trial_rows, few.lesson_flops) == (many.trial_rows, 2 * 65_681**2 * 768)
     assert 6e9 < few.train_memory_bytes < many.train_memory_bytes < 12e9
     assert plan_build(Catalog.laion2b(), nlist=4096, pairs=1_000).train_memory_bytes < 0.5e9
 
