@@ -24,7 +24,7 @@ def with_fewest_groups(
     """`trained`, of whose groups a query looks in as few as lose no more than GROUP_LOSS of coverage recall@k beside all of them.
 
     queries (nq, d) float32 with their `truth` among the images whose lists are `list_of_image` (n,); `share` of the vectors is scanned. How
-    many it takes is the data's: a quarter of the icons' does, of short names three quarters lose too much.
+    many it takes is the data's: three eighths of the icons' groups do, half of those of short names cost .009 and more (BENCHMARKS.md).
     """
     groups = trained.groups
     if groups is None or not len(queries):

@@ -28,7 +28,7 @@ ASSIGNED_ROWS, ASSIGNED_LISTS = 2_048, 8_192
 MOST_LISTS = 32_768  # the more lists, the more bounds gain: a rate for more of them than this is a cautious one
 PROBE_BYTES = 256 << 20
 PROBE_CAPTIONS = GEMM_ROWS = 4_096
-TRUTH_ROWS, TRUTH_CAPTIONS = 65_536, 1_000
+TRUTH_ROWS, TRUTH_CAPTIONS = 65_536, 4_000
 BUSY = 0.3  # processes beside, a core
 
 
@@ -43,7 +43,7 @@ class Rates:
     pairing_flops: float = 200e9  # of the dense search; float32 GEMM of 2 recent cores
     gemm_flops: float = 200e9  # float32, of which learning where captions look is made
     encode_rows: float = 60_000  # d = 768 on 2 recent cores
-    truth_rows: float = 60_000  # rows held against all test captions, whose best they may be: of 1,000, d = 768, on 2 recent cores
+    truth_rows: float = 23_000  # rows held against all test captions, whose best they may be: TRUTH_CAPTIONS, d = 768, on 2 recent cores
     probe_s: float = 5.0  # what a run takes to find out how to assign; more where there are more lists
     gpu_flops: float = 5.0e14  # an H200 at 65 % of a measured bfloat16 GEMM; ours is not measured on one
     gpu_encode_rows: float = 1e6  # a guess: three passes of d^2 a row are nothing beside assignment

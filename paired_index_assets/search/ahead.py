@@ -2,8 +2,8 @@
 
 A mapped page that is not in memory is read when it is touched: one after the other, a list being in as many places as there are shards, and
 with each what the system reads around it (128 kB as a rule, 8 MB on some machines, where one query's half megabyte became 2.6 GB). Asked for
-before (madvise, MADV_WILLNEED), reads overlap, and what is not asked for is not read. In memory already, a piece costs half a microsecond to ask
-for, so a list is asked for once in a while only.
+before (madvise, MADV_WILLNEED), reads overlap, and what is not asked for is not read. In memory already, a piece costs 2 us to ask for, so a
+list is asked for once in a while only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from paired_index_assets.search.mapped import ID_BYTES
 PAGE = mmap.PAGESIZE
 WILLNEED = mmap.MADV_WILLNEED
 AGAIN_SECONDS = 300.0  # after which a list may have left memory
-IN_FRONT = 64  # lists of a batch that are asked for before the one that is read
+IN_FRONT = 64  # lists asked for before the one that is read: of all at once the first would have left memory before their turn
 
 _function: Any = types.ExternalFunction
 _advise: Any = _function("madvise", types.int32(types.int64, types.int64, types.int32))

@@ -141,12 +141,15 @@ def search_each(plan: Any, queries: Any, k: int, nprobe: int, removed: Any, allo
         if not transform(plan, queries[row], seen):
             return row
         choose(plan, seen, nprobe, quick, sums, facts, lists)
-        for number in lists:
+        for number in lists[:IN_FRONT]:
             if number >= 0:
                 ask(plan, number, moment)
         slack = weigh(seen, plan.step, top, _planes(plan.bits), 0.0, weights, facts)
         count, threshold = 0, np.int64(NOTHING)
-        for number in lists:
+        for place in range(nprobe):
+            number = lists[place]
+            if place + IN_FRONT < nprobe and lists[place + IN_FRONT] >= 0:
+                ask(plan, lists[place + IN_FRONT], moment)
             if number >= 0:
                 count, threshold = scan(
                     plan, number, seen, facts, weights, slack, k, marks, places, ids, count, threshold, removed, allowed, levels

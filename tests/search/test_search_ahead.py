@@ -5,11 +5,18 @@ import mmap
 import os
 import time
 
+import faiss
 import numpy as np
 import pytest
+from search_builds import NLIST as NLISTS
 
-from paired_index_assets.search.ahead import PAGE, ask, now
-from paired_index_assets.search.plan import PLAN
+from paired_index_assets.search.ahead import IN_FRONT, PAGE, ask, now
+from paired_index_assets.search.mapped import at_address, map_lists
+from paired_index_assets.search.plan import PLAN, Plan
+from paired_index_assets.search.scanning import Scan
+from paired_index_assets.search.sharded import ShardedIndex
+from paired_index_assets.search.stored import probed_lists
+from paired_index_assets.search.threads import Workers
 
 NLIST, PIECES, CODE = 5, 3, 24
 FAR = 16 << 20  # bytes from one piece to the next: further than systems read ahead
@@ -79,3 +86,30 @@ def test_a_list_is_asked_for_again_only_at_another_moment(mapped):
 
 def test_the_moment_is_never_that_of_a_list_that_was_not_asked_for():
     assert now() > 0
+
+
+def test_every_list_that_a_query_looks_in_is_asked_for_once_and_no_other(finished):
+    with ShardedIndex.open(finished.root.root) as index:
+        plan = index._scan.plan
+        asked = at_address(int(plan.record["asked"][0]), 4 * NLISTS).view(np.int32)
+        query = finished.captions[:1]
+        index.search(query, 5, nprobe=7)
+        assert np.flatnonzero(asked).tolist() == sorted(probed_lists(plan, query, 7).tolist())
+        index.search(finished.captions[:200], 5, nprobe=9)  # a batch
+        everywhere = {number for caption in finished.captions[:200] for number in probed_lists(plan, caption[None], 9).tolist()}
+        assert set(np.flatnonzero(asked).tolist()) == everywhere | set(probed_lists(plan, query, 7).tolist())
+
+
+def test_more_lists_than_are_asked_for_at_a_time_are_all_asked_for(tmp_path):
+    lists, looked, d = 4 * IN_FRONT, 3 * IN_FRONT, 16
+    rows = np.random.default_rng(0).standard_normal((3000, d)).astype(np.float32)
+    quantizer = faiss.IndexFlatIP(d)
+    quantizer.add(rows[:lists])
+    ivf = faiss.IndexIVFScalarQuantizer(quantizer, d, lists, faiss.ScalarQuantizer.QT_4bit, faiss.METRIC_INNER_PRODUCT, False)
+    ivf.train(rows)
+    ivf.add(rows)
+    faiss.write_index(ivf, str(tmp_path / "all.index"))
+    plan = Plan(ivf, [map_lists(tmp_path / "all.index", lists, ivf.code_size)])
+    Scan(plan, Workers()).search(rows[:1], 5, looked)
+    asked = at_address(int(plan.record["asked"][0]), 4 * lists).view(np.int32)
+    assert np.flatnonzero(asked).tolist() == sorted(probed_lists(plan, rows[:1], looked).tolist())
