@@ -50,7 +50,7 @@ class Story:
     changed: CatalogFile | None = None  # got other rows once its shard was built
     landed_s: float = 0.0
     landing_cpu_s: float = 0.0  # of the processes that made the files which land
-    first_cpu_s: float = 0.0  # of all processes, from the first byte until all that landed was built
+    first_cpu_s: float = 0.0  # of all others but this one, from the first byte until all that landed was built
     first_shards: int = 0
     anew_s: float = 0.0  # from the promotion of the second trained index to its last shard that could be built
     anew_shards: int = 0
@@ -81,7 +81,8 @@ def rehearse(plan: Plan, patience_seconds: float, *, retrain: bool = True, seed:
             _landed(story, "late", [(file, 0, 1.0) for file in _files(plan, plan.mischief.late)])
             _all_current(story, but=plan.mischief.missing)
         if not retrain:
-            story.first_cpu_s, story.first_shards = landing.cpu + late.cpu - story.landing_cpu_s, ui.finished()
+            theirs = sum(stage.cpu - stage.driver_cpu for stage in (landing, late))
+            story.first_cpu_s, story.first_shards = theirs - story.landing_cpu_s, ui.finished()
         with watch.stage("missing files, rebuilt lossily"):
             _rebuild_missing(story)
         with watch.stage("take down again, rebuild those shards"):

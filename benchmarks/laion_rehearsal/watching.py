@@ -23,6 +23,7 @@ class Stage:
     name: str
     seconds: float = 0.0
     cpu: float = 0.0
+    driver_cpu: float = 0.0  # of these, this process's
     peak_mb: float = 0.0
     largest_mb: float = 0.0
     wrote_mb: float = 0.0  # growth of the watched folder
@@ -41,6 +42,7 @@ class Watch:
     def stage(self, name: str) -> Iterator[Stage]:
         stage = Stage(name)
         began, before, cpu = time.monotonic(), size_of(self._folder), self._cpu_so_far(stage)
+        driver_cpu = time.process_time()
         self._stop.clear()
         sampler = threading.Thread(target=self._sample, args=(stage,), daemon=True)
         sampler.start()
@@ -52,6 +54,7 @@ class Watch:
             sampler.join()
             stage.seconds = time.monotonic() - began
             stage.cpu = self._cpu_so_far(stage) - cpu
+            stage.driver_cpu = time.process_time() - driver_cpu
             stage.wrote_mb = (size_of(self._folder) - before) / 1e6
             self.stages.append(stage)
             print(f"   {stage.seconds:.0f} s, {stage.cpu:.0f} s of CPU, {stage.peak_mb:,.0f} MB", flush=True)
