@@ -20,6 +20,7 @@ from laion_rehearsal.plan import Plan
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "main_job"))
 from live_ui import SELECTOR, Ui  # type: ignore[import-not-found]
 
+PATIENTLY = 20  # times as long as a look takes, until the next
 BATCH = [sys.executable, "-m", "paired_index_assets.cli.main"]
 
 
@@ -34,10 +35,13 @@ class Operated(Ui):  # type: ignore[misc]
     def until(self, true: Callable[[], bool], what: str) -> None:
         """Wait, and start the UI again whenever it is gone: what an operator does, or systemd for him."""
         deadline = time.monotonic() + self._patience
-        while not self._holds(true):
+        while True:
+            began = time.monotonic()
+            if self._holds(true):
+                return
             if time.monotonic() > deadline:
                 raise SystemExit(f"waited {self._patience:.0f} s for {what}; {self.log} ends:\n{self.log.read_text()[-3000:]}")
-            time.sleep(1)
+            time.sleep(max(1.0, PATIENTLY * (time.monotonic() - began)))  # what is rehearsed is the build, not who looks at it
 
     def _holds(self, true: Callable[[], bool]) -> bool:
         if self.process is not None and self.process.poll() is not None:
