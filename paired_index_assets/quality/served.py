@@ -18,6 +18,8 @@ from paired_index_assets.quality.recall import KS, NPROBES, Relevant
 from paired_index_assets.quality.truth import GroundTruth
 from paired_index_assets.rows import Float32, Int64
 
+MOST_SCANNED = 2_000_000_000  # vectors, of all captions together, that are scanned with every list probed: some 10 s on two cores
+FEWEST_QUERIES = 50  # of fewer a mean says nothing, and that point is left out
 SAME_SCORE = 1e-5  # of inner products summed in another order
 
 
@@ -33,11 +35,12 @@ class Searchable(Protocol):
 
 @dataclass(frozen=True)
 class ServedPoint:
-    """recall: k -> recall@k. scanned: mean share of the indexed vectors that was scanned."""
+    """recall: k -> recall@k. scanned: mean share of the indexed vectors that was scanned. queries: captions, None for all of them."""
 
     nprobe: int
     scanned: float
     recall: dict[int, Interval]
+    queries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,22 @@ def measure_served(
 ) -> list[ServedPoint]:
     """Recall@k at each nprobe (cut to nlist) and with every list probed, with intervals over the queries (nq, d) float32 of `truth`.
 
-    probe: the lists that a search looks in, for the share scanned.
+    probe: the lists that a search looks in, for the share scanned. With every list probed only the first queries are asked where all
+    would scan more than MOST_SCANNED vectors: else the report of a hundred times the rows would take a hundred times as long.
     """
     amounts = sorted({min(nprobe, index.nlist) for nprobe in (*nprobes, index.nlist)})
-    sizes, relevant = index.list_sizes(), Relevant(truth, slice(0, len(queries)), tuple(sorted(ks)))
-    points = []
+    sizes, points = index.list_sizes(), []
     for done, nprobe in enumerate(amounts, start=1):
-        _, found = index.search(queries, max(ks), nprobe=nprobe)
-        lists = probe(queries, nprobe)[1]
+        most = len(queries) if nprobe < index.nlist else min(len(queries), MOST_SCANNED // max(index.ntotal, 1))
+        if most < min(FEWEST_QUERIES, len(queries)):
+            continue
+        asked, relevant = queries[:most], Relevant(truth, slice(0, most), tuple(sorted(ks)))
+        _, found = index.search(asked, max(ks), nprobe=nprobe)
+        lists = probe(asked, nprobe)[1]
         scanned = np.where(lists < 0, 0, sizes[lists]).sum(1).mean() / max(index.ntotal, 1)
         intervals = mean_intervals(relevant.recall_of_returned(found), seed=seed)
-        points.append(ServedPoint(nprobe, float(scanned), dict(zip(relevant.ks, intervals, strict=True))))
+        recall = dict(zip(relevant.ks, intervals, strict=True))
+        points.append(ServedPoint(nprobe, float(scanned), recall, most if most < len(queries) else None))
         progress("measuring the shards", done, len(amounts))
     return points
 

@@ -12,6 +12,7 @@ from paired_index_assets.quality.truth import DEEPEST_K
 
 SUMMARY_K = 10
 SUMMARY_SHARE = 0.01
+NEARLY_ALL = 0.999  # of the vectors: what every list holds, but for rounding
 
 Cells = Iterable[str]
 
@@ -55,6 +56,10 @@ def said_of_served(served: Served) -> list[str]:
     lines = []
     if served.missing_shards:
         lines.append(f"Not there, and not measured: shards {', '.join(map(str, served.missing_shards))}.")
+    if (few := next((point.queries for point in served.points if point.queries is not None), None)) is not None:
+        lines.append(f"With every list probed the first {few:,} captions were asked, since all of them would scan too much.")
+    elif len(served.points) and served.points[-1].scanned < NEARLY_ALL:
+        lines.append("With every list probed nothing was measured: of so many vectors a few captions alone would scan too much.")
     if served.unproven:
         lines.append(
             f"{served.unproven:,} captions are left out: after takedowns their neighbours are not known {DEEPEST_K} deep, and files are gone."

@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from quality_world import make_world
 
 from paired_index_assets.errors import BadInput, DamagedArtifact, MissingInput
+from paired_index_assets.quality import served as served_module
 from paired_index_assets.quality.codes import DecodedRows, measure_codes
 from paired_index_assets.quality.intervals import Interval
 from paired_index_assets.quality.plots import recall_png
@@ -127,15 +129,39 @@ def test_what_is_not_a_report_is_named(tmp_path, report, measured):
 
 def test_the_report_says_what_is_served_and_what_was_not_measured() -> None:
     at = ServedPoint(8, 0.02, {1: Interval(0.5, 0.4, 0.6), 10: Interval(0.8, 0.7, 0.9)})
-    served = Served(900, 0, 1_000_000, 58, [], 0, "f" * 16, "c" * 16, [at], 8, 200, 0)
+    every = ServedPoint(4096, 1.0, at.recall)
+    served = Served(900, 0, 1_000_000, 58, [], 0, "f" * 16, "c" * 16, [at, every], 8, 200, 0)
     section = served_section(served)
     assert "58 shards of 1,000,000 vectors" in section
     assert "| 8 | 2.00% | 0.500 [0.400, 0.600] | 0.800 [0.700, 0.900] |" in section
     assert said_of_served(served) == ["Stock faiss over the same files gives the same results (nprobe 8, 200 captions)."]
+    few = replace(served, points=[at, replace(every, queries=70)])
+    assert "the first 70 captions were asked" in said_of_served(few)[0]
+    assert "With every list probed nothing was measured" in said_of_served(replace(served, points=[at]))[0]
     worse = replace(served, missing_shards=[3, 7], unproven=12, lossy_rows=938_000, stock_differs=5)
     said = " ".join(said_of_served(worse))
     for part in ("shards 3, 7", "12 captions are left out", "938,000 vectors were rebuilt", "differs in 5 results"):
         assert part in said
+
+
+@pytest.mark.parametrize(("most", "asked"), [(10**9, 200), (60 * 5000, 60), (49 * 5000, None)])
+def test_with_every_list_probed_as_many_captions_are_asked_as_may_scan_so_much(most, asked, monkeypatch) -> None:
+    world, searched = make_world(3, queries=200), {}
+
+    class Index:
+        nlist, ntotal = world.nlist, 5000
+
+        def search(self, queries, k, *, nprobe):
+            searched[nprobe] = len(queries)
+            return np.zeros((len(queries), k), np.float32), np.tile(np.arange(k), (len(queries), 1))
+
+        def list_sizes(self):
+            return np.full(world.nlist, 10)
+
+    monkeypatch.setattr(served_module, "MOST_SCANNED", most)
+    points = served_module.measure_served(Index(), world.probe, world.queries, world.truth, nprobes=(1, 4), seed=0)
+    assert searched == {1: 200, 4: 200} | ({world.nlist: asked} if asked else {})
+    assert [point.queries for point in points] == [None, None] + ([None if asked == 200 else asked] if asked else [])
 
 
 def test_results_that_differ_are_counted_and_ties_are_not() -> None:
